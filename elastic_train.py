@@ -1,0 +1,41 @@
+"""The training job: `uv run elastic_train.py` or `torchrun --nproc-per-node 2 elastic_train.py`.
+
+Exit codes: 0 done (or nothing left to do), 2 refused with one line that says why, 130 interrupted with Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gai_yolo.config import load_config
+from gai_yolo.elastic.process import environment_local_rank
+from gai_yolo.errors import Refusal
+from gai_yolo.job import Options, run_job
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, build, train; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Train YOLOv12; goes on by itself from the newest checkpoint of the run.")
+    parser.add_argument("--config", type=Path, default=Path("configs/config.yaml"), help="YAML file (default: %(default)s)")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--resume", action="store_true", help="say so if there is nothing to continue")
+    start.add_argument("--fresh", action="store_true", help="move the old run folder aside and start over")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override a configuration value")
+    parser.add_argument("--tensorboard", action="store_true", help="serve TensorBoard on localhost while training")
+    given = parser.parse_args(arguments)
+    try:
+        run_job(load_config(given.config, given.set), Options(given.resume, given.fresh, given.tensorboard))
+    except Refusal as refusal:
+        if environment_local_rank() == 0:
+            print(f"error: {refusal}", file=sys.stderr)
+        return refusal.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,342 @@
+"""What a YAML file may say: typed sections, a doc under every field, errors that name the field.
+
+The configuration is frozen after loading; everything the job derives from it (learning rates, augmentation phase, step
+counts) is computed from it and never written back. Fields marked `FIXED` define the run: a run that already has
+checkpoints is not continued with another value, because the result would be neither the old run nor the new one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gai_yolo.errors import ConfigError
+
+FIXED: dict[str, Any] = {"continuation": "fixed"}
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: no unknown keys, no changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, strict=False)
+
+
+class ExperimentConfig(Section):
+    name: str = Field(default="shapes", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run; its folder is `<folder>/<name>`. Letters, digits, `.`, `_` and `-`."""
+    folder: Path = Path("experiments")
+    """Where run folders live, relative to the current directory."""
+    seed: int = Field(default=0, ge=0, lt=2**32, json_schema_extra=FIXED)
+    """Every random draw of the run follows from it."""
+
+
+class ModelConfig(Section):
+    size: Literal["n", "s", "m", "l", "x"] = Field(default="n", json_schema_extra=FIXED)
+    """Size of YOLO12, from 2.6 M (n) to 59 M parameters (x)."""
+    weights: Path | None = None
+    """A released or own weight file to start from; tensors that do not fit (another number of classes) are left out."""
+
+
+class SplitConfig(Section):
+    annotations: Path | None = None
+    """COCO json, or a list of VOC names, of this split, relative to `data.path`; found by itself where the layout is usual."""
+    images: Path | None = None
+    """Image folder of this split, relative to `data.path`; found by itself where the layout is usual."""
+
+
+class DataConfig(Section):
+    path: Path = Path("shapes")
+    """`shapes` (built in), a data set folder, or a YOLO `data.yaml`; relative to the current directory."""
+    format: Literal["auto", "coco", "yolo", "voc"] = "auto"
+    """How the annotations are written; `auto` takes what is there (COCO before YOLO before VOC)."""
+    train: SplitConfig = SplitConfig()
+    """Where the training split lies, if not in a usual place."""
+    val: SplitConfig = SplitConfig()
+    """Where the validation split lies, if not in a usual place."""
+    max_bad_fraction: Fraction = 0.1
+    """Share of missing or unreadable images that is skipped and counted; beyond it the data set is refused."""
+    image_size: int = Field(default=640, ge=32, le=4096, multiple_of=32, json_schema_extra=FIXED)
+    """Side of the square network input, in pixels; a multiple of 32."""
+    workers: int = Field(default=2, ge=0, le=256)
+    """Loader processes for each training process; 0 loads in the training process itself."""
+    cache: Literal["none", "ram", "disk"] = "none"
+    """Keep decoded, resized images in memory or under `cache_folder`."""
+    cache_folder: Path = Path("~/.cache/gai-yolo")
+    """Where the built-in data set and cached images are kept."""
+
+
+class AugmentConfig(Section):
+    mosaic: Fraction = 1.0
+    """Probability that a sample is a mosaic of four images."""
+    mixup: Fraction = 0.0
+    """Probability that two samples are blended (only while mosaic is on)."""
+    scale: float = Field(default=0.5, ge=0.0, lt=1.0)
+    """Random zoom, drawn from 1 - scale to 1 + scale."""
+    translate: float = Field(default=0.1, ge=0.0, le=0.5)
+    """Random shift, as a fraction of the image side, to either side."""
+    hsv_h: Fraction = 0.015
+    """Random hue shift, as a fraction of the colour circle."""
+    hsv_s: Fraction = 0.7
+    """Random change of the saturation, as a fraction."""
+    hsv_v: Fraction = 0.4
+    """Random change of the brightness, as a fraction."""
+    flip: Fraction = 0.5
+    """Probability of a horizontal flip."""
+    flip_vertical: Fraction = 0.0
+    """Probability of a vertical flip; for images without an up and down, such as microscopy."""
+    close_mosaic: int = Field(default=10, ge=0)
+    """Mosaic and mixup are off for this many last epochs."""
+
+
+class LossConfig(Section):
+    box: NonNegative = 7.5
+    """Gain of the CIoU term."""
+    cls: NonNegative = 0.5
+    """Gain of the classification term."""
+    dfl: NonNegative = 1.5
+    """Gain of the distribution focal term."""
+
+
+class TrainingConfig(Section):
+    epochs: int = Field(default=600, ge=1)
+    """Passes over the training set."""
+    batch_size: int = Field(default=64, ge=1, json_schema_extra=FIXED)
+    """Global batch of one optimizer step, whatever the number of processes."""
+    micro_batch_size: int | Literal["auto"] = Field(default="auto", json_schema_extra=FIXED)
+    """Images of one forward pass; `auto` is batch_size over the processes of the first start, and then stays."""
+    max_batches_per_epoch: int | None = Field(default=None, ge=1, json_schema_extra=FIXED)
+    """End each epoch after this many steps; for trying things out."""
+    optimizer: Literal["auto", "sgd", "adamw"] = Field(default="auto", json_schema_extra=FIXED)
+    """`auto`: AdamW for runs of fewer than 10,000 iterations, else SGD."""
+    lr: Positive | Literal["auto"] = "auto"
+    """Peak learning rate; `auto`: 0.01 for SGD, 0.002 x 5 / (4 + classes) for AdamW."""
+    final_lr_fraction: Fraction = 0.01
+    """The learning rate at the end, as a fraction of `lr`."""
+    schedule: Literal["linear", "cosine"] = "linear"
+    """How the learning rate falls from `lr` to `lr x final_lr_fraction`."""
+    momentum: float | Literal["auto"] = "auto"
+    """SGD's Nesterov momentum or AdamW's beta1; `auto`: 0.937 for SGD, 0.9 for AdamW."""
+    weight_decay: NonNegative = 0.0005
+    """At batch 64; scaled with the batch. Not on biases and norms."""
+    warmup_epochs: NonNegative = 3.0
+    """The learning rate rises from 0 over this many epochs, or `warmup_iterations` if that is longer."""
+    warmup_iterations: int = Field(default=100, ge=0)
+    """Least length of the warm-up, in steps."""
+    warmup_momentum: float = Field(default=0.8, ge=0.0, lt=1.0)
+    """Momentum at the first step; rises to `momentum` over the warm-up."""
+    clip_norm: Positive = 10.0
+    """The gradient's norm is clipped to this."""
+    ema_decay: float = Field(default=0.9999, ge=0.0, lt=1.0)
+    """Decay of the weights' moving average, which is what is evaluated."""
+    ema_tau: Positive = 2000.0
+    """The decay is ema_decay x (1 - exp(-updates / ema_tau))."""
+    amp: Literal["none", "bf16", "fp16"] = "none"
+    """Mixed precision: bf16 on CPU and GPU, fp16 (with loss scaling) on GPU only."""
+    channels_last: bool = True
+    """Memory format of images and weights; faster on most machines."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes the GPU of this process where there is one."""
+    threads: int | Literal["auto"] = "auto"
+    """Threads for each process; `auto` shares the machine's cores among its processes. The bits of a result depend on it."""
+    checkpoint_interval: int = Field(default=1, ge=1)
+    """Write `epoch_XXX.pt` every this many epochs (and always at the last)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainingConfig:
+        if isinstance(self.micro_batch_size, int) and not 1 <= self.micro_batch_size <= self.batch_size:
+            raise ValueError(f"micro_batch_size must lie between 1 and batch_size ({self.batch_size})")
+        if isinstance(self.momentum, float) and not 0.0 <= self.momentum < 1.0:
+            raise ValueError("momentum must lie in [0, 1)")
+        if isinstance(self.threads, int) and self.threads < 1:
+            raise ValueError("threads must be at least 1")
+        return self
+
+
+class EvaluationConfig(Section):
+    interval: int = Field(default=1, ge=1)
+    """Evaluate every this many epochs (and always after the last)."""
+    batch_size: int = Field(default=32, ge=1)
+    """Images of one forward pass; batches are shared out whole, so the numbers do not depend on the processes."""
+    confidence: Fraction = 0.001
+    """Detections below this score are dropped."""
+    iou: Fraction = 0.7
+    """Class-wise non-maximum suppression threshold."""
+    max_detections: int = Field(default=300, ge=1)
+    """Detections kept for one image."""
+
+
+class ReportingConfig(Section):
+    tensorboard: bool = True
+    """Write TensorBoard files into the run folder."""
+    images: int = Field(default=8, ge=0)
+    """Validation images drawn with ground truth and predictions at each evaluation."""
+    log_interval: int = Field(default=10, ge=1)
+    """Steps between two plain lines when the output is not a terminal."""
+    ledger: bool = False
+    """Write the ids of the samples of every step to `ledger/rank_<r>.jsonl` in the run folder, for audits."""
+
+
+class Config(Section):
+    experiment: ExperimentConfig = ExperimentConfig()
+    """Name, folder and seed of the run."""
+    model: ModelConfig = ModelConfig()
+    """The network."""
+    data: DataConfig = DataConfig()
+    """The data set and how it is read."""
+    augment: AugmentConfig = AugmentConfig()
+    """Random changes of training images."""
+    loss: LossConfig = LossConfig()
+    """Gains of the loss terms."""
+    training: TrainingConfig = TrainingConfig()
+    """Optimisation."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """COCO evaluation."""
+    reporting: ReportingConfig = ReportingConfig()
+    """What is shown and logged."""
+
+    @property
+    def run_folder(self) -> Path:
+        """Folder of this run."""
+        return self.experiment.folder.expanduser() / self.experiment.name
+
+    def dump(self) -> dict[str, Any]:
+        """Plain data of the whole configuration, as YAML and checkpoints hold it."""
+        return self.model_dump(mode="json")
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file and apply `key.path=value` overrides.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, a key is unknown, or a value is impossible.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise ConfigError(f"{path}: cannot read the configuration ({reason}); give an existing YAML file with --config.") from None
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"{where}: not valid YAML ({getattr(error, 'problem', None) or 'cannot be parsed'}).") from None
+    if raw is None:
+        raw = {}
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: the file must hold sections such as `training:`, not a {type(raw).__name__}.")
+    for override in overrides:
+        _apply_override(raw, override)
+    return parse_config(raw, str(path))
+
+
+def parse_config(raw: dict[str, Any], source: str) -> Config:
+    """Validate plain data; `source` is named in errors.
+
+    Raises:
+        ConfigError: one sentence for each wrong key or value, with the key's path.
+    """
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        problems = dict.fromkeys(_sentence(item) for item in error.errors())
+        raise ConfigError(f"{source}: {'; '.join(problems)}.") from None
+
+
+def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Compare two dumped configurations.
+
+    Returns:
+        Key paths whose change makes continuation wrong, and key paths whose change is harmless.
+    """
+    fixed = {path for path, info in _fields(Config) if info == FIXED}
+    flat_old, flat_new = dict(_flatten(old)), dict(_flatten(new))
+    differing = [key for key in flat_new if key not in flat_old or flat_old[key] != flat_new[key]]
+    return [key for key in differing if key in fixed], [key for key in differing if key not in fixed]
+
+
+def value_at(dumped: dict[str, Any], key_path: str) -> Any:
+    """The value under a dotted key path of a dumped configuration, or None."""
+    return dict(_flatten(dumped)).get(key_path)
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key_path, separator, text = override.partition("=")
+    keys = key_path.strip().split(".")
+    if not separator or not all(keys):
+        raise ConfigError(f"--set {override}: write it as key.path=value, for example training.epochs=3.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override}: the value is not valid YAML.") from None
+    node = raw
+    for depth, key in enumerate(keys[:-1]):
+        if node.get(key) is None:
+            node[key] = {}
+        node = node[key]
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override}: {'.'.join(keys[: depth + 1])} is a value, not a section.")
+    node[keys[-1]] = value
+
+
+def _sentence(item: Any) -> str:
+    location = [str(part) for part in item["loc"]]
+    if item["type"] == "extra_forbidden":
+        known = _names_at(location[:-1])
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {'.'.join([*location[:-1], close[0]])}?" if close else f"known keys: {', '.join(known)}"
+        return f"unknown key {'.'.join(location)} ({hint})"
+    # A union such as `int | "auto"` reports one error for each member under a made-up last part; the key is what counts.
+    known_path = list(_known_prefix(location))
+    message = item["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    given = item["input"]
+    shown = f", got {given!r}" if isinstance(given, (str, int, float, bool, type(None))) else ""
+    return f"{'.'.join(known_path) or 'the configuration'}: {message}{shown}"
+
+
+def _section_at(path: Sequence[str]) -> type[BaseModel] | None:
+    section: type[BaseModel] = Config
+    for part in path:
+        field = section.model_fields.get(part)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return None
+        section = field.annotation
+    return section
+
+
+def _names_at(path: Sequence[str]) -> list[str]:
+    section = _section_at(path)
+    return list(section.model_fields) if section else []
+
+
+def _known_prefix(location: Sequence[str]) -> Iterator[str]:
+    for depth, part in enumerate(location):
+        if part not in _names_at(location[:depth]):
+            return
+        yield part
+
+
+def _fields(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _fields(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field.json_schema_extra
+
+
+def _flatten(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in node.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

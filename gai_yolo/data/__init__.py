@@ -1,0 +1,1 @@
+"""From files on disk to batches; knows nothing of processes: rank and world size arrive as arguments."""

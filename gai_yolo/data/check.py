@@ -1,0 +1,290 @@
+"""What is checked while a data set is read, the same for every annotation format.
+
+A reader turns its files into `RawImage`s and `build_index` does the rest: finds missing and unreadable images, takes the
+real image sizes, clips boxes and leaves out impossible ones. Everything that was mended or left out is counted in
+`Problems`; only what makes the data set useless is refused.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from gai_yolo.data.index import Category, ImageRecord, Index, Problem, make_record
+from gai_yolo.errors import DataError
+
+Split = Literal["train", "val"]
+SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid", "validation")}
+"""What folders and files of a split are called, the most usual name first (Roboflow writes `valid`)."""
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+
+MIN_SIDE = 1e-3
+"""Pixels; a shorter side is what remains of a mis-click or of rounded fractions, and IoU with it is noise."""
+CLIP_TOLERANCE = 0.5
+"""Pixels; written decimals are rounded, so less than this beyond the border is clipped without being counted."""
+
+_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "PPM")
+"""Formats that OpenCV decodes as well; a file that only Pillow understands would fail in the loader."""
+
+MISSING = "image file missing"
+UNREADABLE = "image unreadable"
+OTHER_SIZE = "image size differs from the annotation"
+OUTSIDE = "box outside the image"
+DEGENERATE = "box without area"
+NOT_FINITE = "box with a number that is not finite"
+UNKNOWN_CLASS = "box of an unknown class"
+
+
+class RawBox(NamedTuple):
+    """A box as an annotation file gives it, not yet checked."""
+
+    corners: tuple[float, float, float, float]
+    """xyxy, in pixels or, if the image says so, in fractions of its sides."""
+    position: int
+    """Position of its class in the categories."""
+    record: int | str
+    """Number of the annotation, line or object, for messages."""
+    crowd: bool = False
+    area: float | None = None
+    """Pixels^2 as annotated; None takes the box's own."""
+
+
+@dataclass(slots=True)
+class RawImage:
+    """An image as an annotation file gives it, not yet checked."""
+
+    image_id: int
+    path: Path
+    where: str
+    """What a box's record number is appended to in messages: `train.json, annotation`."""
+    boxes: list[RawBox] = field(default_factory=list)
+    size: tuple[float, float] | None = None
+    """Width and height as annotated, if they are."""
+    fractions: bool = False
+    """The corners are fractions of the sides (YOLO)."""
+
+
+class Problems:
+    """Counts what is wrong in a split, by kind, and keeps the first example of each."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str], tuple[int, str]] = {}
+        self.num_bad_images = 0
+        self.first_bad = ""
+
+    def add(self, kind: str, example: str, action: str) -> None:
+        """Count one; `example` is kept if it is the first of its kind."""
+        count, first = self._found.get((kind, action), (0, example))
+        self._found[kind, action] = (count + 1, first)
+
+    def add_bad_image(self, kind: str, example: str) -> None:
+        """Count one image that cannot be used; these are held against `max_bad_fraction`."""
+        self.add(kind, example, "image skipped")
+        self.num_bad_images += 1
+        self.first_bad = self.first_bad or f"{kind}: {example}"
+
+    def freeze(self) -> tuple[Problem, ...]:
+        """All kinds, in the order in which they were first seen."""
+        return tuple(Problem(kind, count, example, action) for (kind, action), (count, example) in self._found.items())
+
+
+class Folders:
+    """Which files are there: one listing for each folder, because network file systems answer single questions slowly."""
+
+    def __init__(self) -> None:
+        self._names: dict[Path, frozenset[str]] = {}
+        self._resolved: dict[Path, Path] = {}
+
+    def names(self, folder: Path) -> frozenset[str]:
+        """Names in a folder; none if there is no such folder.
+
+        Raises:
+            DataError: the folder is there but may not be read.
+        """
+        if folder not in self._names:
+            try:
+                self._names[folder] = frozenset(path.name for path in folder.iterdir())
+            except (FileNotFoundError, NotADirectoryError):
+                self._names[folder] = frozenset()
+            except OSError as error:
+                raise DataError(f"{folder}: cannot list the folder ({error.strerror}); check its permissions.") from None
+        return self._names[folder]
+
+    def holds(self, path: Path) -> bool:
+        """Whether the file is in its folder's listing."""
+        return path.name in self.names(path.parent)
+
+    def path_inside(self, root: Path, file_name: str, record: str) -> Path:
+        """`root / file_name`, where the name comes from a file that someone else may have written.
+
+        Folders are resolved, so that a linked folder cannot lead outside; a file that is itself a link is followed,
+        because link farms (git-annex, DVC) are a usual way of keeping images.
+
+        Raises:
+            DataError: the name leads out of `root`.
+        """
+        parts = file_name.replace("\\", "/").split("/")
+        plain = ".." not in parts and "\0" not in file_name and not parts[0].endswith(":") and parts[0] != ""
+        path = root / file_name if plain else root
+        if not plain or not self._resolve(path.parent).is_relative_to(self._resolve(root)):
+            raise DataError(f"{record}: the file name {file_name!r} leads out of {root}; write names relative to that folder.")
+        return path
+
+    def _resolve(self, folder: Path) -> Path:
+        if folder not in self._resolved:
+            try:
+                self._resolved[folder] = folder.resolve()
+            except (OSError, ValueError, RuntimeError):  # link loops, names that the file system cannot hold
+                raise DataError(f"{str(folder)!r}: not a folder that can be opened; correct the file names in it.") from None
+        return self._resolved[folder]
+
+
+def images_under(folder: Path) -> list[Path]:
+    """All image files in a folder and below, sorted by path.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+    found: list[Path] = []
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename}: cannot list the folder ({error.strerror}); check the path and its permissions.")
+
+    for parent, _, names in os.walk(folder, onerror=refuse):
+        found += [Path(parent, name) for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+    return sorted(found)
+
+
+def expand(path: Path) -> Path:
+    """Replace a leading `~`.
+
+    Raises:
+        DataError: that user has no home folder (containers often run as a user without one).
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise DataError(f"{path}: there is no home folder for `~`; write the path in full.") from None
+
+
+def is_text(value: object) -> bool:
+    """Whether it is a string, not empty, that can be printed and be a file's name (JSON and YAML can spell half characters)."""
+    if not isinstance(value, str) or not value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def read_text(path: Path, what: str) -> str:
+    """A small text file (UTF-8, with or without a byte order mark).
+
+    Raises:
+        DataError: it cannot be read; `what` says in the message what it is.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the {what} ({error.strerror}); correct data.path or the file.") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: the {what} is not UTF-8 text; save it as UTF-8.") from None
+
+
+def build_index(
+    source: str,
+    categories: Sequence[Category],
+    images: Sequence[RawImage],
+    problems: Problems,
+    max_bad_fraction: float,
+) -> Index:
+    """Check every image and box and build the index, in the order of `images`.
+
+    Raises:
+        DataError: there are no images, or more than `max_bad_fraction` of them are missing or unreadable (those that
+            the reader has already counted in `problems` included).
+    """
+    total = len(images) + problems.num_bad_images
+    if total == 0:
+        raise DataError(f"{source}: the split has no images; check data.path and the split's annotations and images.")
+    folders = Folders()
+    present = [image for image in images if folders.holds(image.path)]
+    for image in images:
+        if not folders.holds(image.path):
+            problems.add_bad_image(MISSING, str(image.path))
+    # Opening a header is waiting for the disk or the network, hence more threads than cores.
+    with ThreadPoolExecutor(max_workers=min(32, 4 * (os.cpu_count() or 1))) as pool:
+        sizes = list(pool.map(image_size, [image.path for image in present]))
+    for image, size in zip(present, sizes, strict=True):
+        if size is None:
+            problems.add_bad_image(UNREADABLE, str(image.path))
+    _refuse_bad_images(source, total, problems, max_bad_fraction)
+    records = [_checked(image, size, problems) for image, size in zip(present, sizes, strict=True) if size is not None]
+    return Index(source, tuple(categories), tuple(records), problems.freeze())
+
+
+def image_size(path: Path) -> tuple[int, int] | None:
+    """Width and height from the file's header, as stored (no EXIF rotation), or None if it is not a readable image."""
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            width, height = image.size
+    except (OSError, ValueError, SyntaxError, EOFError, OverflowError, struct.error, Image.DecompressionBombError):
+        return None
+    return (width, height) if width > 0 and height > 0 else None
+
+
+def _refuse_bad_images(source: str, total: int, problems: Problems, max_bad_fraction: float) -> None:
+    bad = problems.num_bad_images
+    if bad > max_bad_fraction * total or bad == total:
+        raise DataError(
+            f"{source}: {bad} of {total} images are missing or unreadable, more than data.max_bad_fraction = {max_bad_fraction:g} allows "
+            f"({problems.first_bad}); restore the files or correct data.path."
+        )
+
+
+def _checked(image: RawImage, size: tuple[int, int], problems: Problems) -> ImageRecord:
+    width, height = size
+    if image.size is not None and image.size != size:
+        problems.add(OTHER_SIZE, f"{image.path}: {image.size[0]:g} x {image.size[1]:g}, really {width} x {height}", "real size used")
+    scale = (width, height, width, height) if image.fractions else (1, 1, 1, 1)
+    kept: list[tuple[RawBox, list[float]]] = []
+    for box in image.boxes:
+        corners = [value * factor for value, factor in zip(box.corners, scale, strict=True)]
+        clipped = _clip(corners, width, height, f"{image.where} {box.record}", problems)
+        if clipped is not None:
+            kept.append((box, clipped))
+    areas = [(c[2] - c[0]) * (c[3] - c[1]) if box.area is None else box.area for box, c in kept]
+    return make_record(
+        image.image_id,
+        image.path,
+        width,
+        height,
+        [corners for _, corners in kept],
+        [box.position for box, _ in kept],
+        [box.crowd for box, _ in kept],
+        areas,
+    )
+
+
+def _clip(corners: list[float], width: int, height: int, record: str, problems: Problems) -> list[float] | None:
+    if not all(map(math.isfinite, corners)):
+        problems.add(NOT_FINITE, record, "skipped")
+        return None
+    limits = (width, height, width, height)
+    clipped = [float(np.float32(min(max(value, 0.0), limit))) for value, limit in zip(corners, limits, strict=True)]
+    if clipped[2] - clipped[0] <= MIN_SIDE or clipped[3] - clipped[1] <= MIN_SIDE:
+        problems.add(DEGENERATE, record, "skipped")
+        return None
+    if max(abs(a - b) for a, b in zip(corners, clipped, strict=True)) > CLIP_TOLERANCE:
+        problems.add(OUTSIDE, record, "clipped")
+    return clipped

@@ -1,0 +1,217 @@
+"""Reads COCO detection json (https://cocodataset.org/#format-data).
+
+What is taken: `images` (id, file_name; width and height are compared with the file), `annotations` (image_id,
+category_id, bbox [x, y, width, height] in pixels, iscrowd, area) and `categories` (id, name). Category ids may be sparse;
+classes are their positions in ascending order of id. Segmentations are not read. Images are ordered by id.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gai_yolo.config import DataConfig, SplitConfig
+from gai_yolo.data.check import (
+    SPLIT_NAMES,
+    UNKNOWN_CLASS,
+    Folders,
+    Problems,
+    RawBox,
+    RawImage,
+    Split,
+    build_index,
+    expand,
+    is_text,
+    read_text,
+)
+from gai_yolo.data.index import Category, Index
+from gai_yolo.errors import DataError
+
+LOOKED_FOR = "annotations/train.json, annotations/instances_train*.json, train/_annotations.coco.json"
+MALFORMED = "malformed annotation"
+UNKNOWN_IMAGE = "annotation of an unknown image"
+DUPLICATE = "duplicate annotation id"
+
+_PROBED_NAMES = 20
+"""So many file names decide which of the usual image folders is meant."""
+
+
+def read_coco(root: Path, config: DataConfig, split: Split) -> Index:
+    """Read one split of a COCO data set.
+
+    Raises:
+        DataError: json or image folder is not found, the json is damaged or lacks what every COCO file has, an image id
+            occurs twice, a file name leads out of the image folder, or too many images are bad.
+    """
+    place = config.train if split == "train" else config.val
+    source = find_annotations(root, place, split)
+    if source is None:
+        raise DataError(f"{root}: found no COCO json of the {split} split (usual: {LOOKED_FOR}); set data.{split}.annotations.")
+    content = _load(source)
+    categories = _categories(content["categories"], source)
+    images = _images(content["images"], root, place, split, source)
+    problems = Problems()
+    _attach_boxes(content["annotations"], images, categories, problems, source)
+    return build_index(str(source), categories, [images[key] for key in sorted(images)], problems, config.max_bad_fraction)
+
+
+def find_annotations(root: Path, place: SplitConfig, split: Split) -> Path | None:
+    """The json of a split: where the configuration says, or in a usual place; None if there is none.
+
+    Raises:
+        DataError: the configured file is not there, or several usual ones are.
+    """
+    if place.annotations is not None:
+        path = root / expand(place.annotations)
+        if not path.is_file():
+            raise DataError(f"{path}: no such file; correct data.{split}.annotations (relative to data.path).")
+        return path if path.suffix.lower() == ".json" else None
+    for name in SPLIT_NAMES[split]:
+        plain, roboflow = root / "annotations" / f"{name}.json", root / name / "_annotations.coco.json"
+        several = sorted((root / "annotations").glob(f"instances_{name}*.json"))
+        if plain.is_file():
+            return plain
+        if len(several) > 1:
+            names = ", ".join(path.name for path in several)
+            raise DataError(f"{root / 'annotations'}: several files could be the {split} split ({names}); set data.{split}.annotations.")
+        if several:
+            return several[0]
+        if roboflow.is_file():
+            return roboflow
+    return None
+
+
+def _load(source: Path) -> dict[str, Any]:
+    text = read_text(source, "COCO json")
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{source}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}); restore the file.") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{source}: not usable JSON ({error}); restore the file.") from None
+    if not isinstance(content, dict):
+        raise DataError(
+            f"{source}: a COCO file is an object with images, annotations and categories, this is a {type(content).__name__}; "
+            "give the ground truth, not results."
+        )
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content.get(key), list):
+            state = f"is a {type(content[key]).__name__}, not a list" if key in content else "is missing"
+            raise DataError(f"{source}: the key `{key}` {state}; a COCO file has lists images, annotations and categories.")
+    return content
+
+
+def _categories(records: list[Any], source: Path) -> tuple[Category, ...]:
+    found: dict[int, Category] = {}
+    for position, record in enumerate(records):
+        if not isinstance(record, dict) or not _is_id(record.get("id")) or not is_text(record.get("name")):
+            raise DataError(f"{source}: categories[{position}] needs a whole number `id` and a text `name`; correct the record.")
+        if record["id"] in found:
+            raise DataError(f"{source}: category id {record['id']} occurs twice; give each class its own id.")
+        found[record["id"]] = Category(record["id"], record["name"])
+    if not found:
+        raise DataError(f"{source}: the list of categories is empty; there is nothing to learn.")
+    return tuple(found[key] for key in sorted(found))
+
+
+def _images(records: list[Any], root: Path, place: SplitConfig, split: Split, source: Path) -> dict[int, RawImage]:
+    for position, record in enumerate(records):
+        if not isinstance(record, dict) or not _is_id(record.get("id")) or not is_text(record.get("file_name")):
+            raise DataError(f"{source}: images[{position}] needs a whole number `id` and a text `file_name`; correct the record.")
+    folders = Folders()
+    folder = _image_folder([record["file_name"] for record in records[:_PROBED_NAMES]], root, place, split, source)
+    where = f"{source}, annotation"
+    images: dict[int, RawImage] = {}
+    for record in records:
+        key = record["id"]
+        if key in images:
+            raise DataError(f"{source}: image id {key} occurs twice; boxes could not be told apart, give each image its own id.")
+        path = folders.path_inside(folder, record["file_name"], f"{source}, image {key}")
+        size = (_number(record.get("width")), _number(record.get("height")))
+        known = None if size[0] is None or size[1] is None else (size[0], size[1])
+        images[key] = RawImage(key, path, where, size=known)
+    return images
+
+
+def _image_folder(names: list[str], root: Path, place: SplitConfig, split: Split, source: Path) -> Path:
+    if place.images is not None:
+        folder = root / expand(place.images)
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such folder; correct data.{split}.images (relative to data.path).")
+        return folder
+    candidates = [folder for folder in _usual_image_folders(root, split, source) if folder.is_dir()]
+    if not candidates:
+        usual = ", ".join(str(folder.relative_to(root)) for folder in _usual_image_folders(root, split, source))
+        raise DataError(f"{root}: found no image folder of the {split} split (looked for {usual}); set data.{split}.images.")
+    folders = Folders()
+    safe = [name for name in names if ".." not in name and not name.startswith("/") and "\0" not in name]
+    holding = (folder for folder in candidates if any(folders.holds(folder / name) for name in safe))
+    return next(holding, candidates[0])
+
+
+def _usual_image_folders(root: Path, split: Split, source: Path) -> list[Path]:
+    suffix = source.stem.removeprefix("instances_")
+    names = [*SPLIT_NAMES[split], f"{split}2017"] if source.stem.startswith("_") else [suffix, *SPLIT_NAMES[split], f"{split}2017"]
+    usual = [root / base / name for name in names for base in ("images", ".")] + [root / "images"]
+    if source.is_relative_to(root):
+        usual.append(source.parent)
+    return list(dict.fromkeys(usual))
+
+
+def _attach_boxes(
+    records: list[Any], images: dict[int, RawImage], categories: tuple[Category, ...], problems: Problems, source: Path
+) -> None:
+    positions = {category.id: position for position, category in enumerate(categories)}
+    seen: set[int | str] = set()
+    for number, record in enumerate(records):
+        key = record.get("id") if isinstance(record, dict) else None
+        example = f"{source}, annotation {key!r}" if isinstance(key, (int, str)) else f"{source}, annotations[{number}]"
+        if not isinstance(record, dict) or not _is_id(record.get("image_id")) or not _is_id(record.get("category_id")):
+            problems.add(MALFORMED, example, "skipped")
+        elif isinstance(key, (int, str)) and key in seen:
+            problems.add(DUPLICATE, example, "second skipped")
+        elif record["image_id"] not in images:
+            problems.add(UNKNOWN_IMAGE, f"{example} (image {record['image_id']})", "skipped")
+        elif record["category_id"] not in positions:
+            problems.add(UNKNOWN_CLASS, f"{example} (category {record['category_id']})", "skipped")
+        elif (box := _box(record, positions[record["category_id"]], key if isinstance(key, (int, str)) else number)) is None:
+            problems.add(MALFORMED, example, "skipped")
+        else:
+            images[record["image_id"]].boxes.append(box)
+        if isinstance(key, (int, str)):
+            seen.add(key)
+
+
+def _box(record: dict[str, Any], position: int, key: int | str) -> RawBox | None:
+    bbox, crowd, area = record.get("bbox"), record.get("iscrowd") or 0, _number(record.get("area"))
+    if not isinstance(bbox, list) or len(bbox) != 4 or crowd not in (0, 1):
+        return None
+    values = list(_numbers(bbox))
+    if len(values) != 4:
+        return None
+    x, y, width, height = values
+    # An area that is not a number is no reason to lose the box; the box's own is the next best.
+    usable = area if area is not None and 0.0 < area < float("inf") else None
+    return RawBox((x, y, x + width, y + height), position, key, bool(crowd), usable)
+
+
+def _numbers(values: list[Any]) -> Iterator[float]:
+    for value in values:
+        number = _number(value)
+        if number is not None:
+            yield number
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf")
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63

@@ -1,0 +1,119 @@
+"""Decoding images to the size that training works on, with an optional cache in memory or on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from gai_yolo.data.index import ImageRecord
+
+Image = NDArray[np.uint8]
+"""(H, W, 3) RGB."""
+
+GREY = 114
+"""Fill value of padding, as in the published recipe."""
+MEMORY_SHARE = 0.6
+"""At most this part of the available memory is given to cached images."""
+
+
+def fitted_size(record: ImageRecord, image_size: int) -> tuple[int, int]:
+    """Height and width of the image after its longer side was brought to `image_size`."""
+    scale = image_size / max(record.height, record.width)
+    return max(round(record.height * scale), 1), max(round(record.width * scale), 1)
+
+
+def decode(record: ImageRecord, image_size: int) -> Image | None:
+    """Read and resize an image so that its longer side is `image_size`; None where the file cannot be decoded.
+
+    EXIF orientation is ignored, because annotations refer to the pixels as stored.
+    """
+    try:
+        data = np.fromfile(record.path, dtype=np.uint8)
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if data.size else None
+    except (OSError, cv2.error):
+        image = None
+    if image is None:
+        return None
+    height, width = fitted_size(record, image_size)
+    if image.shape[:2] != (height, width):
+        shrinks = height * width < image.shape[0] * image.shape[1]
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return _as_image(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+
+
+class ImageSource:
+    """Brings images by their position in the index; the result is the same with every cache.
+
+    Args:
+        cache: `none`, `ram` (filled on construction, shared with forked loader workers) or `disk` (filled on first use).
+    """
+
+    def __init__(self, records: Sequence[ImageRecord], image_size: int, cache: str, cache_folder: Path) -> None:
+        self.records = records
+        self.image_size = image_size
+        self._folder = cache_folder.expanduser() / "images" if cache == "disk" else None
+        self._memory: list[Image | None] | None = None
+        self.note = ""
+        """What the user should be told about the cache, or an empty string."""
+        if cache == "ram":
+            self._fill_memory()
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+
+    def load(self, position: int) -> Image | None:
+        """The image at a position, longer side `image_size`; None where it cannot be decoded. Not to be written to."""
+        if self._memory is not None:
+            return self._memory[position]
+        if self._folder is not None:
+            return self._from_disk(self.records[position], self._folder)
+        return decode(self.records[position], self.image_size)
+
+    def _fill_memory(self) -> None:
+        needed = sum(height * width * 3 for height, width in (fitted_size(r, self.image_size) for r in self.records))
+        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        share = int(available * MEMORY_SHARE) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if needed > share:
+            self.note = f"data.cache: ram would need {needed / 2**30:.1f} GiB of {share / 2**30:.1f} GiB; going on without a cache"
+            return
+        with ThreadPoolExecutor() as pool:
+            self._memory = list(pool.map(lambda record: decode(record, self.image_size), self.records))
+
+    def _from_disk(self, record: ImageRecord, folder: Path) -> Image | None:
+        try:
+            stat = record.path.stat()
+        except OSError:
+            return None
+        key = f"{record.path.resolve()} {stat.st_size} {stat.st_mtime_ns} {self.image_size}"
+        cached = folder / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
+        try:
+            return _as_image(np.load(cached))
+        except (OSError, ValueError, EOFError):
+            pass  # Not there yet, or torn by a crash: decode it again.
+        image = decode(record, self.image_size)
+        if image is not None:
+            _store(cached, image)
+        return image
+
+
+def _store(path: Path, image: Image) -> None:
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+            np.save(file, image)
+        os.replace(file.name, path)
+    except OSError:
+        return  # A full cache disk costs speed, never training.
+
+
+def _as_image(array: Any) -> Image:
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+        raise ValueError(f"not an RGB image: {array.shape} {array.dtype}")
+    return array  # type: ignore[no-any-return]

@@ -1,0 +1,92 @@
+"""Loaders: they are told which samples to bring, prefetch them in worker processes, and hold no state worth saving."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+from torch.utils.data import DataLoader, Dataset
+
+from gai_yolo.data.batch import Batch
+from gai_yolo.data.dataset import EvaluationSet, Item, Key, TrainingSet, collate
+from gai_yolo.data.order import Plan
+
+
+class _Requests:
+    """The list of batches that the DataLoader is to bring next."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[Key]] = []
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class TrainingLoader:
+    """Brings the micro-batches of one rank, step by step.
+
+    Args:
+        plan: which sample comes when.
+        workers: loader processes; they live as long as this object.
+        pin_memory: for asynchronous copies to a GPU.
+    """
+
+    def __init__(self, dataset: TrainingSet, plan: Plan, rank: int, world_size: int, workers: int, pin_memory: bool) -> None:
+        self.plan = plan
+        self.rank, self.world_size = rank, world_size
+        self._requests = _Requests()
+        self._loader = _make_loader(dataset, self._requests, workers, pin_memory)
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
+        """The micro-batches of each step of an epoch (1-based), from `first_step` (0-based); an idle rank gets empty lists."""
+        order = self.plan.epoch_order(epoch)
+        steps = [
+            self.plan.rank_micro_batches(order, step, self.rank, self.world_size)
+            for step in range(first_step, self.plan.steps_per_epoch)
+        ]
+        self._requests.batches = [[Key(epoch, position) for position in micro] for step in steps for micro in step]
+        batches = iter(self._loader)
+        for step in steps:
+            yield [next(batches) for _ in step]
+
+
+class EvaluationLoader:
+    """Brings whole batches of the evaluation set to one rank: every image once over all ranks, none twice.
+
+    The content of a batch does not depend on the world size, so neither do the bits of the predictions.
+    """
+
+    def __init__(self, dataset: EvaluationSet, batch_size: int, rank: int, world_size: int, workers: int, pin_memory: bool) -> None:
+        positions = range(len(dataset))
+        batches = [[Key(0, p) for p in positions[i : i + batch_size]] for i in range(0, len(dataset), batch_size)]
+        self.numbers = list(range(len(batches)))[rank::world_size]
+        """Which batches of the whole set this rank computes."""
+        self._requests = _Requests()
+        self._requests.batches = [batches[number] for number in self.numbers]
+        self._loader = _make_loader(dataset, self._requests, workers, pin_memory, persistent=False)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self._loader)
+
+
+def _make_loader(
+    dataset: Dataset[Item], requests: _Requests, workers: int, pin_memory: bool, persistent: bool = True
+) -> DataLoader[Any]:
+    options: dict[str, Any] = {}
+    if workers:
+        # Forked workers share images cached in memory; they use NumPy and OpenCV only, never the GPU.
+        options = {"multiprocessing_context": "fork", "persistent_workers": persistent, "worker_init_fn": _start_worker}
+    return DataLoader(
+        dataset, batch_sampler=requests, collate_fn=collate, num_workers=workers, pin_memory=pin_memory, **options
+    )
+
+
+def _start_worker(_worker: int) -> None:
+    cv2.setNumThreads(0)
+    # Ctrl-C reaches the whole process group; the training process ends its workers itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,110 @@
+"""From what the configuration says to an index: finds out how a data set is written and hands it to its reader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from gai_yolo.config import DataConfig, SplitConfig
+from gai_yolo.data import coco, voc, yolo_txt
+from gai_yolo.data.check import Split, expand
+from gai_yolo.data.coco import read_coco
+from gai_yolo.data.index import Index
+from gai_yolo.data.shapes import ensure_shapes
+from gai_yolo.data.voc import read_voc
+from gai_yolo.data.yolo_txt import read_yolo
+from gai_yolo.errors import DataError
+
+BUILT_IN = Path("shapes")
+
+
+def load_index(config: DataConfig, split: Split) -> Index:
+    """Read one split of the configured data set.
+
+    `config.path` is the word `shapes` (the built-in data set, written below `config.cache_folder` when it is first asked
+    for; a folder of that name is given as an absolute path), a data set folder, or a YOLO data.yaml.
+
+    Raises:
+        DataError: there is no data set, it is damaged beyond `config.max_bad_fraction`, the split has no images, or
+            the training split has no boxes.
+    """
+    try:
+        index = _read(config, split)
+    except OSError as error:
+        raise DataError(f"data.path {config.path}: {error.filename or 'something there'} cannot be read ({error.strerror}).") from None
+    if split == "train" and not any(len(image.boxes) for image in index.images):
+        found = "; ".join(f"{p.count} x {p.kind}, {p.action} (first: {p.example})" for p in index.problems)
+        raise DataError(f"{index.source}: none of the {len(index)} training images has a usable box ({found or 'no labels were found'}).")
+    return index
+
+
+def load_indexes(config: DataConfig) -> tuple[Index, Index]:
+    """Read both splits and check that they belong together.
+
+    Returns:
+        train, val
+
+    Raises:
+        DataError: as `load_index`, or the classes of the splits differ.
+    """
+    train, val = load_index(config, "train"), load_index(config, "val")
+    if train.categories != val.categories:
+        ours = {(category.id, category.name) for category in train.categories}
+        theirs = {(category.id, category.name) for category in val.categories}
+        differences = [f"only in {name}: {_listed(these)}" for name, these in (("train", ours - theirs), ("val", theirs - ours)) if these]
+        raise DataError(
+            f"{val.source}: its classes differ from those of {train.source} ({'; '.join(differences)}); use the same categories in both."
+        )
+    return train, val
+
+
+def _listed(categories: set[tuple[int, str]]) -> str:
+    shown = [f"{number} {name!r}" for number, name in sorted(categories)]
+    return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
+
+
+def _read(config: DataConfig, split: Split) -> Index:
+    if config.path == BUILT_IN:
+        return _read_built_in(config, split)
+    path = expand(config.path)
+    kind = _kind(path, config)
+    if kind == "coco":
+        return read_coco(path, config, split)
+    if kind == "yolo":
+        return read_yolo(path if path.is_file() else _yaml_of(path), config, split)
+    return read_voc(path, config, split)
+
+
+def _read_built_in(config: DataConfig, split: Split) -> Index:
+    if config.format not in ("auto", "coco"):
+        raise DataError(f"data.format: the built-in data set `shapes` is COCO, not {config.format}; remove data.format.")
+    root = ensure_shapes(expand(config.cache_folder))
+    return read_coco(root, config.model_copy(update={"train": SplitConfig(), "val": SplitConfig()}), split)
+
+
+def _kind(path: Path, config: DataConfig) -> Literal["coco", "yolo", "voc"]:
+    if path.is_file():
+        if path.suffix.lower() not in (".yaml", ".yml") or config.format in ("coco", "voc"):
+            raise DataError(f"data.path {path}: give the data set's folder (a single file can only be a YOLO data.yaml).")
+        return "yolo"
+    if not path.is_dir():
+        raise DataError(f"data.path {path}: there is no such folder or file; give `shapes`, a data set folder, or a YOLO data.yaml.")
+    if config.format != "auto":
+        return config.format
+    if coco.find_annotations(path, config.train, "train") or coco.find_annotations(path, config.val, "val"):
+        return "coco"
+    if yolo_txt.find_yaml(path):
+        return "yolo"
+    if voc.find_xml(path):
+        return "voc"
+    raise DataError(
+        f"data.path {path}: found no data set there; looked for COCO ({coco.LOOKED_FOR}), YOLO ({yolo_txt.LOOKED_FOR}) "
+        f"and VOC ({voc.LOOKED_FOR})."
+    )
+
+
+def _yaml_of(folder: Path) -> Path:
+    found = yolo_txt.find_yaml(folder)
+    if found is None:
+        raise DataError(f"data.path {folder}: found no YOLO description there (looked for {yolo_txt.LOOKED_FOR}).")
+    return found

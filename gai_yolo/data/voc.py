@@ -1,0 +1,233 @@
+"""Reads Pascal VOC xml (http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/index.html).
+
+Layouts: `Annotations/*.xml`, `ImageSets/Main/{train,val}.txt` and `JPEGImages`, as VOC is published; or a folder of xml
+files (`Annotations`, `voc`, `xml`, the data set folder itself, or the split's own) with images in `images/{train,val}` or
+`{train,val}`, where an xml belongs to the split whose image folder holds its file. Classes are sorted by name over all xml
+files of the data set, so train and val agree; category ids are the positions + 1, image ids 1..N in sorted path order.
+
+Coordinates. The files of the VOC challenge itself count pixels from 1 and include the last one, so their box is
+(xmin - 1, ymin - 1, xmax, ymax); they are known by their `source` ("PASCAL VOC2007", "The VOC2007 Database"). Other tools
+(LabelImg and what imitates it) write the edges they drew, and are taken as they are: so the xml of the blood cell data set
+(bccd) gives exactly the boxes of its COCO and YOLO forms, and its two boxes with xmin = xmax have no area.
+
+`difficult` objects are kept as ordinary ones (crowd = False): they are trained on, and a detector that misses one loses
+recall, whereas VOC's own metric leaves them out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+from gai_yolo.config import DataConfig, SplitConfig
+from gai_yolo.data.check import (
+    IMAGE_SUFFIXES,
+    MISSING,
+    SPLIT_NAMES,
+    Folders,
+    Problems,
+    RawBox,
+    RawImage,
+    Split,
+    build_index,
+    expand,
+    read_text,
+)
+from gai_yolo.data.index import Category, Index
+from gai_yolo.errors import DataError
+
+LOOKED_FOR = "*.xml in Annotations, annotations, voc, xml, xmls, train, valid or the folder itself"
+BROKEN_XML = "broken xml"
+NO_XML = "no xml for an image"
+SECOND_XML = "second xml of an image"
+BAD_OBJECT = "unreadable object"
+
+_XML_FOLDERS = ("Annotations", "annotations", "voc", "xml", "xmls", ".")
+_BOX_KEYS = ("xmin", "ymin", "xmax", "ymax")
+
+
+@dataclass(frozen=True)
+class VocObject:
+    """One `object` element; `corners` is None if its box cannot be read."""
+
+    name: str
+    corners: tuple[float, float, float, float] | None
+
+
+@dataclass(frozen=True)
+class VocFile:
+    """One xml file; a broken one has no objects."""
+
+    path: Path
+    broken: bool = False
+    file_name: str = ""
+    size: tuple[float, float] | None = None
+    objects: tuple[VocObject, ...] = ()
+
+
+def read_voc(root: Path, config: DataConfig, split: Split) -> Index:
+    """Read one split of a Pascal VOC data set.
+
+    Raises:
+        DataError: xml files, image folder or list of names are not found, no xml names a class, or too many images are bad
+            (a broken xml counts as a bad image).
+    """
+    files = {path.stem: parse_voc(path) for path in find_xml(root)}
+    names = sorted({item.name for file in files.values() for item in file.objects if item.name})
+    if not names:
+        raise DataError(f"{root}: none of {len(files)} VOC xml files names an object (looked for {LOOKED_FOR}); correct data.path.")
+    problems = Problems()
+    chosen = _choose(root, config, split, files, problems)
+    positions = {name: position for position, name in enumerate(names)}
+    images = [_image(number, path, file, positions, problems) for number, (path, file) in enumerate(chosen, start=1)]
+    categories = [Category(position + 1, name) for position, name in enumerate(names)]
+    return build_index(f"{root} (VOC, {split})", categories, images, problems, config.max_bad_fraction)
+
+
+def find_xml(root: Path) -> list[Path]:
+    """All xml files of a data set, from the first usual folder that has any, or else from the folders of the splits."""
+    for name in _XML_FOLDERS:
+        found = sorted((root / name).glob("*.xml"))
+        if found:
+            return found
+    return [path for names in SPLIT_NAMES.values() for name in names for path in sorted((root / name).glob("*.xml"))]
+
+
+def parse_voc(path: Path) -> VocFile:
+    """Read one xml file. Never raises for its content: what cannot be parsed is marked `broken`.
+
+    Entities are refused: no annotation tool writes them, and expanding them is how a small file fills the memory.
+    """
+    try:
+        data = path.read_bytes()
+        if b"<!ENTITY" in data:
+            return VocFile(path, broken=True)
+        tree = ElementTree.fromstring(data)
+    except (OSError, ElementTree.ParseError, ValueError, LookupError):
+        return VocFile(path, broken=True)
+    origin = f"{tree.findtext('source/annotation', '')} {tree.findtext('source/database', '')}"
+    first = 1.0 if "PASCAL VOC" in origin or "The VOC" in origin else 0.0
+    size = _numbers(tree.find("size"), ("width", "height"))
+    objects = tuple(_object(element, first) for element in tree.iter("object"))
+    return VocFile(path, False, tree.findtext("filename", "").strip(), (size[0], size[1]) if size else None, objects)
+
+
+def _object(element: ElementTree.Element, first: float) -> VocObject:
+    values = _numbers(element.find("bndbox"), _BOX_KEYS)
+    corners = (values[0] - first, values[1] - first, values[2], values[3]) if values else None
+    return VocObject(element.findtext("name", "").strip(), corners)
+
+
+def _numbers(parent: ElementTree.Element | None, keys: Sequence[str]) -> list[float] | None:
+    if parent is None:
+        return None
+    try:
+        return [float(parent.findtext(key, "")) for key in keys]
+    except ValueError:
+        return None
+
+
+def _choose(root: Path, config: DataConfig, split: Split, files: dict[str, VocFile], problems: Problems) -> list[tuple[Path, VocFile]]:
+    """The image and xml of each usable image of a split, sorted by image path."""
+    place = config.train if split == "train" else config.val
+    listed = _list_of_names(root, place, split)
+    if listed is not None:
+        chosen = _choose_listed(listed, _image_folder(root, place, split, ("JPEGImages",), ("images", ".")), files, problems)
+    else:
+        chosen = _choose_by_folder(root, config, split, files, problems)
+    usable: dict[Path, VocFile] = {}
+    for path, file in chosen:
+        if file.broken:
+            problems.add_bad_image(BROKEN_XML, f"{file.path} (of {path.name})")
+        elif path in usable:
+            problems.add(SECOND_XML, str(file.path), "second skipped")
+        else:
+            usable[path] = file
+    return sorted(usable.items())
+
+
+def _list_of_names(root: Path, place: SplitConfig, split: Split) -> list[str] | None:
+    usual = [root / "ImageSets" / "Main" / f"{name}.txt" for name in SPLIT_NAMES[split]]
+    candidates = [root / expand(place.annotations)] if place.annotations is not None else usual
+    found = next((path for path in candidates if path.is_file()), None)
+    if found is None and place.annotations is not None:
+        raise DataError(f"{candidates[0]}: no such file; correct data.{split}.annotations (relative to data.path).")
+    if found is None:
+        return None
+    rows = (line.split() for line in read_text(found, "list of names").splitlines())
+    return list(dict.fromkeys(row[0] for row in rows if row))
+
+
+def _image_folder(root: Path, place: SplitConfig, split: Split, before: Sequence[str] = (), after: Sequence[str] = ()) -> Path:
+    own = [name for alias in SPLIT_NAMES[split] for name in (f"images/{alias}", alias)]
+    usual = [root / name for name in (*before, *own, *after)]
+    candidates = [root / expand(place.images)] if place.images is not None else usual
+    found = next((folder for folder in candidates if folder.is_dir()), None)
+    if found is None:
+        looked = ", ".join(str(folder) for folder in candidates)
+        raise DataError(f"{root}: found no image folder of the {split} split (looked for {looked}); set data.{split}.images.")
+    return found
+
+
+def _choose_listed(names: list[str], folder: Path, files: dict[str, VocFile], problems: Problems) -> list[tuple[Path, VocFile]]:
+    images = _images_by_stem(folder)
+    chosen = []
+    for name in names:
+        if name not in files:
+            problems.add_bad_image(NO_XML, name)
+            continue
+        image = _image_of(files[name], images)
+        if image is None:
+            problems.add_bad_image(MISSING, str(folder / (Path(files[name].file_name).name or f"{name}.jpg")))
+        else:
+            chosen.append((image, files[name]))
+    return chosen
+
+
+def _choose_by_folder(
+    root: Path, config: DataConfig, split: Split, files: dict[str, VocFile], problems: Problems
+) -> list[tuple[Path, VocFile]]:
+    place = config.train if split == "train" else config.val
+    images = _images_by_stem(_image_folder(root, place, split))
+    pairs = [(_image_of(file, images), file) for file in files.values()]
+    chosen = [(path, file) for path, file in pairs if path is not None]
+    annotated = {path for path, _ in chosen}
+    for path in sorted(set(images.values()) - annotated):
+        problems.add(NO_XML, str(path), "left out")
+    if split == "train":
+        _count_orphans(root, config.val, files, {file.path for _, file in chosen}, problems)
+    return chosen
+
+
+def _count_orphans(root: Path, val: SplitConfig, files: dict[str, VocFile], taken: set[Path], problems: Problems) -> None:
+    """An xml whose image is in neither split's folder cannot say where it belongs; it is held against train."""
+    try:
+        others = _images_by_stem(_image_folder(root, val, "val"))
+    except DataError:  # there is no val split; reading that will tell
+        return
+    for file in files.values():
+        if file.path not in taken and _image_of(file, others) is None:
+            problems.add_bad_image(MISSING, f"image of {file.path}")
+
+
+def _images_by_stem(folder: Path) -> dict[str, Path]:
+    names = sorted(name for name in Folders().names(folder) if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+    return {Path(name).stem: folder / name for name in names}
+
+
+def _image_of(file: VocFile, images: dict[str, Path]) -> Path | None:
+    # Only names that the listing has are taken, so an xml cannot lead out of the folder. The xml's own name
+    # comes first, because tools leave a `filename` without suffix, or of before a renaming.
+    return images.get(file.path.stem) or images.get(Path(file.file_name).stem)
+
+
+def _image(number: int, path: Path, file: VocFile, positions: dict[str, int], problems: Problems) -> RawImage:
+    image = RawImage(number, path, f"{file.path}, object", size=file.size)
+    for count, item in enumerate(file.objects, start=1):
+        if item.corners is None or not item.name:
+            problems.add(BAD_OBJECT, f"{file.path}, object {count}", "skipped")
+        else:
+            image.boxes.append(RawBox(item.corners, positions[item.name], count))
+    return image

@@ -1,0 +1,46 @@
+"""From decoded predictions to detections: confidence threshold and class-wise non-maximum suppression."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+MAX_CANDIDATES = 30_000
+"""Boxes of one image that enter non-maximum suppression, the highest scores first: bounds time and memory."""
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What was found in one image, by descending score."""
+
+    boxes: Tensor
+    """(N, 4) xyxy in pixels of the network input."""
+    scores: Tensor
+    """(N,) 0..1."""
+    classes: Tensor
+    """(N,) int64."""
+
+
+@torch.no_grad()
+def select_detections(
+    boxes: Tensor, probabilities: Tensor, confidence: float = 0.001, iou: float = 0.7, max_detections: int = 300
+) -> list[Detections]:
+    """Keep the detections of each image; one box may be kept for several classes.
+
+    Args:
+        boxes: (B, A, 4) xyxy; probabilities: (B, A, classes).
+        confidence: scores at or below it are dropped; iou: boxes of one class that overlap more than this are one object.
+    """
+    results = []
+    for image_boxes, image_probabilities in zip(boxes, probabilities, strict=True):
+        point, label = (image_probabilities > confidence).nonzero(as_tuple=True)
+        scores = image_probabilities[point, label]
+        # Stable, so that equal scores keep the order of points whatever the library.
+        order = scores.sort(descending=True, stable=True).indices[:MAX_CANDIDATES]
+        point, label, scores = point[order], label[order], scores[order]
+        keep = batched_nms(image_boxes[point], scores, label, iou)[:max_detections]
+        results.append(Detections(image_boxes[point[keep]], scores[keep], label[keep]))
+    return results

@@ -1,0 +1,72 @@
+"""Reading weight files: released state dicts by name, and this project's checkpoints."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gai_yolo.detector.network import YOLO12
+from gai_yolo.errors import CheckpointError
+
+
+def read_checkpoint_file(path: Path) -> dict[str, Any]:
+    """Open a file written by `torch.save` on the CPU, without running any code in it.
+
+    Raises:
+        CheckpointError: missing, damaged, or holding objects other than tensors and plain data.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from None
+    except pickle.UnpicklingError as error:
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+            raise CheckpointError(
+                f"{path}: holds program objects, not only tensors, and is not opened because they could run code; "
+                "export its state dict with the program that wrote it and give that file."
+            ) from None
+        raise CheckpointError(f"{path}: damaged or not a checkpoint; restore it from a copy or take another one.") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError):
+        # A truncated or overwritten archive fails anywhere in the parser; all of it means the same to the user.
+        raise CheckpointError(f"{path}: damaged or not a checkpoint; restore it from a copy or take another one.") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint or a state dict.")
+    return content
+
+
+def load_weights(model: YOLO12, path: Path) -> list[str]:
+    """Fill `model` from a state dict or a checkpoint (its EMA weights where it has them).
+
+    Tensors of the class branch that were made for another number of classes keep their start values.
+
+    Returns:
+        Names of the tensors left out for that reason.
+
+    Raises:
+        CheckpointError: unreadable, or a weight file of another network.
+    """
+    state = _state_dict(read_checkpoint_file(path))
+    own = model.state_dict()
+    missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
+    misfits = [name for name in own if name in state and own[name].shape != state[name].shape]
+    foreign = [name for name in misfits if not name.startswith(f"model.{len(model.model) - 1}.cv3.")]
+    if missing or unexpected or foreign:
+        example = sorted([*missing, *unexpected, *foreign])[0]
+        raise CheckpointError(
+            f"{path}: not the weights of a YOLO12-{model.size} ({len(missing)} tensors missing, {len(unexpected)} unknown, "
+            f"{len(foreign)} of another shape, e.g. {example}); set model.size to the size it was made for."
+        )
+    model.load_state_dict({name: tensor for name, tensor in state.items() if name not in misfits}, strict=False)
+    return misfits
+
+
+def _state_dict(content: dict[str, Any]) -> dict[str, Tensor]:
+    for key in ("ema_state_dict", "model_state_dict"):
+        if isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    return {str(name): value.float() if value.is_floating_point() else value for name, value in content.items() if isinstance(value, Tensor)}

@@ -1,0 +1,1 @@
+"""What makes training indifferent to the machines it runs on."""

@@ -1,0 +1,129 @@
+"""This process among the others: torchrun's environment, the process group, the device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gai_yolo.errors import ConfigError, Refusal
+
+T = TypeVar("T")
+
+TIMEOUT = timedelta(minutes=10)
+"""A collective that takes longer fails; long enough for the slowest rank's evaluation and data checks."""
+
+
+def environment_rank() -> int:
+    """Rank from torchrun's environment; 0 without torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def environment_local_rank() -> int:
+    """Rank on this node from torchrun's environment; 0 without torchrun."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def restarted_by_agent() -> bool:
+    """Whether torchrun's agent has started this worker before in the same job."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+class World:
+    """All processes of the job, as one of them sees it. Collectives must be called by every rank, in the same order.
+
+    Args:
+        device: `auto`, `cpu` or `cuda`.
+        threads: of this process, or `auto`: the machine's cores over its processes.
+
+    Raises:
+        ConfigError: `cuda` is asked for and there is no GPU for this process.
+    """
+
+    def __init__(self, device: Literal["auto", "cpu", "cuda"] = "auto", threads: int | Literal["auto"] = "auto") -> None:
+        self.rank = environment_rank()
+        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.local_rank = environment_local_rank()
+        local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self.device = _choose_device(device, self.local_rank)
+        cores = len(os.sched_getaffinity(0))
+        self.threads = max(1, cores // local_world_size) if threads == "auto" else threads
+        torch.set_num_threads(self.threads)
+        self._owns_group = False
+        if self.world_size > 1 or "TORCHELASTIC_RUN_ID" in os.environ:
+            backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=TIMEOUT)
+            self._owns_group = True
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes files and talks to people."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum a tensor over all ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, item: T) -> list[T]:
+        """The items of all ranks in rank order, on every rank. Items are pickled; for small things."""
+        if self.world_size == 1:
+            return [item]
+        items: list[T | None] = [None] * self.world_size
+        dist.all_gather_object(items, item)
+        return items  # type: ignore[return-value]
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """Call `make` on rank 0 and return its result, or raise its refusal, on every rank."""
+        outcome: list[T | Refusal | None] = [None]
+        if self.is_first:
+            outcome = [_attempt(make)]
+        if self.world_size > 1:
+            dist.broadcast_object_list(outcome, src=0)
+        return _result(outcome[0])
+
+    def together(self, make: Callable[[], T]) -> T:
+        """Call `make` on every rank; if any refuses, all raise the refusal of the lowest such rank, so none waits for it."""
+        outcome = _attempt(make)
+        for refusal in self.gather(outcome if isinstance(outcome, Refusal) else None):
+            if refusal is not None:
+                raise refusal
+        return _result(outcome)
+
+    def close(self) -> None:
+        """Leave the process group in order; not to be called when peers may be dead."""
+        if self._owns_group:
+            dist.destroy_process_group()
+
+
+def _attempt(make: Callable[[], T]) -> T | Refusal:
+    try:
+        return make()
+    except Refusal as refusal:
+        return refusal
+
+
+def _result(outcome: T | Refusal | None) -> T:
+    if isinstance(outcome, Refusal):
+        raise outcome
+    return outcome  # type: ignore[return-value]
+
+
+def _choose_device(setting: Literal["auto", "cpu", "cuda"], local_rank: int) -> torch.device:
+    if setting == "cpu" or (setting == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise ConfigError(
+            f"training.device: process {local_rank} of this node has no GPU of its own ({count} found); "
+            "start at most one process for each GPU, or set training.device: cpu."
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device

@@ -1,0 +1,81 @@
+"""COCO evaluation of a model over all ranks: each image once, the same numbers whatever the world size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gai_yolo.config import EvaluationConfig
+from gai_yolo.data.batch import Batch
+from gai_yolo.data.index import Index
+from gai_yolo.data.loader import EvaluationLoader
+from gai_yolo.detector import YOLO12
+from gai_yolo.detector.loss import DetectionLoss, normalised
+from gai_yolo.detector.postprocess import Detections, select_detections
+from gai_yolo.detector.precision import autocast, to_input
+from gai_yolo.elastic.process import World
+from gai_yolo.evaluation.coco_metrics import CocoMetrics, ImageDetections, coco_metrics
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result over the whole split."""
+
+    losses: dict[str, float]
+    """total, box, cls, dfl."""
+    metrics: CocoMetrics
+    detections: list[ImageDetections]
+    """Of every image on rank 0, empty on the others."""
+
+
+class Evaluator:
+    """Evaluates models on one split.
+
+    Args:
+        loader: this rank's batches.
+        amp, channels_last: number and memory formats, as in training.
+    """
+
+    def __init__(
+        self, loader: EvaluationLoader, index: Index, loss: DetectionLoss, world: World, config: EvaluationConfig, amp: str, channels_last: bool
+    ) -> None:
+        self.loader, self.index, self.loss, self.world, self.config = loader, index, loss, world, config
+        self.amp, self.channels_last = amp, channels_last
+        self._records = {record.image_id: record for record in index.images}
+
+    @torch.inference_mode()
+    def __call__(self, model: YOLO12) -> Evaluation:
+        """Evaluate a model in eval mode; to be called on all ranks, with equal weights."""
+        sums: dict[int, list[float]] = {}
+        detections: list[ImageDetections] = []
+        for number, batch in zip(self.loader.numbers, self.loader, strict=True):
+            batch_sums, found = self._evaluate(model, batch.to(self.world.device))
+            sums[number] = batch_sums.tolist()
+            detections += found
+        parts = self.world.gather((sums, detections))
+        # Added up in the order of batches, so that the rounding is the same for every world size.
+        all_sums = {number: row for part, _ in parts for number, row in part.items()}
+        total = torch.tensor([all_sums[number] for number in sorted(all_sums)], dtype=torch.float64).sum(dim=0)
+        all_detections = [found for _, part in parts for found in part]
+        metrics = self.world.from_first(lambda: coco_metrics(self.index, all_detections))
+        return Evaluation(normalised(total), metrics, all_detections if self.world.is_first else [])
+
+    def _evaluate(self, model: YOLO12, batch: Batch) -> tuple[Tensor, list[ImageDetections]]:
+        height, width = batch.images.shape[-2:]
+        with autocast(self.world.device, self.amp):
+            raw = model.raw(to_input(batch.images, self.channels_last))
+        sums = self.loss(raw, height, width, batch.box_image, batch.classes, batch.boxes).detached()
+        boxes, probabilities = model.head.decode(raw, height, width)
+        found = select_detections(boxes, probabilities, self.config.confidence, self.config.iou, self.config.max_detections)
+        rows = zip(batch.image_ids.tolist(), batch.letterbox, found, strict=True)
+        return sums, [self._in_file_pixels(image_id, geometry, one) for image_id, geometry, one in rows]
+
+    def _in_file_pixels(self, image_id: int, geometry: Tensor, found: Detections) -> ImageDetections:
+        record = self._records[image_id]
+        scale, left, top = geometry.tolist()
+        offset = found.boxes.new_tensor([left, top, left, top])
+        limit = found.boxes.new_tensor([record.width, record.height, record.width, record.height])
+        boxes = torch.minimum(((found.boxes - offset) / scale).clamp(min=0), limit)
+        return ImageDetections(image_id, boxes.cpu().numpy(), found.scores.cpu().numpy(), found.classes.cpu().numpy())

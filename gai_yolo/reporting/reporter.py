@@ -1,0 +1,105 @@
+"""One place for everything a run tells: terminal, TensorBoard, metrics file, pictures, ledger.
+
+Every rank has a reporter and calls it in the same way; only rank 0's shows and writes anything, but for the ledger and
+for warnings of what only that rank has seen.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gai_yolo.config import ReportingConfig
+from gai_yolo.data.batch import Batch
+from gai_yolo.data.images import decode
+from gai_yolo.data.index import Index
+from gai_yolo.evaluation.coco_metrics import ImageDetections
+from gai_yolo.evaluation.evaluator import Evaluation
+from gai_yolo.reporting.console import Silent
+from gai_yolo.reporting.drawing import Image, draw_comparison, write_image
+from gai_yolo.reporting.tensorboard import TensorBoard
+from gai_yolo.store.atomic import publish_text
+from gai_yolo.store.run_folder import RunFolder
+
+
+class Reporter:
+    """Tells people about a run.
+
+    Args:
+        console: the terminal on rank 0, `Silent` elsewhere.
+        tensorboard: on rank 0 if configured, else None.
+        index: the validation split, for names and pictures.
+    """
+
+    def __init__(
+        self, folder: RunFolder, config: ReportingConfig, index: Index, rank: int, console: Silent, tensorboard: TensorBoard | None
+    ) -> None:
+        self.folder, self.config, self.index, self.rank = folder, config, index, rank
+        self.console, self.tensorboard = console, tensorboard
+        self._unreadable: set[int] = set()
+        if config.ledger:
+            folder.ledger.mkdir(parents=True, exist_ok=True)
+
+    def start_epoch(self, epoch: int, steps: int) -> None:
+        """An epoch of `steps` steps begins."""
+        self.console.start_epoch(epoch, steps)
+
+    def step(self, step_in_epoch: int, step: int, losses: Mapping[str, float], learning_rate: float, samples: int) -> None:
+        """A step over `samples` samples was made; `step` counts from the run's beginning, from 1."""
+        self.console.step(step_in_epoch, losses, learning_rate, samples)
+        if self.tensorboard:
+            self.tensorboard.batch(step, losses, learning_rate)
+
+    def trained(self, epoch: int, step: int, batches: Sequence[Batch]) -> None:
+        """What this rank trained on in a step."""
+        for image_id in {i for batch in batches for i in batch.unreadable.tolist()} - self._unreadable:
+            self._unreadable.add(image_id)
+            print(f"rank {self.rank}: warning: image {image_id} cannot be decoded; grey is trained on instead", file=sys.stderr)
+        if self.config.ledger:
+            ids = [batch.image_ids.tolist() for batch in batches]
+            with (self.folder.ledger / f"rank_{self.rank}.jsonl").open("a") as file:
+                file.write(json.dumps({"epoch": epoch, "step": step, "micro_batches": ids}) + "\n")
+
+    def end_epoch(self, step: int, losses: Mapping[str, float], seconds: float, samples: int) -> None:
+        """An epoch's training is over; `losses` are means over its steps."""
+        self.console.end_epoch(losses, seconds, samples)
+        if self.tensorboard:
+            self.tensorboard.epoch(step, losses)
+
+    def evaluated(self, epoch: int, step: int, evaluation: Evaluation) -> None:
+        """The weights after `step` steps were evaluated."""
+        metrics = evaluation.metrics
+        self.console.evaluation(epoch, metrics.stats, metrics.per_class, evaluation.losses["total"])
+        if self.tensorboard:
+            self.tensorboard.evaluation(step, evaluation.losses, metrics.stats, metrics.per_class)
+        if self.rank == 0:
+            self._draw(step, evaluation.detections)
+
+    def record(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """An epoch is complete and saved: bring the metrics file up to date, with one row an epoch."""
+        if self.rank == 0:
+            publish_text(self.folder.metrics, json.dumps(history, indent=1) + "\n")
+        if self.tensorboard:
+            self.tensorboard.flush()
+
+    def _draw(self, step: int, detections: Sequence[ImageDetections]) -> None:
+        found = {one.image_id: one for one in detections}
+        count = min(self.config.images, len(self.index))
+        for position in np.linspace(0, len(self.index) - 1, count).round().astype(int).tolist():
+            record = self.index.images[position]
+            picture = decode(record, max(record.width, record.height))
+            if picture is None:
+                continue
+            drawn = self._comparison(picture, position, found[record.image_id])
+            name = f"{record.image_id}_{record.path.stem}"
+            write_image(self.folder.predictions / f"{name}.jpg", drawn)
+            if self.tensorboard:
+                self.tensorboard.image(step, f"Predictions/{name}", drawn)
+
+    def _comparison(self, picture: Image, position: int, found: ImageDetections) -> Image:
+        record, names = self.index.images[position], self.index.class_names
+        return draw_comparison(picture, record.boxes, record.classes, found.boxes, found.scores, found.classes, names)

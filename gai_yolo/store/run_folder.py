@@ -1,0 +1,75 @@
+"""The folder of a run: where things lie, who may write there."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from gai_yolo.errors import Refusal, RunFolderBusy
+
+LOCK_PATIENCE = 10.0
+"""Seconds to wait for a job that is just ending."""
+
+
+class RunFolder:
+    """`experiments/<name>/` and its parts."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.tensorboard = path / "tensorboard"
+        self.predictions = path / "predictions"
+        self.ledger = path / "ledger"
+        self.metrics = self.checkpoints / "training_metrics.json"
+        self.config = path / "config.yaml"
+        # Beside the folder, because `--fresh` moves the folder while the lock is held.
+        self._lock = FileLock(path.parent / f".{path.name}.lock")
+
+    def lock(self) -> None:
+        """Become the only job that writes here, until the process ends.
+
+        Raises:
+            RunFolderBusy: another job is running on this folder.
+            Refusal: the folder cannot be made.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=LOCK_PATIENCE)
+        except Timeout:
+            raise RunFolderBusy(
+                f"{self.path}: another job is writing to this run folder; wait for it, stop it, or set another experiment.name."
+            ) from None
+        except OSError as error:
+            raise Refusal(f"{self.path.parent}: cannot write there ({error.strerror}); set experiment.folder to another place.") from None
+
+    def release(self) -> None:
+        """Let another job in."""
+        self._lock.release()
+
+    def move_aside(self) -> Path | None:
+        """Rename the folder of an old run, with everything in it; returns where it is now, or None if there was none."""
+        if not self.path.exists():
+            return None
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        target = self.path.with_name(f"{self.path.name}.{stamp}")
+        number = 1
+        while target.exists():
+            number += 1
+            target = self.path.with_name(f"{self.path.name}.{stamp}-{number}")
+        os.rename(self.path, target)
+        return target
+
+    def make(self) -> None:
+        """Create the folders.
+
+        Raises:
+            Refusal: a file is in the way or the disk refuses.
+        """
+        try:
+            for folder in (self.checkpoints, self.tensorboard, self.predictions):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Refusal(f"{error.filename}: cannot be created ({error.strerror}); set experiment.folder to another place.") from None

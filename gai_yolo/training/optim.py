@@ -1,0 +1,93 @@
+"""Optimizer, parameter groups, and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from gai_yolo.config import TrainingConfig
+
+FEW_ITERATIONS = 10_000
+"""`optimizer: auto` takes AdamW below this many steps."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The optimisation settings with every `auto` resolved."""
+
+    optimizer: str
+    lr: float
+    momentum: float
+    warmup_momentum: float
+    weight_decay: float
+    """Scaled with the batch."""
+    final_lr_fraction: float
+    cosine: bool
+    warmup_steps: int
+    total_steps: int
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of step `step` (0-based): a linear rise, then a linear or cosine fall over the whole run."""
+        progress = min(step / self.total_steps, 1.0)
+        fall = (1 - math.cos(math.pi * progress)) / 2 if self.cosine else progress
+        rate = self.lr * (1 - (1 - self.final_lr_fraction) * fall)
+        return rate * min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else rate
+
+    def momentum_at(self, step: int) -> float:
+        """Momentum (AdamW: beta1) of step `step` (0-based)."""
+        if step >= self.warmup_steps:
+            return self.momentum
+        start = min(self.warmup_momentum, self.momentum)
+        return start + (self.momentum - start) * step / self.warmup_steps
+
+
+def make_recipe(config: TrainingConfig, num_classes: int, steps_per_epoch: int) -> Recipe:
+    """Resolve every `auto` for a data set.
+
+    Args:
+        num_classes: enters AdamW's default learning rate, 0.002 x 5 / (4 + classes).
+    """
+    total_steps = config.epochs * steps_per_epoch
+    name = config.optimizer
+    if name == "auto":
+        name = "adamw" if total_steps < FEW_ITERATIONS else "sgd"
+    default_lr = 0.01 if name == "sgd" else round(0.002 * 5 / (4 + num_classes), 6)
+    default_momentum = 0.937 if name == "sgd" else 0.9
+    return Recipe(
+        optimizer=name,
+        lr=default_lr if config.lr == "auto" else config.lr,
+        momentum=default_momentum if config.momentum == "auto" else config.momentum,
+        warmup_momentum=config.warmup_momentum,
+        weight_decay=config.weight_decay * config.batch_size / 64,
+        final_lr_fraction=config.final_lr_fraction,
+        cosine=config.schedule == "cosine",
+        warmup_steps=max(round(config.warmup_epochs * steps_per_epoch), config.warmup_iterations) if config.warmup_epochs else 0,
+        total_steps=total_steps,
+    )
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
+    """Two groups: convolution weights with decay; biases, norms and residual scales (all with one dimension) without."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if recipe.optimizer == "sgd":
+        return SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=True)
+    return AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999))
+
+
+def set_rates(optimizer: Optimizer, recipe: Recipe, step: int) -> float:
+    """Set learning rate and momentum for step `step` (0-based) and return the learning rate."""
+    rate, momentum = recipe.learning_rate(step), recipe.momentum_at(step)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+        if "momentum" in group:
+            group["momentum"] = momentum
+        else:
+            group["betas"] = (momentum, group["betas"][1])
+    return rate

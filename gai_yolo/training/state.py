@@ -1,0 +1,85 @@
+"""THE list of what is saved: everything that training depends on and nothing that the machines decide.
+
+Law: `apply(capture())` changes nothing. Learning rate, momentum, sample order, augmentation and its phase are pure
+functions of (config, seed, step) and therefore not here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from gai_yolo.detector import YOLO12
+from gai_yolo.errors import CheckpointError
+from gai_yolo.training.ema import EMA
+
+FORMAT = 1
+"""Version of the checkpoint's layout; raised when an older program could not continue from it."""
+
+
+@dataclass
+class TrainingState:
+    """The model and everything else that changes while training."""
+
+    model: YOLO12
+    ema: EMA
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    """Loss scaling of fp16; disabled otherwise."""
+    epoch: int = 0
+    """Completed epochs."""
+    step: int = 0
+    """Completed optimizer steps."""
+    samples: int = 0
+    """Samples trained on."""
+    best_metric: float | None = None
+    """Highest mAP50-95 so far; None before the first evaluation."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """One row for each completed epoch, as in `training_metrics.json`."""
+
+    def advance(self, samples: int) -> None:
+        """Count a completed step."""
+        self.step += 1
+        self.samples += samples
+
+    def capture(self) -> dict[str, Any]:
+        """Plain data and tensors; tensors are the live ones, so write or copy them before the next step."""
+        row = self.history[-1] if self.history else {}
+        return {
+            "format": FORMAT,
+            "model_state_dict": self.model.state_dict(),
+            "ema_state_dict": self.ema.model.state_dict(),
+            "ema_updates": self.ema.updates,
+            "optimizer_state_dict": self.optimizer.state_dict(),
+            "scaler_state_dict": self.scaler.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "samples": self.samples,
+            "best_metric": self.best_metric,
+            "history": self.history,
+            "train_loss": row.get("train_loss"),
+            "val_loss": row.get("val_loss"),
+        }
+
+    def apply(self, saved: dict[str, Any]) -> None:
+        """Become the captured state.
+
+        Raises:
+            CheckpointError: a part is missing or belongs to another model or optimizer.
+        """
+        try:
+            self.model.load_state_dict(saved["model_state_dict"])
+            self.ema.model.load_state_dict(saved["ema_state_dict"])
+            self.ema.updates = int(saved["ema_updates"])
+            self.optimizer.load_state_dict(saved["optimizer_state_dict"])
+            if self.scaler.is_enabled() and saved["scaler_state_dict"]:
+                self.scaler.load_state_dict(saved["scaler_state_dict"])
+            self.epoch, self.step, self.samples = int(saved["epoch"]), int(saved["step"]), int(saved["samples"])
+            self.best_metric = saved["best_metric"]
+            self.history = list(saved["history"])
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"the checkpoint does not fit this model and optimizer ({reason}).") from None

@@ -1,0 +1,459 @@
+"""What people see: terminal, pictures, TensorBoard."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from gai_yolo.reporting.console import Console, Silent
+from gai_yolo.reporting.drawing import class_colour, draw_comparison, write_image
+from gai_yolo.reporting.tensorboard import TensorBoard
+
+LOSSES = {"total": 3.21, "box": 1.2, "cls": 1.1, "dfl": 0.91}
+STATS = {"mAP50-95": 0.4123, "mAP_small": -1.0, "AR_100": 0.5}
+PER_CLASS = {"[red]cell[/red]": (0.25, 0.5), "empty": (-1.0, -1.0)}
+EPOCH = 5
+"""Steps of an epoch in the TensorBoard tests."""
+
+
+class Clock:
+    """Time that only passes when told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+# --- console ---------------------------------------------------------------------------------------------------------------
+
+
+def test_plain_lines_come_at_the_interval_with_speed_and_time_left() -> None:
+    """Loss: a log file full of bar characters, or silent for hours; an ETA that counts only this epoch."""
+    stream, clock = io.StringIO(), Clock()
+    console = Console(3, 2, stream, clock)
+    console.start_epoch(1, 5)
+    for step in range(1, 6):
+        clock.now += 30.0 if step == 1 else 2.0  # a slow first step must not spoil the estimate
+        console.step(step, LOSSES, 0.01, 16)
+    console.end_epoch(LOSSES, 38.0, 80)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 3, "steps 2 and 4, and the end of the epoch"
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  epoch 1/3  step 2/5  loss 3.21 \(box 1.2 cls 1.1 dfl 0.91\)  8 images/s  ", lines[0])
+    assert "ETA 00:00:26" in lines[0], "13 steps of 2 s are left in three epochs"
+    assert "ETA 00:00:22" in lines[1]
+    assert "epoch 1/3 done" in lines[2]
+    assert "2 images/s" in lines[2]
+    assert "took 00:00:38" in lines[2]
+    assert "ETA 00:00:20" in lines[2]
+
+
+def test_time_left_of_a_resumed_run_counts_from_its_first_step_here() -> None:
+    """Loss: after a restart in the middle of an epoch the ETA divides the past of another machine by the steps of this one."""
+    stream, clock = io.StringIO(), Clock()
+    console = Console(2, 1, stream, clock)
+    console.start_epoch(2, 10)
+    clock.now += 3.0
+    console.step(8, LOSSES, 0.01, 4)
+    assert "step 8/10" in stream.getvalue()
+    assert "ETA 00:00:06" in stream.getvalue()
+
+
+def test_evaluation_table_is_aligned_and_shows_undefined_as_a_dash() -> None:
+    """Loss: a -1 read as a result, and a class name in brackets taken for a colour and swallowed."""
+    stream = io.StringIO()
+    Console(3, 1, stream).evaluation(2, STATS, PER_CLASS, 2.5)
+    text = stream.getvalue()
+    assert "evaluation after epoch 2/3  loss 2.5" in text
+    assert re.search(r"AP  IoU 0.50:0.95  all sizes +0.4123\n", text)
+    assert re.search(r"small +-\n", text)
+    assert re.search(r"\[red\]cell\[/red\] +0.2500 +0.5000\n", text)
+    assert re.search(r"empty +- +-\n", text)
+    rows = text.splitlines()[-3:]
+    assert len({len(row) for row in rows}) == 1
+
+
+class Terminal:
+    """A pseudo-terminal whose output is collected."""
+
+    def __init__(self) -> None:
+        self._main, side = pty.openpty()
+        self.stream = os.fdopen(side, "w", encoding="utf-8")
+        self._chunks: list[bytes] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                chunk = os.read(self._main, 65536)
+            except OSError:  # Linux's way to say that the other side is closed
+                return
+            self._chunks.append(chunk)
+
+    def text(self) -> str:
+        self.stream.close()
+        self._reader.join(10)
+        os.close(self._main)
+        return b"".join(self._chunks).decode()
+
+
+def test_terminal_shows_a_bar_and_keeps_every_message_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss: warnings overwritten by the progress bar, just when something goes wrong."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    terminal = Terminal()
+    console = Console(2, 1000, terminal.stream)
+    console.start_epoch(1, 40)
+    others = [threading.Thread(target=console.warning, args=(f"[bold]from a thread {i}",)) for i in range(20)]
+    for step in range(1, 41):
+        console.step(step, LOSSES, 0.01, 16)
+        if step % 2:
+            others[step // 2].start()
+        time.sleep(0.005)
+    for other in others:
+        other.join()
+    console.end_epoch(LOSSES, 1.0, 640)
+    console.evaluation(1, STATS, PER_CLASS, 2.5)
+    console.close()
+    console.close()
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.text())
+    assert re.search(r"epoch 1/2 [━╸╺ ]+ *\d+/40 loss 3.21 \(box 1.2 cls 1.1 dfl 0.91\)", plain), "no bar was drawn"
+    for i in range(20):
+        assert re.search(rf"warning: \[bold\]from a thread {i}\r?\n", plain)
+    assert "epoch 1/2 done" in plain
+    assert re.search(r"\[red\]cell\[/red\] +0.2500", plain)
+
+
+def test_broken_output_does_not_end_the_training() -> None:
+    """Loss: a training of days ends because the disk under its log file is full, or its terminal hung up."""
+    full = Path("/dev/full").open("w", encoding="ascii")  # noqa: SIM115 - closing it fails as well
+    console = Console(1, 1, full)
+    console.info("Größe 白")  # nor does a stream that cannot hold the letters
+    console.start_epoch(1, 1)
+    console.step(1, LOSSES, 0.1, 1)
+    console.close()
+    with pytest.raises(OSError, match="No space left"):
+        full.close()
+
+
+def test_other_ranks_are_silent(capfd: pytest.CaptureFixture[str]) -> None:
+    """Loss: eight copies of every line, and an interface that the quiet ranks do not have."""
+    public = {name for name in vars(Console) if not name.startswith("_")}
+    assert public == {name for name in vars(Silent) if not name.startswith("_")}
+    silent = Silent()
+    silent.info("x")
+    silent.start_epoch(1, 1)
+    silent.step(1, LOSSES, 0.1, 1)
+    silent.end_epoch(LOSSES, 1.0, 1)
+    silent.evaluation(1, STATS, PER_CLASS, 1.0)
+    silent.close()
+    assert capfd.readouterr() == ("", "")
+
+
+# --- drawing ---------------------------------------------------------------------------------------------------------------
+
+
+def arrays(boxes: list[list[float]], classes: list[int]) -> tuple[Any, Any]:
+    return np.asarray(boxes, dtype=np.float32).reshape(-1, 4), np.asarray(classes, dtype=np.int64)
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (96, 128), (640, 480), (2000, 3000), (300, 20)])
+def test_pictures_are_readable_at_any_size(height: int, width: int) -> None:
+    """Loss: labels larger than a thumbnail's objects, or a log of full-size photographs."""
+    image = np.full((height, width, 3), 90, dtype=np.uint8)
+    before = image.copy()
+    truth = arrays([[0, 0, width / 2, height / 2]], [0])
+    guess = arrays([[width / 4, height / 4, width, height], [np.nan, 0, np.inf, 5], [-1e9, -5, 1e9, height * 9]], [1, 0, 2])
+    picture = draw_comparison(image, *truth, guess[0], np.array([0.9, 0.8, 0.7], np.float32), guess[1], ["Zellkörper", "白血球", ""])
+    assert picture.dtype == np.uint8
+    assert picture.shape[2] == 3
+    assert 480 <= max(picture.shape[0], picture.shape[1] // 2) <= 1000
+    assert np.array_equal(image, before), "the caller's image must not be drawn on"
+
+
+def test_truth_is_left_and_sure_predictions_right() -> None:
+    """Loss: pictures that praise a model for the annotator's boxes, or hide what it found behind noise."""
+    image = np.zeros((640, 640, 3), dtype=np.uint8)
+    guess = arrays([[300, 300, 500, 500], [100, 100, 200, 200]], [1, 2])
+    scores = np.array([0.5, 0.1], np.float32)
+    picture = draw_comparison(image, *arrays([[50, 50, 250, 250]], [0]), guess[0], scores, guess[1], ["a", "b", "c"])
+    middle = picture.shape[1] // 2
+
+    def holds(part: Any, position: int) -> bool:
+        return bool((np.abs(part.astype(int) - class_colour(position)).sum(axis=2) < 6).any())
+
+    left, right = picture[:, :middle], picture[:, middle:]
+    assert [holds(left, i) for i in range(3)] == [True, False, False]
+    assert [holds(right, i) for i in range(3)] == [False, True, False], "a score below 0.25 is not drawn"
+
+
+def test_classes_have_their_own_colours() -> None:
+    """Loss: two classes that look the same, so that a mix-up cannot be seen."""
+    assert len({class_colour(i) for i in range(80)}) == 80
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+def test_written_pictures_are_whole_and_in_rgb(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Loss: red and blue exchanged in every report; half a file under the final name."""
+    image = np.zeros((32, 32, 3), dtype=np.uint8)
+    image[..., 0] = 250
+    write_image(tmp_path / name, image)
+    blue_green_red = cv2.imread(str(tmp_path / name))
+    assert blue_green_red is not None
+    assert np.abs(blue_green_red[16, 16].astype(int) - [0, 0, 250]).max() < 6
+    assert [path.name for path in tmp_path.iterdir()] == [name], "no temporary file is left"
+    assert capfd.readouterr().err == ""
+
+
+# --- TensorBoard -----------------------------------------------------------------------------------------------------------
+
+
+def log(board: TensorBoard, first: int, last: int) -> None:
+    """What a run logs in steps first..last; values tell which step they belong to."""
+    for step in range(first, last + 1):
+        board.batch(step, {name: value + step for name, value in LOSSES.items()}, step / 1000)
+        if step % EPOCH == 0:
+            board.epoch(step, LOSSES)
+            board.evaluation(step, LOSSES, STATS, {"a": (0.5, 0.7), "empty": (-1.0, -1.0)})
+            board.image(step, "Predictions/0", np.full((40, 60, 3), step, dtype=np.uint8))
+            board.config_text(step, f"step: {step}")
+
+
+def shown(folder: Path) -> dict[str, list[int]]:
+    """Steps of every tag, as a reader of the folder sees them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(folder), size_guidance=dict.fromkeys(("scalars", "images", "tensors"), 0))
+    accumulator.Reload()
+    steps = {tag: [event.step for event in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
+    steps.update({tag: [event.step for event in accumulator.Images(tag)] for tag in accumulator.Tags()["images"]})
+    steps.update({tag: [event.step for event in accumulator.Tensors(tag)] for tag in accumulator.Tags()["tensors"]})
+    return steps
+
+
+def check_every_step_once(folder: Path, last: int) -> None:
+    steps = shown(folder)
+    every, epochs = list(range(1, last + 1)), list(range(EPOCH, last + 1, EPOCH))
+    parts = ("", "_box", "_cls", "_dfl")
+    expected = {f"Loss/Train_Batch{part}": every for part in parts} | {"Learning_Rate": every}
+    expected |= {f"Loss/{kind}{part}": epochs for kind in ("Train", "Validation") for part in parts}
+    expected |= dict.fromkeys(["COCO/mAP50-95", "COCO/AR_100", "COCO_AP/a", "Predictions/0", "Config/text_summary"], epochs)
+    assert steps == expected, "and nothing undefined (-1) is logged"
+
+
+def event_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("events.out.tfevents.*"))
+
+
+def test_killed_run_leaves_no_step_twice(tmp_path: Path) -> None:
+    """Loss: curves that jump back and forth after every restart."""
+    killed = TensorBoard(tmp_path, 0)
+    log(killed, 1, 20)
+    killed.flush()
+    resumed = TensorBoard(tmp_path, 13)
+    log(resumed, 14, 30)
+    resumed.close()
+    check_every_step_once(tmp_path, 30)
+
+
+@pytest.mark.parametrize("cut", [1, 5, 30, 400])
+def test_event_file_cut_in_a_record_is_mended(cut: int, tmp_path: Path) -> None:
+    """Loss: a reader stops at the torn record of a killed writer, or shows its steps twice."""
+    killed = TensorBoard(tmp_path, 0)
+    log(killed, 1, 20)
+    killed.flush()
+    (path,) = event_files(tmp_path)
+    os.truncate(path, path.stat().st_size - cut)
+    resumed = TensorBoard(tmp_path, 13)
+    log(resumed, 14, 30)
+    resumed.close()
+    check_every_step_once(tmp_path, 30)
+
+
+def test_last_record_of_zeros_is_mended(tmp_path: Path) -> None:
+    """Loss: after a power cut, when a file system leaves zeros at a file's end, a later step hides behind them."""
+    killed = TensorBoard(tmp_path, 0)
+    log(killed, 1, 13)
+    killed.flush()
+    (path,) = event_files(tmp_path)  # renamed by the next start in the same second
+    whole = path.stat().st_size
+    for zeros in (8, 4096):
+        os.truncate(path, whole + zeros)
+        TensorBoard(tmp_path, 13).close()
+        (path, _) = event_files(tmp_path)
+        assert path.stat().st_size == whole
+    os.truncate(path, whole - 20)
+    os.truncate(path, whole)  # the last record has its length, but not its end
+    resumed = TensorBoard(tmp_path, 12)
+    log(resumed, 13, 30)
+    resumed.close()
+    check_every_step_once(tmp_path, 30)
+
+
+def test_many_restarts_forward_and_back_show_one_run(tmp_path: Path) -> None:
+    """Loss: an older checkpoint than last time is the newest good one, and steps of two earlier lives stay in the curves."""
+    for start, last in [(0, 20), (13, 18), (13, 17), (15, 27), (25, 26), (5, 9), (9, 9), (9, 22), (20, 21)]:
+        board = TensorBoard(tmp_path, start)
+        log(board, start + 1, last)
+        board.flush()
+    final = TensorBoard(tmp_path, 20)
+    log(final, 21, 30)
+    final.close()
+    check_every_step_once(tmp_path, 30)
+
+
+def test_files_of_a_machine_whose_clock_is_ahead_come_first(tmp_path: Path) -> None:
+    """Loss: the run moves to a machine whose clock is behind, readers take its file for the older one, and purge the wrong steps."""
+    for start, last in [(0, 20), (13, 18)]:
+        board = TensorBoard(tmp_path, start)
+        log(board, start + 1, last)
+        board.close()
+    for path in event_files(tmp_path):
+        number = path.name.split(".")[3]
+        path.rename(path.with_name(path.name.replace(number, f"{int(number) + 3600}")))
+    old = {path.stat().st_ino for path in event_files(tmp_path)}
+    resumed = TensorBoard(tmp_path, 16)
+    log(resumed, 17, 30)
+    resumed.close()
+    assert [path.stat().st_ino in old for path in event_files(tmp_path)] == [True, True, False]
+    check_every_step_once(tmp_path, 30)
+
+
+def test_evaluation_repeated_at_the_step_resumed_from_is_shown_once(tmp_path: Path) -> None:
+    """Loss: killed between evaluation and checkpoint, a run evaluates again and shows two points at one step."""
+    for start, first in [(0, 1), (10, 10), (10, 10), (12, 13)]:
+        board = TensorBoard(tmp_path, start)
+        log(board, first, 12 if start < 12 else 30)
+        board.flush()
+    check_every_step_once(tmp_path, 30)
+
+
+def test_running_viewer_forgets_steps_of_the_killed_run(tmp_path: Path) -> None:
+    """Loss: a TensorBoard that is open during the restart keeps the steps it has read from the file before it was cut."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log(killed := TensorBoard(tmp_path, 0), 1, 20)
+    killed.flush()
+    viewer = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0})
+    viewer.Reload()
+    time.sleep(1.0 - time.time() % 1.0)  # as in real life, the new file is named after a later second
+    log(resumed := TensorBoard(tmp_path, 13), 14, 30)
+    resumed.close()
+    viewer.Reload()
+    assert Counter(event.step for event in viewer.Scalars("Learning_Rate")) == Counter(range(1, 31))
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from gai_yolo.reporting.tensorboard import TensorBoard
+told = []
+board = TensorBoard(Path(sys.argv[1]), 0, told.append)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))  # writing beyond it fails like a full disk
+noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+for step in range(1, 500):
+    board.batch(step, dict(total=1.0, box=1.0, cls=1.0, dfl=1.0), 0.1)
+    board.image(step, "noise", noise)
+board.flush()
+board.close()
+print(len(told), told)
+"""
+
+
+def test_full_disk_is_told_once_and_training_goes_on(tmp_path: Path) -> None:
+    """Loss: the run dies, or hangs on a full queue, because its curves cannot be written."""
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("1 ")
+    assert "TensorBoard logging stopped" in done.stdout
+    board = TensorBoard(tmp_path, 1)
+    board.batch(2, LOSSES, 0.1)
+    board.close()
+    assert shown(tmp_path)["Learning_Rate"] == [1, 2], "the next start mends the torn file"
+
+
+def test_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    """Loss: a file in the way of the log folder ends the run at its start."""
+    (tmp_path / "file").write_text("")
+    told: list[str] = []
+    board = TensorBoard(tmp_path / "file" / "log", 0, told.append)
+    log(board, 1, 5)
+    board.close()
+    assert len(told) == 1
+    assert "TensorBoard logging stopped" in told[0]
+
+
+# --- server ----------------------------------------------------------------------------------------------------------------
+
+
+def answers(url: str, seconds: float) -> bool:
+    """Whether TensorBoard answers within so many seconds."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as response:
+                return b"TensorBoard" in response.read()
+        except (OSError, urllib.error.URLError):
+            time.sleep(0.2)
+    return False
+
+
+def gone(url: str, seconds: float) -> bool:
+    """Whether nobody listens any more within so many seconds."""
+    port, until = int(url.rstrip("/").rsplit(":", 1)[1]), time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            socket.create_connection(("localhost", port), timeout=1).close()
+        except OSError:
+            return True
+        time.sleep(0.2)
+    return False
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from gai_yolo.reporting.serve import serve_tensorboard
+print(serve_tensorboard(Path(sys.argv[1]), int(sys.argv[2])), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("ending", ["returns", "killed"])
+def test_tensorboard_is_served_and_ends_with_the_training(ending: str, tmp_path: Path) -> None:
+    """Loss: the address shown is dead, or a forgotten server holds the port and the memory after every kill."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-c", PARENT, str(tmp_path), str(port)]
+        parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        url = parent.stdout.readline().strip()
+        assert url != f"http://localhost:{port}/", "a taken port is replaced"
+        assert answers(url, 45)
+        if ending == "killed":
+            parent.send_signal(signal.SIGKILL)
+        parent.stdin.close()
+        assert parent.wait(15) == (0 if ending == "returns" else -signal.SIGKILL)
+        parent.stdout.close()
+        assert gone(url, 15)
