@@ -46,8 +46,7 @@ class TrainingLoader:
         """The micro-batches of each step of an epoch (1-based), from `first_step` (0-based); an idle rank gets empty lists."""
         order = self.plan.epoch_order(epoch)
         steps = [
-            self.plan.rank_micro_batches(order, step, self.rank, self.world_size)
-            for step in range(first_step, self.plan.steps_per_epoch)
+            self.plan.rank_micro_batches(order, step, self.rank, self.world_size) for step in range(first_step, self.plan.steps_per_epoch)
         ]
         self._requests.batches = [[Key(epoch, position) for position in micro] for step in steps for micro in step]
         batches = iter(self._loader)
@@ -74,16 +73,12 @@ class EvaluationLoader:
         return iter(self._loader)
 
 
-def _make_loader(
-    dataset: Dataset[Item], requests: _Requests, workers: int, pin_memory: bool, persistent: bool = True
-) -> DataLoader[Any]:
+def _make_loader(dataset: Dataset[Item], requests: _Requests, workers: int, pin_memory: bool, persistent: bool = True) -> DataLoader[Any]:
     options: dict[str, Any] = {}
     if workers:
         # Forked workers share images cached in memory; they use NumPy and OpenCV only, never the GPU.
         options = {"multiprocessing_context": "fork", "persistent_workers": persistent, "worker_init_fn": _start_worker}
-    return DataLoader(
-        dataset, batch_sampler=requests, collate_fn=collate, num_workers=workers, pin_memory=pin_memory, **options
-    )
+    return DataLoader(dataset, batch_sampler=requests, collate_fn=collate, num_workers=workers, pin_memory=pin_memory, **options)
 
 
 def _start_worker(_worker: int) -> None:

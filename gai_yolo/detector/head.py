@@ -52,8 +52,7 @@ class Detect(nn.Module):
         hidden_box = max(16, channels[0] // 4, 4 * REG_MAX)
         hidden_class = max(channels[0], min(num_classes, 100))
         self.cv2 = nn.ModuleList(
-            nn.Sequential(Conv(c, hidden_box, 3), Conv(hidden_box, hidden_box, 3), nn.Conv2d(hidden_box, 4 * REG_MAX, 1))
-            for c in channels
+            nn.Sequential(Conv(c, hidden_box, 3), Conv(hidden_box, hidden_box, 3), nn.Conv2d(hidden_box, 4 * REG_MAX, 1)) for c in channels
         )
         self.cv3 = nn.ModuleList(
             nn.Sequential(

@@ -53,9 +53,7 @@ class DetectionLoss:
     def __init__(self, box_gain: float = 7.5, cls_gain: float = 0.5, dfl_gain: float = 1.5) -> None:
         self.box_gain, self.cls_gain, self.dfl_gain = box_gain, cls_gain, dfl_gain
 
-    def __call__(
-        self, raw: RawPredictions, height: int, width: int, box_image: Tensor, classes: Tensor, boxes: Tensor
-    ) -> LossSums:
+    def __call__(self, raw: RawPredictions, height: int, width: int, box_image: Tensor, classes: Tensor, boxes: Tensor) -> LossSums:
         """Loss sums of one micro-batch, in float32 whatever the autocast type.
 
         Args:

@@ -69,4 +69,6 @@ def _state_dict(content: dict[str, Any]) -> dict[str, Tensor]:
         if isinstance(content.get(key), dict):
             content = content[key]
             break
-    return {str(name): value.float() if value.is_floating_point() else value for name, value in content.items() if isinstance(value, Tensor)}
+    return {
+        str(name): value.float() if value.is_floating_point() else value for name, value in content.items() if isinstance(value, Tensor)
+    }

@@ -39,7 +39,14 @@ class Evaluator:
     """
 
     def __init__(
-        self, loader: EvaluationLoader, index: Index, loss: DetectionLoss, world: World, config: EvaluationConfig, amp: str, channels_last: bool
+        self,
+        loader: EvaluationLoader,
+        index: Index,
+        loss: DetectionLoss,
+        world: World,
+        config: EvaluationConfig,
+        amp: str,
+        channels_last: bool,
     ) -> None:
         self.loader, self.index, self.loss, self.world, self.config = loader, index, loss, world, config
         self.amp, self.channels_last = amp, channels_last

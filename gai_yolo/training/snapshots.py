@@ -52,7 +52,9 @@ class Snapshots:
         try:
             publish(path, lambda file: torch.save({**state, **self.identity}, file))
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be written ({error.strerror}); make room and start again, older ones are kept.") from None
+            raise CheckpointError(
+                f"{path}: cannot be written ({error.strerror}); make room and start again, older ones are kept."
+            ) from None
         return path
 
 

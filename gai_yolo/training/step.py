@@ -52,9 +52,7 @@ class TrainingStep:
         if world.world_size > 1:
             # Buffers are not broadcast: RunningStatistics makes them equal on all ranks.
             devices = [world.device] if world.device.type == "cuda" else None
-            self.model = DistributedDataParallel(
-                state.model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            self.model = DistributedDataParallel(state.model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
         self.statistics = RunningStatistics(state.model, world.sum)
         self.parameters = [p for p in state.model.parameters() if p.requires_grad]
 
