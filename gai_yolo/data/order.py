@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -63,4 +64,4 @@ def split_evenly(items: list[T], parts: int) -> list[list[T]]:
     """Cut into `parts` contiguous parts whose lengths differ by at most one, longer ones first."""
     quotient, rest = divmod(len(items), parts)
     ends = [part * quotient + min(part, rest) for part in range(parts + 1)]
-    return [items[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    return [items[start:end] for start, end in pairwise(ends)]

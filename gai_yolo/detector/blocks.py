@@ -90,7 +90,7 @@ class AreaAttention(nn.Module):
         self.pe = Conv(channels, channels, kernel=7, groups=channels, activate=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
+        batch, _, height, width = x.shape
         length = height * width // self.areas
         # Row-major positions, so that a contiguous chunk of them is a horizontal strip; each head's q, k, v lie together.
         tokens = self.qkv(x).flatten(2).transpose(1, 2)

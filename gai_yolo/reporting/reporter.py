@@ -80,11 +80,16 @@ class Reporter:
             self._draw(step, evaluation.detections)
 
     def record(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """An epoch is complete and saved: bring the metrics file up to date, with one row an epoch."""
+        """Bring the metrics file up to date: one row for each completed epoch."""
         if self.rank == 0:
             publish_text(self.folder.metrics, json.dumps(history, indent=1) + "\n")
         if self.tensorboard:
             self.tensorboard.flush()
+
+    def close(self) -> None:
+        """Write what is left; to be called whatever happened."""
+        if self.tensorboard:
+            self.tensorboard.close()
 
     def _draw(self, step: int, detections: Sequence[ImageDetections]) -> None:
         found = {one.image_id: one for one in detections}

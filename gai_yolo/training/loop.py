@@ -11,6 +11,7 @@ from gai_yolo.config import Config
 from gai_yolo.data.loader import TrainingLoader
 from gai_yolo.data.order import Plan
 from gai_yolo.detector import YOLO12
+from gai_yolo.evaluation.coco_metrics import STAT_NAMES
 from gai_yolo.evaluation.evaluator import Evaluation
 from gai_yolo.reporting.reporter import Reporter
 from gai_yolo.training.snapshots import Snapshots
@@ -18,6 +19,9 @@ from gai_yolo.training.state import TrainingState
 from gai_yolo.training.step import TrainingStep
 
 LOSSES = ("total", "box", "cls", "dfl")
+TRAIN_COLUMNS = ("train_loss", "train_box", "train_cls", "train_dfl")
+VAL_COLUMNS = ("val_loss", "val_box", "val_cls", "val_dfl")
+"""Names of `LOSSES` in the metrics rows."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ def train_epoch(run: Run, epoch: int) -> dict[str, Any]:
         "epoch": epoch,
         "step": run.state.step,
         "samples": run.state.samples,
-        **_loss_columns("train", means),
+        **dict(zip(TRAIN_COLUMNS, means.values(), strict=True)),
         "learning_rate": learning_rate,
         "images_per_second": round(samples / seconds, 3),
         "seconds": round(seconds, 3),
@@ -74,11 +78,12 @@ def train_epoch(run: Run, epoch: int) -> dict[str, Any]:
 
 
 def evaluate_epoch(run: Run, epoch: int, row: dict[str, Any]) -> bool:
-    """Evaluate the EMA weights if due, and add the numbers to the epoch's row; returns whether they are the best so far."""
+    """Evaluate the EMA weights if due, and add the numbers (else None) to the epoch's row; returns whether they are the best so far."""
+    row.update(dict.fromkeys((*VAL_COLUMNS, *STAT_NAMES)))
     if epoch % run.config.evaluation.interval and epoch != run.config.training.epochs:
         return False
     evaluation = run.evaluate(run.state.ema.model)
-    row.update(_loss_columns("val", evaluation.losses))
+    row.update(zip(VAL_COLUMNS, (evaluation.losses[name] for name in LOSSES), strict=True))
     row.update({name: value if value >= 0 else None for name, value in evaluation.metrics.stats.items()})
     run.reporter.evaluated(epoch, run.state.step, evaluation)
     metric = evaluation.metrics.stats["mAP50-95"]
@@ -89,14 +94,10 @@ def evaluate_epoch(run: Run, epoch: int, row: dict[str, Any]) -> bool:
 
 
 def save(run: Run, improved: bool) -> None:
-    """Write what is due; the checkpoint first, so that the metrics never tell of an epoch that could be lost."""
+    """Write the checkpoints that are due, then the metrics; both tell the state after an epoch."""
     if run.snapshots is not None:
         captured = run.state.capture()
         run.snapshots.save_epoch(captured)
         if improved:
             run.snapshots.save_best(captured)
     run.reporter.record(run.state.history)
-
-
-def _loss_columns(prefix: str, losses: dict[str, float]) -> dict[str, float]:
-    return {f"{prefix}_{'loss' if name == 'total' else name}": losses[name] for name in LOSSES}

@@ -12,7 +12,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gai_yolo.config import TrainingConfig
 from gai_yolo.data.batch import Batch
-from gai_yolo.detector import YOLO12
 from gai_yolo.detector.loss import DetectionLoss, normalised
 from gai_yolo.detector.precision import autocast, to_input
 from gai_yolo.elastic.process import World

@@ -1,0 +1,75 @@
+"""Seconds of a training epoch, and what loading the data costs: `uv run benchmarks/epoch.py [--config ...] [--rounds 5]`.
+
+Epochs with the loader alternate with epochs over the same batches kept in memory; medians of both and their ratio are
+printed. Evaluation and checkpoints are not part of it. Nothing is written but a temporary run folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from gai_yolo.config import load_config
+from gai_yolo.data.batch import Batch
+from gai_yolo.data.sources import load_indexes
+from gai_yolo.elastic.process import World
+from gai_yolo.job import Site, assemble, make_plan, make_state
+from gai_yolo.reporting.console import Silent
+from gai_yolo.store.run_folder import RunFolder
+from gai_yolo.training.continuation import settle
+from gai_yolo.training.loop import Run
+from gai_yolo.training.optim import make_recipe
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, default=Path("configs/bccd.yaml"))
+    parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE")
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        run = build(given.config, [*given.set, f"experiment.folder={folder}", "reporting.tensorboard=false"])
+        kept = list(run.loader.epoch(1))
+        train(run, kept[:4])  # kernels and memory warm up
+        with_loader, in_memory = [], []
+        for epoch in range(2, 2 + given.rounds):
+            with_loader.append(train(run, run.loader.epoch(epoch)))
+            in_memory.append(train(run, kept))
+        loaded, bare = statistics.median(with_loader), statistics.median(in_memory)
+    images = run.plan.num_samples
+    print(f"{images} images, {run.config.data.image_size} px, YOLO12-{run.config.model.size}, {run.step.world.threads} threads")
+    print(f"epoch with data loading: {loaded:.2f} s ({images / loaded:.1f} images/s); batches in memory: {bare:.2f} s")
+    print(f"ratio {loaded / bare:.3f} (medians of {given.rounds} interleaved epochs each)")
+
+
+def build(config_path: Path, overrides: list[str]) -> Run:
+    """The job as the configuration says, in a folder of its own."""
+    config = load_config(config_path, overrides)
+    world = World(config.training.device, config.training.threads)
+    site = Site(world, RunFolder(config.run_folder), Silent())
+    site.folder.make()
+    indexes = load_indexes(config.data)
+    config = settle(config, None, world.world_size)
+    num_classes = len(indexes[0].categories)
+    recipe = make_recipe(config.training, num_classes, make_plan(config, len(indexes[0])).steps_per_epoch)
+    state = make_state(config, recipe, num_classes, site, None)
+    return assemble(config, indexes, recipe, state, site, {})
+
+
+def train(run: Run, steps: Iterable[list[Batch]]) -> float:
+    """Train on the given steps; returns the seconds, the loader's included."""
+    run.state.model.train()
+    started = time.perf_counter()
+    for number, batches in enumerate(steps):
+        num_micro_batches, num_samples = run.plan.step_size(number)
+        run.step(batches, num_micro_batches, num_samples, run.config.data.image_size)
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()

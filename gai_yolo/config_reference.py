@@ -1,0 +1,56 @@
+"""Writes docs/configuration.md from the configuration's own definition: `python -m gai_yolo.config_reference`."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from gai_yolo.config import FIXED, Config
+
+HEADER = """# Configuration
+
+Made by `uv run python -m gai_yolo.config_reference > docs/configuration.md`; a test compares the two.
+
+Every key can be set in the YAML file or with `--set key.path=value`. Keys marked with * define the run: a run that has
+checkpoints is not continued with another value. A change of any other key is told and accepted.
+"""
+
+
+def configuration_reference() -> str:
+    """All keys with type, default and meaning, as Markdown."""
+    return HEADER + "".join(_section(name, field) for name, field in Config.model_fields.items())
+
+
+def _section(name: str, field: FieldInfo) -> str:
+    rows = "".join(f"| `{key}`{mark} | {kind} | {default} | {text} |\n" for key, mark, kind, default, text in _rows(field.annotation, ""))
+    return f"\n## {name}\n{field.description}\n\n| key | type | default | meaning |\n|---|---|---|---|\n{rows}"
+
+
+def _rows(section: Any, prefix: str) -> Iterator[tuple[str, str, str, str, str]]:
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _rows(field.annotation, f"{prefix}{name}.")
+            continue
+        default = "none" if field.default is None else f"`{field.default}`"
+        mark = " *" if field.json_schema_extra == FIXED else ""
+        yield f"{prefix}{name}", mark, _kind(field.annotation), default, " ".join((field.description or "").split())
+
+
+def _kind(annotation: Any) -> str:
+    origin = typing.get_origin(annotation)
+    if origin is Literal:
+        return ", ".join(f"`{choice}`" for choice in typing.get_args(annotation))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_kind(member) for member in typing.get_args(annotation) if member is not type(None))
+    if origin is typing.Annotated:
+        return _kind(typing.get_args(annotation)[0])
+    return {"str": "text", "int": "whole number", "float": "number", "bool": "true, false", "Path": "path"}[annotation.__name__]
+
+
+if __name__ == "__main__":
+    print(configuration_reference(), end="")

@@ -1,0 +1,89 @@
+"""Interrupting the real job and going on, as the first guide promises it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness import Running, run, small
+from tests.runs import metrics, scalar_steps, state_digest
+
+STEPS = 5
+CONFIG = ["--config", "configs/config_test_resume.yaml"]
+
+
+def _arguments(folder: Path, cache: Path) -> list[str]:
+    return [*CONFIG, *small(folder, cache, f"training.max_batches_per_epoch={STEPS}", "data.workers=1")]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """A run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = run("main.py", _arguments(folder, cache))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "run"
+
+
+@pytest.fixture
+def job(tmp_path: Path, cache: Path) -> Iterator[Running]:
+    """The same run, started in the background and waited for until it is in the middle of epoch 2."""
+    running = Running("main.py", _arguments(tmp_path, cache))
+    running.wait_for("epoch 2/2  step 2/5")
+    yield running
+    if running.process.poll() is None:
+        running.send(signal.SIGKILL)
+        running.wait()
+
+
+@pytest.mark.parametrize(("signal_number", "exit_code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_stopped_in_epoch_2_and_resumed(
+    signal_number: signal.Signals, exit_code: int, job: Running, undisturbed: Path, tmp_path: Path, cache: Path
+) -> None:
+    """An interruption must leave no trace: not in the weights, not in the metrics, not in TensorBoard."""
+    job.send(signal_number)
+    assert job.wait() == exit_code
+    if signal_number == signal.SIGINT:
+        assert "interrupted; the same command goes on" in job.output
+        assert "Traceback" not in job.output
+    folder = tmp_path / "run"
+    assert [row["epoch"] for row in metrics(folder)] == [1]
+
+    done = run("main.py", [*_arguments(tmp_path, cache), "--resume"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"going on from {folder / 'checkpoints' / 'epoch_001.pt'} (epoch 1, step {STEPS})" in done.stdout
+    assert "epoch 1/2" not in done.stdout and "epoch 2/2" in done.stdout
+
+    assert state_digest(folder / "checkpoints" / "epoch_002.pt") == state_digest(undisturbed / "checkpoints" / "epoch_002.pt")
+    steps = scalar_steps(folder)
+    assert steps["Loss/Train_Batch"] == list(range(1, 2 * STEPS + 1))
+    assert steps["Learning_Rate"] == list(range(1, 2 * STEPS + 1))
+    assert steps["Loss/Train"] == steps["Loss/Validation"] == steps["COCO/mAP50-95"] == [STEPS, 2 * STEPS]
+    assert steps == scalar_steps(undisturbed)
+    timeless = [{key: row[key] for key in row.keys() - {"seconds", "images_per_second"}} for row in metrics(folder)]
+    expected = [{key: row[key] for key in row.keys() - {"seconds", "images_per_second"}} for row in metrics(undisturbed)]
+    assert timeless == expected
+
+
+def test_a_second_job_on_the_same_run_folder_is_refused(job: Running, tmp_path: Path, cache: Path) -> None:
+    """Two writers would mix two runs into one folder."""
+    second = run("main.py", _arguments(tmp_path, cache))
+    assert second.returncode == 2
+    assert "another job is writing to this run folder" in second.stderr
+    assert job.wait() == 0, "the first job must not be disturbed"
+
+
+def test_two_processes_killed_and_resumed_by_one(tmp_path: Path, cache: Path) -> None:
+    """The node that is left must be able to go on alone."""
+    arguments = _arguments(tmp_path, cache)
+    pair = Running("elastic_train.py", arguments, processes=2)
+    pair.wait_for("epoch 2/2  step 2/5")
+    pair.send(signal.SIGKILL)
+    pair.wait()
+    done = run("elastic_train.py", arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [row["step"] for row in metrics(tmp_path / "run")] == [STEPS, 2 * STEPS]
+    assert scalar_steps(tmp_path / "run")["Loss/Train_Batch"] == list(range(1, 2 * STEPS + 1))

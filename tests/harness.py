@@ -1,0 +1,104 @@
+"""Starting the real job from tests: small, single-threaded, in folders of the test's own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+PATIENCE = 240.0
+"""Seconds to wait for a process on a busy machine before a test fails."""
+
+
+def small(folder: Path, cache: Path, *more: str) -> list[str]:
+    """`--set` arguments for a run of seconds: two epochs of tiny images, one thread, no loader processes."""
+    values = [
+        f"experiment.folder={folder}",
+        "experiment.name=run",
+        f"data.cache_folder={cache}",
+        "data.path=shapes",
+        "data.image_size=64",
+        "data.workers=0",
+        "training.epochs=2",
+        "training.batch_size=16",
+        "training.micro_batch_size=4",
+        "training.max_batches_per_epoch=2",
+        "training.checkpoint_interval=1",
+        "evaluation.interval=1",
+        "training.threads=1",
+        "training.device=cpu",
+        "reporting.images=1",
+        "reporting.log_interval=1",
+        *more,
+    ]
+    return [argument for value in values for argument in ("--set", value)]
+
+
+def command(script: str, arguments: Sequence[str], processes: int = 1) -> list[str]:
+    """The command line of a script of this repository, under torchrun if it is to have several processes."""
+    path = str(REPOSITORY / script)
+    if processes == 1:
+        return [sys.executable, path, *arguments]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [*launcher, path, *arguments]
+
+
+def environment() -> dict[str, str]:
+    """The environment of a child: one thread, no outer torchrun."""
+    outer = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    kept = {key: value for key, value in os.environ.items() if key not in outer and not key.startswith("TORCHELASTIC")}
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+
+
+def run(script: str, arguments: Sequence[str], processes: int = 1) -> subprocess.CompletedProcess[str]:
+    """Run to the end from the repository's folder, as a user would."""
+    return subprocess.run(
+        command(script, arguments, processes), cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+
+
+class Running:
+    """A job in the background, in a process group of its own, whose output can be waited for."""
+
+    def __init__(self, script: str, arguments: Sequence[str], processes: int = 1) -> None:
+        self.process = subprocess.Popen(
+            command(script, arguments, processes),
+            cwd=REPOSITORY,
+            env={**environment(), "PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.output = ""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.output += line
+
+    def wait_for(self, text: str) -> None:
+        """Wait until a text has appeared in the output."""
+        deadline = time.monotonic() + PATIENCE
+        while text not in self.output:
+            assert time.monotonic() < deadline, f"{text!r} did not appear in time:\n{self.output}"
+            assert self.process.poll() is None or text in self.output, f"ended before {text!r}:\n{self.output}"
+            time.sleep(0.02)
+
+    def send(self, signal_number: signal.Signals) -> None:
+        """Signal every process of the job, as a terminal or a dying machine does."""
+        os.killpg(self.process.pid, signal_number)
+
+    def wait(self) -> int:
+        """Exit code, after all output was read."""
+        code = self.process.wait(PATIENCE)
+        self._reader.join(10)
+        return code

@@ -1,0 +1,123 @@
+"""Which sample comes when."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from gai_yolo.data.order import Plan, split_evenly
+
+WORLD_SIZES = range(1, 6)
+GOLDEN = [7, 10, 6, 11, 0, 8, 9, 1, 3, 4, 2, 5]
+
+
+def plans() -> list[Plan]:
+    """Shapes of epochs: small and odd ones, and random ones."""
+    rng = random.Random(0)
+    fixed = [Plan(1, 1, 1, 0), Plan(1, 64, 64, 0), Plan(7, 7, 1, 1), Plan(8, 3, 3, 2), Plan(65, 64, 16, 3), Plan(5, 10, 4, 4)]
+    for _ in range(60):
+        batch = rng.randint(1, 40)
+        fixed.append(Plan(rng.randint(1, 200), batch, rng.randint(1, batch), rng.randrange(2**32)))
+    return fixed
+
+
+def epoch_by_rank(plan: Plan, epoch: int, world_size: int) -> list[list[list[list[int]]]]:
+    """Micro-batches of every step of every rank; each rank works out the order by itself, as in a real job."""
+    return [
+        [plan.rank_micro_batches(plan.epoch_order(epoch), step, rank, world_size) for step in range(plan.steps_per_epoch)]
+        for rank in range(world_size)
+    ]
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_every_sample_comes_exactly_once_per_epoch_over_all_ranks(world_size: int) -> None:
+    """Loss: samples that are never learned, or counted twice, because the numbers do not divide."""
+    for plan in plans():
+        ranks = epoch_by_rank(plan, 3, world_size)
+        seen = Counter(sample for rank in ranks for step in rank for micro in step for sample in micro)
+        assert seen == Counter(range(plan.num_samples)), plan
+
+
+def test_micro_batches_of_a_step_are_the_same_for_every_world_size() -> None:
+    """Loss: after a change of machines BatchNorm sees other groups of images, and the run is another run."""
+    for plan in plans():
+        alone = epoch_by_rank(plan, 1, 1)[0]
+        for world_size in WORLD_SIZES:
+            ranks = epoch_by_rank(plan, 1, world_size)
+            together = [[micro for rank in ranks for micro in rank[step]] for step in range(plan.steps_per_epoch)]
+            assert together == alone, (plan, world_size)
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_work_of_ranks_differs_by_at_most_one_micro_batch(world_size: int) -> None:
+    """Loss: one rank computes while all others wait for it."""
+    for plan in plans():
+        for step in zip(*epoch_by_rank(plan, 1, world_size), strict=True):
+            sizes = [len(span) for span in step]
+            assert max(sizes) - min(sizes) <= 1, plan
+
+
+def test_micro_batches_are_full_or_even_and_never_too_large() -> None:
+    """Loss: out of memory, or a leftover micro-batch of one image whose BatchNorm statistics are noise."""
+    for plan in plans():
+        order = plan.epoch_order(1)
+        for step in range(plan.steps_per_epoch):
+            sizes = [len(micro) for micro in plan.micro_batches(order, step)]
+            assert 1 <= min(sizes) <= max(sizes) <= plan.micro_batch_size, plan
+            assert max(sizes) - min(sizes) <= 1, plan
+            assert sum(sizes) == plan.batch_size or step == plan.steps_per_epoch - 1, plan
+
+
+def test_step_size_agrees_with_the_micro_batches() -> None:
+    """Loss: the gradient and the running statistics are divided by a number of micro-batches that nobody computed."""
+    for plan in plans():
+        order = plan.epoch_order(2)
+        for step in range(plan.steps_per_epoch):
+            micros = plan.micro_batches(order, step)
+            assert plan.step_size(step) == (len(micros), sum(map(len, micros))), (plan, step)
+
+
+def test_samples_follow_the_order_of_the_epoch() -> None:
+    """Loss: shuffling that is lost on the way to the ranks."""
+    for plan in plans():
+        order = plan.epoch_order(4)
+        flat = [sample for step in range(plan.steps_per_epoch) for micro in plan.micro_batches(order, step) for sample in micro]
+        assert flat == order
+
+
+def test_orders_are_repeatable_and_differ_between_epochs_and_seeds() -> None:
+    """Loss: a resumed epoch in another order, or every epoch (or every seed) in the same one."""
+    orders = {(seed, epoch): Plan(100, 10, 5, seed).epoch_order(epoch) for seed in range(5) for epoch in range(1, 6)}
+    assert len({tuple(order) for order in orders.values()}) == 25
+    assert all(Plan(100, 7, 2, seed).epoch_order(epoch) == order for (seed, epoch), order in orders.items()), "batch size has no say"
+    assert all(order != sorted(order) for order in orders.values())
+
+
+def test_order_is_the_one_of_earlier_releases() -> None:
+    """Loss: after an update of this program or of NumPy, a run goes on with samples it has already seen in the epoch."""
+    assert Plan(12, 4, 2, seed=7).epoch_order(1) == GOLDEN
+
+
+def test_shuffling_mixes_the_whole_set() -> None:
+    """Loss: neighbours in the annotation file (frames of one video) stay neighbours in the batches."""
+    order = Plan(1000, 10, 5, 0).epoch_order(1)
+    distance = sum(abs(place - sample) for place, sample in enumerate(order)) / 1000
+    assert 280 < distance < 390, "a third of the length is expected"
+
+
+@pytest.mark.parametrize(("num_samples", "max_steps", "expected"), [(100, None, 10), (101, None, 11), (100, 3, 3), (15, 3, 2), (1, 1, 1)])
+def test_max_steps_ends_an_epoch_early_and_never_lengthens_it(num_samples: int, max_steps: int | None, expected: int) -> None:
+    """Loss: a trial of three steps that takes an epoch, or steps without samples."""
+    plan = Plan(num_samples, 10, 5, 0, max_steps)
+    assert plan.steps_per_epoch == expected
+    full = Plan(num_samples, 10, 5, 0)
+    assert [plan.step_size(step) for step in range(expected)] == [full.step_size(step) for step in range(expected)]
+
+
+def test_split_evenly_keeps_order_and_gives_longer_parts_first() -> None:
+    """Loss: a rank without work in the middle, or items out of order."""
+    assert split_evenly(list("abcdefgh"), 3) == [["a", "b", "c"], ["d", "e", "f"], ["g", "h"]]
+    assert split_evenly([1, 2], 4) == [[1], [2], [], []]
+    assert split_evenly([], 2) == [[], []]

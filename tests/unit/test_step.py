@@ -1,0 +1,199 @@
+"""One optimizer step is the step of the global batch, however it is cut."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gai_yolo.config import TrainingConfig
+from gai_yolo.data.batch import Batch
+from gai_yolo.detector.loss import DetectionLoss
+from gai_yolo.elastic.process import World
+from gai_yolo.training.optim import Recipe, make_recipe
+from gai_yolo.training.state import TrainingState
+from gai_yolo.training.step import Diverged, TrainingStep
+
+MakeState = Callable[..., TrainingState]
+MakeBatch = Callable[[int, Sequence[int]], Batch]
+
+SAMPLES = (1, 2, 3, 4, 5, 6, 7)
+"""Samples 3 and 6 of `make_batch` have no boxes."""
+
+
+def config_of(**settings: Any) -> TrainingConfig:
+    """SGD without warm-up, decay and clipping: the change of a weight is the gradient times a known factor."""
+    plain = {
+        "optimizer": "sgd",
+        "epochs": 10,
+        "lr": 1e-5,
+        "weight_decay": 0.0,
+        "clip_norm": 1e9,
+        "warmup_epochs": 0,
+        "channels_last": False,
+    }
+    return TrainingConfig.model_validate({**plain, **settings})
+
+
+def frozen_norms(state: TrainingState) -> TrainingState:
+    """Training mode, but every BatchNorm with its running statistics: images do not see each other."""
+    state.model.train()
+    for module in state.model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    return state
+
+
+def make_step(state: TrainingState, world: World, config: TrainingConfig) -> tuple[TrainingStep, Recipe]:
+    recipe = make_recipe(config, 3, 10)
+    return TrainingStep(state, DetectionLoss(), recipe, world, config), recipe
+
+
+def weights(state: TrainingState) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in state.model.named_parameters()}
+
+
+def change(state: TrainingState, before: dict[str, Tensor]) -> Tensor:
+    """What the step did to all weights, in one row."""
+    return torch.cat([(p.detach() - before[name]).flatten() for name, p in state.model.named_parameters()])
+
+
+def stepped(
+    make_state: MakeState, make_batch: MakeBatch, world: World, cut: Sequence[Sequence[int]], **settings: Any
+) -> tuple[Tensor, Any]:
+    """Change of the weights, and result, of one step over SAMPLES in the given micro-batches."""
+    state = frozen_norms(make_state())
+    before = weights(state)
+    step, _ = make_step(state, world, config_of(**settings))
+    result = step([make_batch(0, part) for part in cut], len(cut), len(SAMPLES), 64)
+    return change(state, before), result
+
+
+@pytest.mark.parametrize("cut", [[SAMPLES[:4], SAMPLES[4:]], [SAMPLES[:2], SAMPLES[2:3], SAMPLES[3:]], [(s,) for s in SAMPLES]])
+def test_micro_batches_do_not_change_the_gradient(
+    cut: Sequence[Sequence[int]], make_state: MakeState, make_batch: MakeBatch, world: World
+) -> None:
+    """Loss: a smaller GPU trains with another effective batch or learning rate; images without boxes tip the scale."""
+    whole, result = stepped(make_state, make_batch, world, [SAMPLES])
+    split, split_result = stepped(make_state, make_batch, world, cut)
+    assert whole.abs().max() > 1e-3, "the step is large enough to see a difference"
+    assert (whole - split).abs().max() < 1e-5
+    assert (whole - split).norm() / whole.norm() < 1e-3, "nor do small gradients differ"
+    assert split_result.losses == pytest.approx(result.losses, rel=1e-5)
+
+
+def test_the_step_is_that_of_the_documented_loss(make_state: MakeState, make_batch: MakeBatch, world: World) -> None:
+    """Loss: a factor (samples, target scores, micro-batches) lost or applied twice, hidden by clipping."""
+    split, result = stepped(make_state, make_batch, world, [SAMPLES[:3], SAMPLES[3:]])
+    state, batch = frozen_norms(make_state()), make_batch(0, SAMPLES)
+    sums = DetectionLoss()(state.model(batch.images.float() / 255), 64, 64, batch.box_image, batch.classes, batch.boxes)  # type: ignore[arg-type]
+    loss = sums.total / sums.target_scores.clamp(min=1)
+    (loss * len(SAMPLES)).backward()  # type: ignore[no-untyped-call]
+    gradient = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in state.model.parameters()])
+    expected = -1e-5 * (1 + 0.937) * gradient  # the first step of Nesterov's momentum
+    assert (split - expected).norm() / expected.norm() < 1e-3
+    assert result.losses["total"] == pytest.approx(loss.item(), rel=1e-5)
+    assert result.losses["total"] == pytest.approx(result.losses["box"] + result.losses["cls"] + result.losses["dfl"])
+    assert result.learning_rate == pytest.approx(1e-5)
+
+
+def test_gradients_of_an_earlier_step_are_not_added(make_state: MakeState, make_batch: MakeBatch, world: World) -> None:
+    """Loss: every step also repeats all steps before it."""
+    state = frozen_norms(make_state())
+    for parameter in state.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before = weights(state)
+    make_step(state, world, config_of())[0]([make_batch(0, SAMPLES)], 1, len(SAMPLES), 64)
+    clean, _ = stepped(make_state, make_batch, world, [SAMPLES])
+    assert torch.equal(change(state, before), clean)
+
+
+def test_the_norm_of_the_whole_gradient_is_clipped(make_state: MakeState, make_batch: MakeBatch, world: World) -> None:
+    """Loss: one odd batch throws the weights away; or each micro-batch is clipped by itself, which is another gradient."""
+    free, _ = stepped(make_state, make_batch, world, [SAMPLES[:3], SAMPLES[3:]], lr=1.0)
+    clipped, _ = stepped(make_state, make_batch, world, [SAMPLES[:3], SAMPLES[3:]], lr=1.0, clip_norm=0.5)
+    assert free.norm() > 10
+    assert clipped.norm().item() == pytest.approx(0.5 * (1 + 0.937), rel=1e-3)
+    assert torch.nn.functional.cosine_similarity(free, clipped, dim=0).item() == pytest.approx(1.0, abs=1e-4)
+
+
+def test_a_batch_without_any_box_is_a_step(make_state: MakeState, make_batch: MakeBatch, world: World) -> None:
+    """Loss: a division by zero target scores on background images."""
+    state = make_state()
+    state.model.train()
+    result = make_step(state, world, config_of())[0]([make_batch(0, (3, 6))], 1, 2, 64)
+    assert result.losses["box"] == result.losses["dfl"] == 0.0
+    assert result.losses["cls"] > 0
+    assert all(p.isfinite().all() for p in state.model.parameters())
+
+
+def test_a_step_counts_itself_and_its_samples(make_state: MakeState, make_batch: MakeBatch, world: World) -> None:
+    """Loss: learning rate, EMA and curves that lag behind the steps; counters that depend on the micro-batches."""
+    state = make_state()
+    state.model.train()
+    step, recipe = make_step(state, world, config_of(warmup_epochs=3))
+    for number in range(3):
+        result = step([make_batch(number, (1, 2)), make_batch(number, (3,)), make_batch(number, (4,))], 3, 4, 64)
+        assert result.learning_rate == recipe.learning_rate(number)
+        assert (state.step, state.samples, state.ema.updates) == (number + 1, 4 * (number + 1), number + 1)
+        for model in (state.model, state.ema.model):
+            counters = {b.item() for name, b in model.named_buffers() if name.endswith("num_batches_tracked")}
+            assert counters == {number + 1}
+
+
+def test_running_statistics_are_the_mean_over_the_micro_batches_of_the_step(
+    make_state: MakeState, make_batch: MakeBatch, world: World
+) -> None:
+    """Loss: a step that forgets the statistics of all micro-batches but the last, and shows it in evaluation only."""
+    name = "model.3.bn.running_mean"
+
+    def statistics(cut: Sequence[Sequence[int]]) -> Tensor:
+        state = make_state()
+        state.model.train()
+        make_step(state, world, config_of(lr=1e-12))[0]([make_batch(0, part) for part in cut], len(cut), 4, 64)
+        return state.model.state_dict()[name].clone()
+
+    together, first, second = statistics([(1, 2), (4, 5)]), statistics([(1, 2)]), statistics([(4, 5)])
+    torch.testing.assert_close(together, (first + second) / 2, atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(together, first, atol=1e-4)
+
+
+class PoisonedLoss(DetectionLoss):
+    """A loss that is no number for batches with a given image."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+        self.calls = 0
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.calls += 1
+        sums = super().__call__(*arguments)
+        return sums if self.calls != 2 else type(sums)(sums.box * self.value, sums.cls, sums.dfl, sums.target_scores)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_and_leaves_the_weights(
+    value: float, make_state: MakeState, make_batch: MakeBatch, world: World
+) -> None:
+    """Loss: weights full of NaN, and the checkpoint that is written from them over the good ones."""
+    state = make_state()
+    state.model.train()
+    config = config_of(lr=0.01)
+    loss = PoisonedLoss(value)
+    step = TrainingStep(state, loss, make_recipe(config, 3, 10), world, config)
+    before = copy.deepcopy(state.capture())
+    with pytest.raises(Diverged, match="not finite at step 1"):
+        step([make_batch(0, (1, 2)), make_batch(0, (4,)), make_batch(0, (5,))], 3, 4, 64)
+    assert loss.calls == 3
+    after = state.capture()
+    for part in ("model_state_dict", "ema_state_dict"):
+        for name, tensor in after[part].items():
+            # How many forward passes there were is set by the next step that is completed.
+            assert name.endswith("num_batches_tracked") or torch.equal(tensor, before[part][name]), name
+    assert after["optimizer_state_dict"]["state"] == {}
+    assert (state.step, state.samples, state.ema.updates) == (0, 0, 0)
