@@ -54,7 +54,7 @@ def build(config_path: Path, overrides: list[str]) -> Run:
     site = Site(world, RunFolder(config.run_folder), Silent())
     site.folder.make()
     indexes = load_indexes(config.data)
-    config = settle(config, None, world.world_size)
+    config = settle(config, None, world.world_size, len(indexes[0]))
     num_classes = len(indexes[0].categories)
     recipe = make_recipe(config.training, num_classes, make_plan(config, len(indexes[0])).steps_per_epoch)
     state = make_state(config, recipe, num_classes, site, None)

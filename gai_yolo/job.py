@@ -102,7 +102,7 @@ def run_in(config: Config, options: Options, site: Site) -> None:
     found = site.world.from_first(lambda: newest(site.folder.checkpoints, site.console.warning))
     if found is None and options.resume:
         site.console.warning(f"--resume: no complete checkpoint in {site.folder.checkpoints}; starting at epoch 1")
-    config = settle(config, found, site.world.world_size)
+    config = settle(config, found, site.world.world_size, len(indexes[0]))
     identity = identity_of(config, indexes[0])
     if found is not None:
         for note in check_continuation(found, identity):

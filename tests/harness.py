@@ -59,7 +59,13 @@ def environment() -> dict[str, str]:
 def run(script: str, arguments: Sequence[str], processes: int = 1) -> subprocess.CompletedProcess[str]:
     """Run to the end from the repository's folder, as a user would."""
     return subprocess.run(
-        command(script, arguments, processes), cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False
+        command(script, arguments, processes),
+        cwd=REPOSITORY,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
 
 

@@ -79,8 +79,7 @@ class ImageSource:
 
     def _fill_memory(self) -> None:
         needed = sum(height * width * 3 for height, width in (fitted_size(r, self.image_size) for r in self.records))
-        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        share = int(available * MEMORY_SHARE) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        share = int(_available_memory() * MEMORY_SHARE) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         if needed > share:
             self.note = f"data.cache: ram would need {needed / 2**30:.1f} GiB of {share / 2**30:.1f} GiB; going on without a cache"
             return
@@ -104,11 +103,21 @@ class ImageSource:
         return image
 
 
+def _available_memory() -> int:
+    """Bytes that can be taken without swapping; practically unlimited where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 2**62
+    # Free pages alone would count the page cache as used.
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 2**62)
+
+
 def _store(path: Path, image: Image) -> None:
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
             np.save(file, image)
-        os.replace(file.name, path)
+        Path(file.name).replace(path)
     except OSError:
         return  # A full cache disk costs speed, never training.
 

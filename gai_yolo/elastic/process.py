@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Literal, TypeVar
@@ -51,8 +52,7 @@ class World:
         self.local_rank = environment_local_rank()
         local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self.device = _choose_device(device, self.local_rank)
-        cores = len(os.sched_getaffinity(0))
-        self.threads = max(1, cores // local_world_size) if threads == "auto" else threads
+        self.threads = max(1, _cores() // local_world_size) if threads == "auto" else threads
         torch.set_num_threads(self.threads)
         self._owns_group = False
         if self.world_size > 1 or "TORCHELASTIC_RUN_ID" in os.environ:
@@ -113,6 +113,13 @@ def _result(outcome: T | Refusal | None) -> T:
     if isinstance(outcome, Refusal):
         raise outcome
     return outcome  # type: ignore[return-value]
+
+
+def _cores() -> int:
+    """Cores this process may use: containers and Slurm often give fewer than the machine has."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _choose_device(setting: Literal["auto", "cpu", "cuda"], local_rank: int) -> torch.device:

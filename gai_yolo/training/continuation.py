@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from gai_yolo.config import Config, changed_keys, value_at
 from gai_yolo.data.index import Index
 from gai_yolo.errors import CheckpointError
+from gai_yolo.training.optim import choose_optimizer
 from gai_yolo.training.snapshots import Found
 from gai_yolo.training.state import TrainingState
 
 
-def settle(config: Config, found: Found | None, world_size: int) -> Config:
-    """Fix what the first start decides for the whole life of a run: the micro-batch size."""
-    if config.training.micro_batch_size != "auto":
-        return config
-    recorded = value_at(found.content.get("config", {}), "training.micro_batch_size") if found else None
-    size = recorded or -(-config.training.batch_size // world_size)
-    return config.model_copy(update={"training": config.training.model_copy(update={"micro_batch_size": size})})
+def settle(config: Config, found: Found | None, world_size: int, num_samples: int) -> Config:
+    """Fix what the first start decides for the whole life of a run: the micro-batch size and the kind of optimizer.
+
+    Later starts take what the checkpoint recorded, so that neither a resize nor more epochs change them.
+    """
+    training = config.training
+    recorded = found.content.get("config", {}).get("training", {}) if found else {}
+    settled: dict[str, Any] = {}
+    if training.micro_batch_size == "auto":
+        settled["micro_batch_size"] = recorded.get("micro_batch_size") or math.ceil(training.batch_size / world_size)
+    if training.optimizer == "auto":
+        steps = math.ceil(num_samples / training.batch_size)
+        steps = min(steps, training.max_batches_per_epoch or steps)
+        settled["optimizer"] = recorded.get("optimizer") or choose_optimizer(training, training.epochs * steps)
+    return config.model_copy(update={"training": training.model_copy(update=settled)})
 
 
 def identity_of(config: Config, index: Index) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
@@ -51,9 +52,7 @@ def make_recipe(config: TrainingConfig, num_classes: int, steps_per_epoch: int) 
         num_classes: enters AdamW's default learning rate, 0.002 x 5 / (4 + classes).
     """
     total_steps = config.epochs * steps_per_epoch
-    name = config.optimizer
-    if name == "auto":
-        name = "adamw" if total_steps < FEW_ITERATIONS else "sgd"
+    name = choose_optimizer(config, total_steps)
     default_lr = 0.01 if name == "sgd" else round(0.002 * 5 / (4 + num_classes), 6)
     default_momentum = 0.937 if name == "sgd" else 0.9
     return Recipe(
@@ -69,6 +68,13 @@ def make_recipe(config: TrainingConfig, num_classes: int, steps_per_epoch: int) 
     )
 
 
+def choose_optimizer(config: TrainingConfig, total_steps: int) -> Literal["sgd", "adamw"]:
+    """What `optimizer: auto` means for a run of so many steps."""
+    if config.optimizer != "auto":
+        return config.optimizer
+    return "adamw" if total_steps < FEW_ITERATIONS else "sgd"
+
+
 def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     """Two groups: convolution weights with decay; biases, norms and residual scales (all with one dimension) without."""
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -82,10 +88,10 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
 
 
 def set_rates(optimizer: Optimizer, recipe: Recipe, step: int) -> float:
-    """Set learning rate and momentum for step `step` (0-based) and return the learning rate."""
+    """Set what step `step` (0-based) is to use, whatever a loaded optimizer state says; returns the learning rate."""
     rate, momentum = recipe.learning_rate(step), recipe.momentum_at(step)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+    for group, weight_decay in zip(optimizer.param_groups, (recipe.weight_decay, 0.0), strict=True):
+        group["lr"], group["weight_decay"] = rate, weight_decay
         if "momentum" in group:
             group["momentum"] = momentum
         else:

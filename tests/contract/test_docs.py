@@ -16,7 +16,7 @@ def test_configuration_reference_is_up_to_date() -> None:
 def test_files_that_the_readme_names_exist() -> None:
     """The first thing a newcomer clicks must not be gone."""
     text = (REPOSITORY / "README.md").read_text()
-    links = {target for target in re.findall(r"\]\(([^)#:]+)\)", text)}
+    links = set(re.findall(r"\]\(([^)#:]+)\)", text))
     configs = set(re.findall(r"configs/[a-z0-9_]+\.yaml", text))
     assert links and configs
     assert [name for name in links | configs if not (REPOSITORY / name).exists()] == []

@@ -14,7 +14,7 @@ from tests.runs import metrics, scalar_steps
 
 
 @pytest.fixture
-def start(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> "Start":
+def start(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Start:
     """Starts the job in this process."""
     monkeypatch.chdir(REPOSITORY)
     return Start(tmp_path, cache, capsys)

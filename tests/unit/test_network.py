@@ -84,7 +84,7 @@ def test_initialisation_is_the_published_one() -> None:
     stage = model.model[6]
     assert torch.equal(stage.gamma, torch.full((512,), 0.01))  # type: ignore[arg-type]
     weight = stage.m[0][0].attn.qkv.conv.weight  # type: ignore[index, union-attr]
-    assert 0.019 < weight.std().item() < 0.021  # type: ignore[union-attr, operator]
+    assert 0.019 < weight.std().item() < 0.021
     head = model.head
     assert all(torch.equal(branch[-1].bias, torch.ones(64)) for branch in head.cv2)  # type: ignore[index]
     expected = torch.log(torch.tensor([5 / 4 / (640 / s) ** 2 for s in (8, 16, 32)]))
