@@ -30,12 +30,22 @@ def state_digest(checkpoint: Path) -> str:
     return hasher.hexdigest()
 
 
-def scalar_steps(run_folder: Path) -> dict[str, list[int]]:
-    """Steps of every scalar tag, as TensorBoard itself reads them."""
+def _events(run_folder: Path) -> Any:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     accumulator = EventAccumulator(str(run_folder / "tensorboard"), size_guidance={"scalars": 0})
     accumulator.Reload()
+    return accumulator
+
+
+def scalars(run_folder: Path, tag: str) -> list[float]:
+    """Values of a scalar tag in the order of steps."""
+    return [event.value for event in _events(run_folder).Scalars(tag)]
+
+
+def scalar_steps(run_folder: Path) -> dict[str, list[int]]:
+    """Steps of every scalar tag, as TensorBoard itself reads them."""
+    accumulator = _events(run_folder)
     return {tag: [event.step for event in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import run, small
-from tests.runs import ledger, metrics
+from tests.runs import ledger, scalars
 
 WORLD_SIZES = (1, 2, 3)
 
@@ -36,7 +36,8 @@ def test_every_sample_is_trained_on_exactly_once_an_epoch(processes: int, finish
     assert sorted(epochs) == [1, 2]
     for steps in epochs.values():
         assert Counter(i for step in steps.values() for micro_batch in step for i in micro_batch) == expected
-    assert epochs[1][1] != epochs[2][1], "epochs must be shuffled differently"
+    first, second = ([step for _, step in sorted(epochs[epoch].items())] for epoch in (1, 2))
+    assert first != second, "epochs must be shuffled differently"
     ranks = len(list((finished_runs[processes] / "ledger").glob("rank_*.jsonl")))
     assert ranks == processes
 
@@ -49,13 +50,11 @@ def test_global_batches_and_micro_batches_do_not_depend_on_the_world_size(finish
 
 
 def test_losses_agree_between_world_sizes(finished_runs: dict[int, Path]) -> None:
-    """A loss normalised per rank would differ by far more than rounding; early steps still agree closely."""
-    alone = metrics(finished_runs[1])
+    """A loss or gradient normalised per rank would differ by far more than the rounding of sums, which grows slowly."""
+    alone = scalars(finished_runs[1], "Loss/Train_Batch")[:10]
+    assert len(alone) == 10
     for processes in (2, 3):
-        rows = metrics(finished_runs[processes])
-        assert [row["step"] for row in rows] == [row["step"] for row in alone]
-        assert rows[0]["train_loss"] == pytest.approx(alone[0]["train_loss"], rel=1e-3)
-        assert rows[0]["val_loss"] == pytest.approx(alone[0]["val_loss"], rel=2e-2)
+        assert scalars(finished_runs[processes], "Loss/Train_Batch")[:10] == pytest.approx(alone, rel=1e-3)
 
 
 def test_evaluation_gives_the_same_numbers_on_any_world_size(finished_runs: dict[int, Path], cache: Path) -> None:

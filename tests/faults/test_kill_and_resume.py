@@ -68,12 +68,21 @@ def test_stopped_in_epoch_2_and_resumed(
     assert timeless == expected
 
 
-def test_a_second_job_on_the_same_run_folder_is_refused(job: Running, tmp_path: Path, cache: Path) -> None:
+def test_a_second_job_on_the_same_run_folder_is_refused(tmp_path: Path, cache: Path) -> None:
     """Two writers would mix two runs into one folder."""
-    second = run("main.py", _arguments(tmp_path, cache))
-    assert second.returncode == 2
-    assert "another job is writing to this run folder" in second.stderr
-    assert job.wait() == 0, "the first job must not be disturbed"
+    arguments = [*_arguments(tmp_path, cache), "--set", "training.epochs=1000"]
+    first = Running("main.py", arguments)
+    try:
+        first.wait_for("epoch 1/1000  step 1/5")
+        second = run("main.py", arguments)
+        assert second.returncode == 2
+        assert "another job is writing to this run folder" in second.stderr
+        step = first.output.count("  step ")
+        first.wait_for(f"epoch {step // STEPS + 2}/1000  step 1/5")
+        assert first.process.poll() is None, "the first job must not be disturbed"
+    finally:
+        first.send(signal.SIGKILL)
+        first.wait()
 
 
 def test_two_processes_killed_and_resumed_by_one(tmp_path: Path, cache: Path) -> None:

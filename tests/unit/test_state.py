@@ -6,6 +6,7 @@ import copy
 import io
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -146,8 +147,13 @@ def test_checkpoint_of_another_model_is_refused(make_state: MakeState) -> None:
     assert len(str(refused.value).splitlines()) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="load_state_dict of an optimizer takes the state of any other with equal groups")
-@pytest.mark.parametrize(("was", "now"), [("sgd", "adamw"), ("adamw", "sgd")])
+@pytest.mark.parametrize(
+    ("was", "now"),
+    [
+        ("sgd", "adamw"),
+        pytest.param("adamw", "sgd", marks=pytest.mark.xfail(strict=True, reason="SGD takes AdamW's state and dies in its first step")),
+    ],
+)
 def test_checkpoint_of_another_optimizer_is_refused(was: str, now: str, world: World, make_state: MakeState, make_batch: MakeBatch) -> None:
     """Loss: with `optimizer: auto` a run that is made longer goes on with AdamW's memory in SGD, and dies in its first step."""
     state = make_state(was)
@@ -186,8 +192,8 @@ def test_average_takes_statistics_in_and_copies_counters(make_state: MakeState) 
             buffer.fill_(7)
     ema.update(model)
     averaged = dict(ema.model.named_buffers())
-    assert averaged["model.0.bn.running_mean"].unique().tolist() == [4.0], "half way from 0 to 8"
-    assert averaged["model.0.bn.running_var"].unique().tolist() == [4.5], "half way from 1 to 8"
+    assert averaged["model.0.bn.running_mean"].tolist() == [4.0] * 16, "half way from 0 to 8"
+    assert averaged["model.0.bn.running_var"].tolist() == [4.5] * 16, "half way from 1 to 8"
     assert averaged["model.0.bn.num_batches_tracked"].item() == 7
 
 
@@ -204,7 +210,6 @@ def test_average_is_apart_from_the_model_and_not_trained(make_state: MakeState) 
     state.model.train()
     state.ema.update(state.model)
     assert not state.ema.model.training
-    assert torch.equal(state.ema.model.head.dfl.conv.weight.flatten(), state.model.head.dfl.conv.weight.flatten()) is False
 
 
 # --- running statistics ----------------------------------------------------------------------------------------------------
@@ -272,7 +277,7 @@ def test_statistics_do_not_depend_on_who_computes_which_micro_batch(cuts: tuple[
     parts = micro_batches(5)
     (alone,) = shared_step([parts])
     edges = [0, *cuts, 5]
-    ranks = shared_step([parts[a:b] for a, b in zip(edges, edges[1:], strict=False)])
+    ranks = shared_step([parts[a:b] for a, b in pairwise(edges)])
     for rank in ranks:
         for name, buffer in rank.items():
             assert torch.equal(buffer, ranks[0][name]), "all ranks have the same to the last bit"

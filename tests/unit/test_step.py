@@ -39,12 +39,15 @@ def config_of(**settings: Any) -> TrainingConfig:
     return TrainingConfig.model_validate({**plain, **settings})
 
 
-def frozen_norms(state: TrainingState) -> TrainingState:
-    """Training mode, but every BatchNorm with its running statistics: images do not see each other."""
+def frozen_norms(state: TrainingState, batch: Batch) -> TrainingState:
+    """Training mode, but every BatchNorm stays at the statistics of a batch: images do not see each other."""
+    norms = [module for module in state.model.modules() if isinstance(module, nn.BatchNorm2d)]
     state.model.train()
-    for module in state.model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
+    for norm in norms:
+        norm.momentum = 1.0
+    state.model(batch.images.float() / 255)
+    for norm in norms:
+        norm.eval()
     return state
 
 
@@ -66,7 +69,7 @@ def stepped(
     make_state: MakeState, make_batch: MakeBatch, world: World, cut: Sequence[Sequence[int]], **settings: Any
 ) -> tuple[Tensor, Any]:
     """Change of the weights, and result, of one step over SAMPLES in the given micro-batches."""
-    state = frozen_norms(make_state())
+    state = frozen_norms(make_state(), make_batch(0, SAMPLES))
     before = weights(state)
     step, _ = make_step(state, world, config_of(**settings))
     result = step([make_batch(0, part) for part in cut], len(cut), len(SAMPLES), 64)
@@ -89,10 +92,11 @@ def test_micro_batches_do_not_change_the_gradient(
 def test_the_step_is_that_of_the_documented_loss(make_state: MakeState, make_batch: MakeBatch, world: World) -> None:
     """Loss: a factor (samples, target scores, micro-batches) lost or applied twice, hidden by clipping."""
     split, result = stepped(make_state, make_batch, world, [SAMPLES[:3], SAMPLES[3:]])
-    state, batch = frozen_norms(make_state()), make_batch(0, SAMPLES)
-    sums = DetectionLoss()(state.model(batch.images.float() / 255), 64, 64, batch.box_image, batch.classes, batch.boxes)  # type: ignore[arg-type]
+    batch = make_batch(0, SAMPLES)
+    state = frozen_norms(make_state(), batch)
+    sums = DetectionLoss()(state.model(batch.images.float() / 255), 64, 64, batch.box_image, batch.classes, batch.boxes)
     loss = sums.total / sums.target_scores.clamp(min=1)
-    (loss * len(SAMPLES)).backward()  # type: ignore[no-untyped-call]
+    (loss * len(SAMPLES)).backward()
     gradient = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in state.model.parameters()])
     expected = -1e-5 * (1 + 0.937) * gradient  # the first step of Nesterov's momentum
     assert (split - expected).norm() / expected.norm() < 1e-3
@@ -103,7 +107,7 @@ def test_the_step_is_that_of_the_documented_loss(make_state: MakeState, make_bat
 
 def test_gradients_of_an_earlier_step_are_not_added(make_state: MakeState, make_batch: MakeBatch, world: World) -> None:
     """Loss: every step also repeats all steps before it."""
-    state = frozen_norms(make_state())
+    state = frozen_norms(make_state(), make_batch(0, SAMPLES))
     for parameter in state.model.parameters():
         parameter.grad = torch.ones_like(parameter)
     before = weights(state)
@@ -155,7 +159,8 @@ def test_running_statistics_are_the_mean_over_the_micro_batches_of_the_step(
         state = make_state()
         state.model.train()
         make_step(state, world, config_of(lr=1e-12))[0]([make_batch(0, part) for part in cut], len(cut), 4, 64)
-        return state.model.state_dict()[name].clone()
+        buffer: Tensor = state.model.state_dict()[name]
+        return buffer.clone()
 
     together, first, second = statistics([(1, 2), (4, 5)]), statistics([(1, 2)]), statistics([(4, 5)])
     torch.testing.assert_close(together, (first + second) / 2, atol=1e-6, rtol=1e-5)
