@@ -150,9 +150,11 @@ def test_rates_reach_every_group(name: str, read: Any) -> None:
     """Loss: a schedule that is computed and never applied, or applied to one group."""
     optimizer = make_optimizer(torch.nn.Linear(3, 2), replace(BASE, optimizer=name))
     for step in (0, 50, 100, 999):
+        for group in optimizer.param_groups:  # what a checkpoint of an earlier configuration would bring
+            group.update(lr=9.0, weight_decay=9.0)
         rate = set_rates(optimizer, BASE, step)
         assert rate == BASE.learning_rate(step)
         assert [group["lr"] for group in optimizer.param_groups] == [rate, rate]
         assert [read(group) for group in optimizer.param_groups] == [BASE.momentum_at(step)] * 2
         assert all(group.get("betas", (0, 0.999))[1] == 0.999 for group in optimizer.param_groups)
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0005, 0.0]
+        assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0005, 0.0]

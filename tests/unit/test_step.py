@@ -30,7 +30,7 @@ def config_of(**settings: Any) -> TrainingConfig:
     plain = {
         "optimizer": "sgd",
         "epochs": 10,
-        "lr": 1e-5,
+        "lr": 3e-4,
         "weight_decay": 0.0,
         "clip_norm": 1e9,
         "warmup_epochs": 0,
@@ -69,23 +69,38 @@ def stepped(
     make_state: MakeState, make_batch: MakeBatch, world: World, cut: Sequence[Sequence[int]], **settings: Any
 ) -> tuple[Tensor, Any]:
     """Change of the weights, and result, of one step over SAMPLES in the given micro-batches."""
+    config = config_of(**settings)
     state = frozen_norms(make_state(), make_batch(0, SAMPLES))
+    state.model.to(memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
     before = weights(state)
-    step, _ = make_step(state, world, config_of(**settings))
+    step, _ = make_step(state, world, config)
     result = step([make_batch(0, part) for part in cut], len(cut), len(SAMPLES), 64)
     return change(state, before), result
 
 
-@pytest.mark.parametrize("cut", [[SAMPLES[:4], SAMPLES[4:]], [SAMPLES[:2], SAMPLES[2:3], SAMPLES[3:]], [(s,) for s in SAMPLES]])
+HALVES, UNEVEN = [SAMPLES[:4], SAMPLES[4:]], [SAMPLES[:2], SAMPLES[2:4], SAMPLES[4:]]
+SINGLE = [(sample,) for sample in SAMPLES]
+TORCH_BUG = "torch's BatchNorm on the CPU mistakes the layout of a single image's gradient"
+
+
+@pytest.mark.parametrize("cut", [HALVES, UNEVEN, SINGLE], ids=["halves", "uneven", "single"])
+@pytest.mark.parametrize("channels_last", [True, False])
 def test_micro_batches_do_not_change_the_gradient(
-    cut: Sequence[Sequence[int]], make_state: MakeState, make_batch: MakeBatch, world: World
+    channels_last: bool,
+    cut: Sequence[Sequence[int]],
+    make_state: MakeState,
+    make_batch: MakeBatch,
+    world: World,
+    request: pytest.FixtureRequest,
 ) -> None:
     """Loss: a smaller GPU trains with another effective batch or learning rate; images without boxes tip the scale."""
-    whole, result = stepped(make_state, make_batch, world, [SAMPLES])
-    split, split_result = stepped(make_state, make_batch, world, cut)
-    assert whole.abs().max() > 1e-3, "the step is large enough to see a difference"
+    if cut is SINGLE and not channels_last:
+        request.applymarker(pytest.mark.xfail(strict=True, reason=TORCH_BUG))
+    whole, result = stepped(make_state, make_batch, world, [SAMPLES], channels_last=channels_last)
+    split, split_result = stepped(make_state, make_batch, world, cut, channels_last=channels_last)
+    assert whole.abs().max() > 1e-2, "the step is large enough to see a difference"
     assert (whole - split).abs().max() < 1e-5
-    assert (whole - split).norm() / whole.norm() < 1e-3, "nor do small gradients differ"
+    assert (whole - split).norm() / whole.norm() < 1e-4, "nor do small gradients differ"
     assert split_result.losses == pytest.approx(result.losses, rel=1e-5)
 
 
@@ -98,11 +113,11 @@ def test_the_step_is_that_of_the_documented_loss(make_state: MakeState, make_bat
     loss = sums.total / sums.target_scores.clamp(min=1)
     (loss * len(SAMPLES)).backward()
     gradient = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in state.model.parameters()])
-    expected = -1e-5 * (1 + 0.937) * gradient  # the first step of Nesterov's momentum
+    expected = -3e-4 * (1 + 0.937) * gradient  # the first step of Nesterov's momentum
     assert (split - expected).norm() / expected.norm() < 1e-3
     assert result.losses["total"] == pytest.approx(loss.item(), rel=1e-5)
     assert result.losses["total"] == pytest.approx(result.losses["box"] + result.losses["cls"] + result.losses["dfl"])
-    assert result.learning_rate == pytest.approx(1e-5)
+    assert result.learning_rate == pytest.approx(3e-4)
 
 
 def test_gradients_of_an_earlier_step_are_not_added(make_state: MakeState, make_batch: MakeBatch, world: World) -> None:
@@ -118,11 +133,10 @@ def test_gradients_of_an_earlier_step_are_not_added(make_state: MakeState, make_
 
 def test_the_norm_of_the_whole_gradient_is_clipped(make_state: MakeState, make_batch: MakeBatch, world: World) -> None:
     """Loss: one odd batch throws the weights away; or each micro-batch is clipped by itself, which is another gradient."""
-    free, _ = stepped(make_state, make_batch, world, [SAMPLES[:3], SAMPLES[3:]], lr=1.0)
-    clipped, _ = stepped(make_state, make_batch, world, [SAMPLES[:3], SAMPLES[3:]], lr=1.0, clip_norm=0.5)
+    free, clipped = (stepped(make_state, make_batch, world, HALVES, lr=1.0, clip_norm=norm)[0].double() for norm in (1e9, 0.5))
     assert free.norm() > 10
     assert clipped.norm().item() == pytest.approx(0.5 * (1 + 0.937), rel=1e-3)
-    assert torch.nn.functional.cosine_similarity(free, clipped, dim=0).item() == pytest.approx(1.0, abs=1e-4)
+    assert torch.nn.functional.cosine_similarity(free, clipped, dim=0).item() == pytest.approx(1.0, abs=1e-5)
 
 
 def test_a_batch_without_any_box_is_a_step(make_state: MakeState, make_batch: MakeBatch, world: World) -> None:
