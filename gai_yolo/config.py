@@ -64,8 +64,8 @@ class DataConfig(Section):
     """Where the validation split lies, if not in a usual place."""
     max_bad_fraction: Fraction = 0.1
     """Share of missing or unreadable images that is skipped and counted; beyond it the data set is refused."""
-    image_size: int = Field(default=640, ge=32, le=4096, multiple_of=32, json_schema_extra=FIXED)
-    """Side of the square network input, in pixels; a multiple of 32."""
+    image_size: int = Field(default=640, ge=64, le=4096, multiple_of=32, json_schema_extra=FIXED)
+    """Side of the square network input, in pixels; a multiple of 32, at least 64."""
     workers: int = Field(default=2, ge=0, le=256)
     """Loader processes for each training process; 0 loads in the training process itself."""
     cache: Literal["none", "ram", "disk"] = "none"
@@ -205,12 +205,26 @@ class Config(Section):
 
     @property
     def run_folder(self) -> Path:
-        """Folder of this run."""
-        return self.experiment.folder.expanduser() / self.experiment.name
+        """Folder of this run; raises `ConfigError` where `~` has no meaning."""
+        try:
+            return self.experiment.folder.expanduser() / self.experiment.name
+        except RuntimeError:
+            raise ConfigError(f"experiment.folder {self.experiment.folder}: there is no home folder for `~`; write it in full.") from None
 
     def dump(self) -> dict[str, Any]:
         """Plain data of the whole configuration, as YAML and checkpoints hold it."""
         return self.model_dump(mode="json")
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's own loader lets the second of two equal keys win silently."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for position, key in enumerate(keys):
+            if key in keys[:position]:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} occurs twice", node.value[position][0].start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -225,8 +239,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise ConfigError(f"{path}: cannot read the configuration ({reason}); give an existing YAML file with --config.") from None
     try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        raw = yaml.load(text, _UniqueKeys)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
         raise ConfigError(f"{where}: not valid YAML ({getattr(error, 'problem', None) or 'cannot be parsed'}).") from None
@@ -275,8 +289,8 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     if not separator or not all(keys):
         raise ConfigError(f"--set {override}: write it as key.path=value, for example training.epochs=3.")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = yaml.load(text, _UniqueKeys)
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise ConfigError(f"--set {override}: the value is not valid YAML.") from None
     node = raw
     for depth, key in enumerate(keys[:-1]):

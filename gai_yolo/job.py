@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from gai_yolo.config import Config
+from gai_yolo.data.check import expand
 from gai_yolo.data.dataset import EvaluationSet, TrainingSet
 from gai_yolo.data.images import ImageSource
 from gai_yolo.data.index import Index
@@ -18,11 +19,11 @@ from gai_yolo.data.sources import load_indexes
 from gai_yolo.detector import YOLO12
 from gai_yolo.detector.loss import DetectionLoss
 from gai_yolo.detector.weights import load_weights
-from gai_yolo.elastic.process import World, restarted_by_agent
+from gai_yolo.elastic.process import World, launch_id
 from gai_yolo.errors import CheckpointError, ConfigError
 from gai_yolo.evaluation.evaluator import Evaluator
 from gai_yolo.reporting.console import Console, Silent
-from gai_yolo.reporting.reporter import Reporter
+from gai_yolo.reporting.reporter import Reporter, rewind_ledger, write_metrics
 from gai_yolo.reporting.serve import serve_tensorboard
 from gai_yolo.reporting.tensorboard import TensorBoard
 from gai_yolo.store.atomic import publish_text
@@ -68,9 +69,9 @@ def run_job(config: Config, options: Options) -> None:
     console = Console(config.training.epochs, config.reporting.log_interval) if world.is_first else Silent()
     site = Site(world, RunFolder(config.run_folder), console)
     try:
-        world.from_first(lambda: open_folder(options, site))
+        world.from_first(site.folder.lock)
         if options.tensorboard and world.is_first:
-            console.info(f"TensorBoard: {serve_tensorboard(config.experiment.folder.expanduser())}")
+            console.info(f"TensorBoard: {serve_tensorboard(site.folder.path.parent)}")
         run_in(config, options, site)
     except KeyboardInterrupt:
         console.warning(f"interrupted; the same command goes on from the newest checkpoint in {site.folder.checkpoints}")
@@ -82,23 +83,29 @@ def run_job(config: Config, options: Options) -> None:
 
 
 def open_folder(options: Options, site: Site) -> None:
-    """Lock the run folder and make it ready. On rank 0 only."""
-    site.folder.lock()
-    # A worker that torchrun has restarted sees the same command line, but its run is not to be started over again.
-    if options.fresh and not restarted_by_agent():
+    """Make the locked run folder ready. On rank 0 only."""
+    launch = launch_id()
+    # Workers that torchrun starts again, after a crash or a resize, see the same command line; their run is not to be
+    # started over a second time.
+    if options.fresh and launch is not None and site.folder.started_over_by() == launch:
+        site.console.info(f"--fresh: this job ({launch}) has started over already; going on")
+    elif options.fresh:
         moved = site.folder.move_aside()
         if moved is not None:
             site.console.info(f"the old run is kept in {moved}")
     site.folder.make()
+    if options.fresh and launch is not None:
+        site.folder.mark_started_over(launch)
 
 
 def run_in(config: Config, options: Options, site: Site) -> None:
-    """Train in an open run folder."""
+    """Train in a locked run folder; nothing in it is touched before the configuration and the data are known to be good."""
     if config.training.amp == "fp16" and site.world.device.type == "cpu":
         raise ConfigError("training.amp: fp16 needs a GPU; use bf16 or none on a CPU.")
     indexes = site.world.together(lambda: load_indexes(config.data))
     for index in indexes:
         tell_about(index, site.console)
+    site.world.from_first(lambda: open_folder(options, site))
     found = site.world.from_first(lambda: newest(site.folder.checkpoints, site.console.warning))
     if found is None and options.resume:
         site.console.warning(f"--resume: no complete checkpoint in {site.folder.checkpoints}; starting at epoch 1")
@@ -111,6 +118,7 @@ def run_in(config: Config, options: Options, site: Site) -> None:
     plan = make_plan(config, len(indexes[0]))
     recipe = make_recipe(config.training, len(indexes[0].categories), plan.steps_per_epoch)
     state = make_state(config, recipe, len(indexes[0].categories), site, found)
+    site.world.from_first(lambda: bring_up_to_date(site.folder, state))
     if state.epoch < config.training.epochs:
         announce(config, indexes, recipe, site)
         run = assemble(config, indexes, recipe, state, site, identity)
@@ -131,7 +139,7 @@ def assemble(
     plan = make_plan(config, len(indexes[0]))
     loss = DetectionLoss(config.loss.box, config.loss.cls, config.loss.dfl)
     workers, pin_memory = config.data.workers, world.device.type == "cuda"
-    train_images, val_images = (make_images(config, index, site.console) for index in indexes)
+    train_images, val_images = world.together(lambda: [make_images(config, index, site.console) for index in indexes])
     training_set = TrainingSet(train_images, config.augment, config.experiment.seed, training.epochs)
     val_loader = EvaluationLoader(
         EvaluationSet(val_images), config.evaluation.batch_size, world.rank, world.world_size, workers, pin_memory
@@ -148,6 +156,12 @@ def assemble(
     )
 
 
+def bring_up_to_date(folder: RunFolder, state: TrainingState) -> None:
+    """Make metrics and ledger tell of the state that is gone on from, whatever a killed run wrote after it. On rank 0 only."""
+    write_metrics(folder, state.history)
+    rewind_ledger(folder, state.step)
+
+
 def make_plan(config: Config, num_samples: int) -> Plan:
     """The shape of an epoch under a settled configuration."""
     training = config.training
@@ -161,7 +175,7 @@ def make_state(config: Config, recipe: Recipe, num_classes: int, site: Site, fou
     model = YOLO12(config.model.size, num_classes)
     weights = config.model.weights
     if weights is not None and found is None:
-        left_out = site.world.together(lambda: load_weights(model, weights.expanduser()))
+        left_out = site.world.together(lambda: load_weights(model, expand(weights)))
         site.console.info(f"weights from {weights}" + (f"; {len(left_out)} tensors of the class branch start anew" if left_out else ""))
     memory_format = torch.channels_last if config.training.channels_last else torch.contiguous_format
     model = model.to(site.world.device, memory_format=memory_format)  # type: ignore[call-overload]
@@ -193,9 +207,7 @@ def make_reporter(config: Config, val_index: Index, state: TrainingState, site: 
         if config.reporting.tensorboard:
             tensorboard = TensorBoard(site.folder.tensorboard, state.step, site.console.warning)
             tensorboard.config_text(state.step + 1, resolved)
-    reporter = Reporter(site.folder, config.reporting, val_index, site.world.rank, site.console, tensorboard)
-    reporter.record(state.history)
-    return reporter
+    return Reporter(site.folder, config.reporting, val_index, site.world.rank, site.console, tensorboard)
 
 
 def tell_about(index: Index, console: Silent) -> None:

@@ -14,7 +14,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from gai_yolo.data.check import expand
 from gai_yolo.data.index import ImageRecord
+from gai_yolo.errors import DataError
 
 Image = NDArray[np.uint8]
 """(H, W, 3) RGB."""
@@ -55,19 +57,25 @@ class ImageSource:
 
     Args:
         cache: `none`, `ram` (filled on construction, shared with forked loader workers) or `disk` (filled on first use).
+
+    Raises:
+        DataError: the cache folder cannot be made.
     """
 
     def __init__(self, records: Sequence[ImageRecord], image_size: int, cache: str, cache_folder: Path) -> None:
         self.records = records
         self.image_size = image_size
-        self._folder = cache_folder.expanduser() / "images" if cache == "disk" else None
+        self._folder = expand(cache_folder) / "images" if cache == "disk" else None
         self._memory: list[Image | None] | None = None
         self.note = ""
         """What the user should be told about the cache, or an empty string."""
         if cache == "ram":
             self._fill_memory()
         if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise DataError(f"data.cache_folder: cannot write to {self._folder} ({error.strerror}); set another folder.") from None
 
     def load(self, position: int) -> Image | None:
         """The image at a position, longer side `image_size`; None where it cannot be decoded. Not to be written to."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,13 @@ def read_checkpoint_file(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: missing, damaged, or holding objects other than tensors and plain data.
     """
+    damaged = CheckpointError(f"{path}: damaged or not a checkpoint; restore it from a copy or take another one.")
     try:
+        # torch.load does not look at the archive's checksums: a flipped bit in a tensor would pass.
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip() is not None:
+                    raise damaged
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from None
@@ -29,10 +37,12 @@ def read_checkpoint_file(path: Path) -> dict[str, Any]:
                 f"{path}: holds program objects, not only tensors, and is not opened because they could run code; "
                 "export its state dict with the program that wrote it and give that file."
             ) from None
-        raise CheckpointError(f"{path}: damaged or not a checkpoint; restore it from a copy or take another one.") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError):
+        raise damaged from None
+    except CheckpointError:
+        raise
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error):
         # A truncated or overwritten archive fails anywhere in the parser; all of it means the same to the user.
-        raise CheckpointError(f"{path}: damaged or not a checkpoint; restore it from a copy or take another one.") from None
+        raise damaged from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint or a state dict.")
     return content

@@ -30,9 +30,13 @@ def environment_local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def restarted_by_agent() -> bool:
-    """Whether torchrun's agent has started this worker before in the same job."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def launch_id() -> str | None:
+    """torchrun's id of the job, the same after every restart and resize; None without torchrun or where it has none.
+
+    The restart count would not do: torchrun does not count changes of membership.
+    """
+    job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return None if job == "none" else job
 
 
 class World:
@@ -51,7 +55,7 @@ class World:
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self.local_rank = environment_local_rank()
         local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        self.device = _choose_device(device, self.local_rank)
+        self.device = _choose_device(device, self.local_rank, local_world_size)
         self.threads = max(1, _cores() // local_world_size) if threads == "auto" else threads
         torch.set_num_threads(self.threads)
         self._owns_group = False
@@ -122,13 +126,14 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _choose_device(setting: Literal["auto", "cpu", "cuda"], local_rank: int) -> torch.device:
+def _choose_device(setting: Literal["auto", "cpu", "cuda"], local_rank: int, local_world_size: int) -> torch.device:
     if setting == "cpu" or (setting == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     count = torch.cuda.device_count()
-    if local_rank >= count:
+    # Asked by every process alike: if only those without a GPU refused, the others would wait for them.
+    if local_world_size > count:
         raise ConfigError(
-            f"training.device: process {local_rank} of this node has no GPU of its own ({count} found); "
+            f"training.device: {local_world_size} processes on this node and {count} GPUs; "
             "start at most one process for each GPU, or set training.device: cpu."
         )
     device = torch.device("cuda", local_rank)

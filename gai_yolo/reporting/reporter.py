@@ -6,6 +6,7 @@ for warnings of what only that rank has seen.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from gai_yolo.config import ReportingConfig
 from gai_yolo.data.batch import Batch
 from gai_yolo.data.images import decode
 from gai_yolo.data.index import Index
+from gai_yolo.errors import Refusal
 from gai_yolo.evaluation.coco_metrics import ImageDetections
 from gai_yolo.evaluation.evaluator import Evaluation
 from gai_yolo.reporting.console import Silent
@@ -77,12 +79,15 @@ class Reporter:
         if self.tensorboard:
             self.tensorboard.evaluation(step, evaluation.losses, metrics.stats, metrics.per_class)
         if self.rank == 0:
-            self._draw(step, evaluation.detections)
+            try:
+                self._draw(step, evaluation.detections)
+            except OSError as error:
+                self.console.warning(f"{self.folder.predictions}: pictures cannot be written ({error.strerror}); training goes on")
 
     def record(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Bring the metrics file up to date: one row for each completed epoch."""
         if self.rank == 0:
-            publish_text(self.folder.metrics, json.dumps(history, indent=1) + "\n")
+            write_metrics(self.folder, history)
         if self.tensorboard:
             self.tensorboard.flush()
 
@@ -108,3 +113,26 @@ class Reporter:
     def _comparison(self, picture: Image, position: int, found: ImageDetections) -> Image:
         record, names = self.index.images[position], self.index.class_names
         return draw_comparison(picture, record.boxes, record.classes, found.boxes, found.scores, found.classes, names)
+
+
+def write_metrics(folder: RunFolder, history: Sequence[Mapping[str, Any]]) -> None:
+    """Write `training_metrics.json`, one row for each completed epoch.
+
+    Raises:
+        Refusal: the disk refuses.
+    """
+    try:
+        publish_text(folder.metrics, json.dumps(history, indent=1) + "\n")
+    except OSError as error:
+        raise Refusal(f"{folder.metrics}: cannot be written ({error.strerror}); make room and start again.") from None
+
+
+def rewind_ledger(folder: RunFolder, step: int) -> None:
+    """Take out of the ledger what a killed run did after the `step` that is gone on from, a torn last line included."""
+    for path in folder.ledger.glob("rank_*.jsonl"):
+        kept = []
+        for line in path.read_text().splitlines(keepends=True):
+            with contextlib.suppress(json.JSONDecodeError):
+                if line.endswith("\n") and json.loads(line)["step"] <= step:
+                    kept.append(line)
+        publish_text(path, "".join(kept))

@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from gai_yolo.errors import Refusal, RunFolderBusy
+from gai_yolo.store.atomic import publish_text
 
 LOCK_PATIENCE = 10.0
 """Seconds to wait for a job that is just ending."""
@@ -25,6 +26,7 @@ class RunFolder:
         self.ledger = path / "ledger"
         self.metrics = self.checkpoints / "training_metrics.json"
         self.config = path / "config.yaml"
+        self._marker = path / ".fresh"
         # Beside the folder, because `--fresh` moves the folder while the lock is held.
         self._lock = FileLock(path.parent / f".{path.name}.lock")
 
@@ -50,7 +52,11 @@ class RunFolder:
         self._lock.release()
 
     def move_aside(self) -> Path | None:
-        """Rename the folder of an old run, with everything in it; returns where it is now, or None if there was none."""
+        """Rename the folder of an old run, with everything in it; returns where it is now, or None if there was none.
+
+        Raises:
+            Refusal: the file system does not allow it (a mount point, say).
+        """
         if not self.path.exists():
             return None
         stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -59,8 +65,22 @@ class RunFolder:
         while target.exists():
             number += 1
             target = self.path.with_name(f"{self.path.name}.{stamp}-{number}")
-        os.rename(self.path, target)
+        try:
+            os.rename(self.path, target)
+        except OSError as error:
+            raise Refusal(f"{self.path}: cannot be moved aside ({error.strerror}); set another experiment.name.") from None
         return target
+
+    def started_over_by(self) -> str | None:
+        """The job that started this run with `--fresh`, or None."""
+        try:
+            return self._marker.read_text()
+        except OSError:
+            return None
+
+    def mark_started_over(self, job: str) -> None:
+        """Remember which job started this run with `--fresh`."""
+        publish_text(self._marker, job)
 
     def make(self) -> None:
         """Create the folders.

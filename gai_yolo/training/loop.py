@@ -94,10 +94,13 @@ def evaluate_epoch(run: Run, epoch: int, row: dict[str, Any]) -> bool:
 
 
 def save(run: Run, improved: bool) -> None:
-    """Write the checkpoints that are due, then the metrics; both tell the state after an epoch."""
+    """Write the checkpoints that are due, then the metrics; all tell the state after an epoch.
+
+    The best one comes first: a run killed in between trains the epoch again and writes the same files.
+    """
     if run.snapshots is not None:
         captured = run.state.capture()
-        run.snapshots.save_epoch(captured)
         if improved:
             run.snapshots.save_best(captured)
+        run.snapshots.save_epoch(captured)
     run.reporter.record(run.state.history)

@@ -83,7 +83,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if recipe.optimizer == "sgd":
-        return SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=True)
+        return SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
     return AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999))
 
 

@@ -51,10 +51,10 @@ class Snapshots:
     def _write(self, path: Path, state: dict[str, Any]) -> Path:
         try:
             publish(path, lambda file: torch.save({**state, **self.identity}, file))
-        except OSError as error:
-            raise CheckpointError(
-                f"{path}: cannot be written ({error.strerror}); make room and start again, older ones are kept."
-            ) from None
+        except (OSError, RuntimeError) as error:
+            # torch's archive writer answers a failed write with a RuntimeError of its own.
+            reason = getattr(error, "strerror", None) or "the disk may be full"
+            raise CheckpointError(f"{path}: cannot be written ({reason}); make room and start again, older ones are kept.") from None
         return path
 
 

@@ -68,7 +68,14 @@ def train(tmp_path: Path, root: Path | str, *more: str, config: str = "{}") -> i
     """Run the job in this process on a data set, for one step."""
     path = tmp_path / "config.yaml"
     path.write_text(config)
-    values = small(tmp_path / "runs", tmp_path / "cache", f"data.path={root}", "training.epochs=1", "training.max_batches_per_epoch=1")
+    values = small(
+        tmp_path / "runs",
+        tmp_path / "cache",
+        f"data.path={root}",
+        "data.cache=disk",
+        "training.epochs=1",
+        "training.max_batches_per_epoch=1",
+    )
     extra = [argument for value in more for argument in ("--set", value)]
     return main(["--config", str(path), *values, *extra])
 
@@ -89,6 +96,8 @@ CONFIGS = {
     "not a choice": ("model: {size: xxl}", "model.size: input should be 'n', 's', 'm', 'l' or 'x', got 'xxl'"),
     "section is a value": ("augment: 3", "augment: "),
     "not YAML": ("training: [1, 2", "config.yaml, line 1: not valid YAML"),
+    "a key twice": ("training: {epochs: 3}\ntraining: {lr: 0.1}", "the key 'training' occurs twice"),
+    "a date": ("experiment: {name: 2024-13-45}", "not valid YAML"),
     "a list": ("- training", "the file must hold sections"),
     "name leaves the folder": ("experiment: {name: ../../etc}", "experiment.name: "),
 }
@@ -110,6 +119,8 @@ OVERRIDES = {
     "micro batch": ("training.micro_batch_size=99", "micro_batch_size must lie between 1 and batch_size (16)"),
     "no value": ("training.epochs", "write it as key.path=value"),
     "fp16 on a CPU": ("training.amp=fp16", "training.amp: fp16 needs a GPU"),
+    "no such user": ("experiment.folder=~nosuchuser/x", "there is no home folder"),
+    "cache in a file": ("data.cache_folder=/dev/null", "data.cache_folder: cannot write to"),
     "missing weights": ("model.weights=/nowhere/w.pt", "/nowhere/w.pt: cannot be read"),
 }
 

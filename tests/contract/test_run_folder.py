@@ -113,11 +113,32 @@ def test_fresh_moves_the_old_run_aside(start: Start) -> None:
 
 def test_fresh_is_not_repeated_when_torchrun_restarts_the_worker(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """The restarted worker has the same command line; it would throw away the run that it is to save."""
+    monkeypatch.setattr("gai_yolo.job.launch_id", lambda: "job-7")
     assert start("training.epochs=1", flags=("--fresh",)) == 0
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert start(flags=("--fresh",)) == 0
-    assert "going on from" in start.out
+    assert "(job-7) has started over already" in start.out and "going on from" in start.out
     assert [row["epoch"] for row in metrics(start.run_folder)] == [1, 2]
+    monkeypatch.setattr("gai_yolo.job.launch_id", lambda: "job-8")
+    assert start("training.epochs=1", flags=("--fresh",)) == 0
+    assert "the old run is kept in" in start.out
+
+
+def test_fresh_touches_nothing_when_the_start_is_refused(start: Start) -> None:
+    """A typo beside --fresh must not hide the run that was there."""
+    assert start("training.epochs=1") == 0
+    assert start("data.path=/nowhere", flags=("--fresh",)) == 2
+    assert (start.run_folder / "checkpoints" / "epoch_001.pt").exists()
+    assert [path.name for path in start.folder.iterdir() if path.is_dir()] == ["run"]
+
+
+def test_metrics_that_a_kill_left_behind_are_written_at_the_next_start(start: Start) -> None:
+    """A run killed between its last checkpoint and its metrics would lack the last row for ever."""
+    assert start("training.epochs=1") == 0
+    path = start.run_folder / "checkpoints" / "training_metrics.json"
+    before = path.read_text()
+    path.write_text("[]")
+    assert start("training.epochs=1") == 0
+    assert path.read_text() == before
 
 
 def test_damaged_newest_checkpoint_falls_back_to_the_older_one(start: Start) -> None:
