@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tempfile
@@ -122,12 +123,15 @@ def _available_memory() -> int:
 
 
 def _store(path: Path, image: Image) -> None:
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            np.save(file, image)
-        Path(file.name).replace(path)
-    except OSError:
-        return  # A full cache disk costs speed, never training.
+    # A full cache disk costs speed, never training.
+    with contextlib.suppress(OSError):
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                np.save(file, image)
+            Path(temporary).replace(path)
+        except OSError:
+            Path(temporary).unlink()
 
 
 def _as_image(array: Any) -> Image:

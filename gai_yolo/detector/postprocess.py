@@ -41,6 +41,8 @@ def select_detections(
         # Stable, so that equal scores keep the order of points whatever the library.
         order = scores.sort(descending=True, stable=True).indices[:MAX_CANDIDATES]
         point, label, scores = point[order], label[order], scores[order]
-        keep = batched_nms(image_boxes[point], scores, label, iou)[:max_detections]
+        # torchvision moves classes apart by the largest coordinate, which is too little where coordinates are negative.
+        candidates = image_boxes[point] - image_boxes.min()
+        keep = batched_nms(candidates, scores, label, iou)[:max_detections]
         results.append(Detections(image_boxes[point[keep]], scores[keep], label[keep]))
     return results

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -40,7 +41,7 @@ def read_checkpoint_file(path: Path) -> dict[str, Any]:
         raise damaged from None
     except CheckpointError:
         raise
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error):
+    except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, struct.error, zipfile.BadZipFile, zlib.error):
         # A truncated or overwritten archive fails anywhere in the parser; all of it means the same to the user.
         raise damaged from None
     if not isinstance(content, dict):

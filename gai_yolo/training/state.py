@@ -74,6 +74,7 @@ class TrainingState:
             self.model.load_state_dict(saved["model_state_dict"])
             self.ema.model.load_state_dict(saved["ema_state_dict"])
             self.ema.updates = int(saved["ema_updates"])
+            _check_same_kind(self.optimizer, saved["optimizer_state_dict"])
             self.optimizer.load_state_dict(saved["optimizer_state_dict"])
             if self.scaler.is_enabled() and saved["scaler_state_dict"]:
                 self.scaler.load_state_dict(saved["scaler_state_dict"])
@@ -83,3 +84,10 @@ class TrainingState:
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"the checkpoint does not fit this model and optimizer ({reason}).") from None
+
+
+def _check_same_kind(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    """torch loads AdamW's state into SGD without a word; their groups have other settings."""
+    for own, other in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+        if own.keys() != other.keys():
+            raise ValueError("it was written by another kind of optimizer")

@@ -118,7 +118,6 @@ for _ in range(3):
 """
 
 
-@pytest.mark.xfail(strict=True, reason="_store leaves its temporary file behind when writing fails")
 def test_full_cache_disk_costs_speed_only(write_images: WriteImages, tmp_path: Path) -> None:
     """Loss: training ends because a cache is full, or fills the last of the disk with halves of files."""
     (record,) = write_images(1)

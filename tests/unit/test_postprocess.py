@@ -35,7 +35,6 @@ def test_boxes_of_other_classes_do_not_suppress_each_other() -> None:
     assert rows(one([A, ALMOST_A], [[0.9, 0.0], [0.0, 0.8]])) == [(0.9, 0, A), (0.8, 1, ALMOST_A)]
 
 
-@pytest.mark.xfail(strict=True, reason="torchvision shifts classes apart by the largest coordinate, which is too little for negative ones")
 def test_boxes_of_other_classes_do_not_suppress_each_other_beyond_the_border() -> None:
     """Loss: a box that reaches over the left or upper border vanishes behind an object of another class."""
     over_the_border = [-65.0, -65.0, -1.0, -1.0]
