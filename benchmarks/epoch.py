@@ -16,6 +16,7 @@ from pathlib import Path
 from gai_yolo.config import load_config
 from gai_yolo.data.batch import Batch
 from gai_yolo.data.sources import load_indexes
+from gai_yolo.elastic.notices import Interrupt
 from gai_yolo.elastic.process import World
 from gai_yolo.job import Site, assemble, make_plan, make_state
 from gai_yolo.reporting.console import Silent
@@ -51,7 +52,7 @@ def build(config_path: Path, overrides: list[str]) -> Run:
     """The job as the configuration says, in a folder of its own."""
     config = load_config(config_path, overrides)
     world = World(config.training.device, config.training.threads)
-    site = Site(world, RunFolder(config.run_folder), Silent())
+    site = Site(world, RunFolder(config.run_folder), Silent(), Interrupt())
     site.folder.make()
     indexes = load_indexes(config.data)
     config = settle(config, None, world.world_size, len(indexes[0]))

@@ -19,6 +19,7 @@ from gai_yolo.data.sources import load_indexes
 from gai_yolo.detector import YOLO12
 from gai_yolo.detector.loss import DetectionLoss
 from gai_yolo.detector.weights import load_weights
+from gai_yolo.elastic.notices import Interrupt
 from gai_yolo.elastic.process import World, launch_id
 from gai_yolo.errors import CheckpointError, ConfigError
 from gai_yolo.evaluation.evaluator import Evaluator
@@ -57,6 +58,7 @@ class Site:
     folder: RunFolder
     console: Silent
     """`Console` on rank 0."""
+    interrupt: Interrupt
 
 
 def run_job(config: Config, options: Options) -> None:
@@ -67,7 +69,7 @@ def run_job(config: Config, options: Options) -> None:
     """
     world = World(config.training.device, config.training.threads)
     console = Console(config.training.epochs, config.reporting.log_interval) if world.is_first else Silent()
-    site = Site(world, RunFolder(config.run_folder), console)
+    site = Site(world, RunFolder(config.run_folder), console, Interrupt())
     try:
         world.from_first(site.folder.lock)
         if options.tensorboard and world.is_first:
@@ -79,6 +81,7 @@ def run_job(config: Config, options: Options) -> None:
     finally:
         console.close()
         site.folder.release()
+        site.interrupt.close()
     world.close()
 
 
@@ -153,6 +156,7 @@ def assemble(
         evaluate=Evaluator(val_loader, indexes[1], loss, world, config.evaluation, training.amp, training.channels_last),
         snapshots=Snapshots(site.folder.checkpoints, training.checkpoint_interval, training.epochs, identity) if world.is_first else None,
         reporter=make_reporter(config, indexes[1], state, site),
+        interrupt=site.interrupt,
     )
 
 

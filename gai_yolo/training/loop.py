@@ -11,6 +11,7 @@ from gai_yolo.config import Config
 from gai_yolo.data.loader import TrainingLoader
 from gai_yolo.data.order import Plan
 from gai_yolo.detector import YOLO12
+from gai_yolo.elastic.notices import Interrupt
 from gai_yolo.evaluation.coco_metrics import STAT_NAMES
 from gai_yolo.evaluation.evaluator import Evaluation
 from gai_yolo.reporting.reporter import Reporter
@@ -37,6 +38,7 @@ class Run:
     snapshots: Snapshots | None
     """None on ranks that do not write."""
     reporter: Reporter
+    interrupt: Interrupt
 
 
 def train(run: Run) -> None:
@@ -63,6 +65,7 @@ def train_epoch(run: Run, epoch: int) -> dict[str, Any]:
         learning_rate = result.learning_rate
         run.reporter.step(number + 1, run.state.step, result.losses, result.learning_rate, num_samples)
         run.reporter.trained(epoch, run.state.step, batches)
+        run.interrupt.check()
     means = {name: value / run.plan.steps_per_epoch for name, value in sums.items()}
     seconds, samples = time.monotonic() - started, run.state.samples - samples_before
     run.reporter.end_epoch(run.state.step, means, seconds, samples)
