@@ -53,6 +53,7 @@ def build(config_path: Path, overrides: list[str]) -> Run:
     config = load_config(config_path, overrides)
     world = World(config.training.device, config.training.threads)
     site = Site(world, RunFolder(config.run_folder), Silent(), Interrupt())
+    site.folder.lock()
     site.folder.make()
     indexes = load_indexes(config.data)
     config = settle(config, None, world.world_size, len(indexes[0]))

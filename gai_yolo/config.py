@@ -8,6 +8,8 @@ checkpoints is not continued with another value, because the result would be nei
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -161,6 +163,26 @@ class TrainingConfig(Section):
         return self
 
 
+class SnapshotsConfig(Section):
+    interval_steps: int | None = Field(default=None, ge=1)
+    """Save in the middle of an epoch every this many steps, whatever `interval_seconds` says."""
+    interval_seconds: Positive | Literal["auto"] | None = "auto"
+    """Save in the middle of an epoch every this many seconds, or never (`null`). `auto`: the interval that loses least time, from the
+    measured cost of a snapshot and `hours_between_failures` (Young and Daly)."""
+    hours_between_failures: Positive = 3.0
+    """Expected time between interruptions, for `auto`; a few hours on spot machines."""
+    max_overhead: float = Field(default=0.01, gt=0.0, le=1.0)
+    """`auto` takes so long an interval that snapshots slow training down by at most this fraction."""
+    keep: int = Field(default=2, ge=1)
+    """Newest mid-epoch snapshots that are kept."""
+    keep_epochs: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
+    """Newest epoch checkpoints that are kept. The last and the best one always are."""
+    keep_every: int | None = Field(default=None, ge=1)
+    """With a number in `keep_epochs`: every this many epochs the checkpoint is kept for ever."""
+    patience_seconds: NonNegative = 600.0
+    """How long the end of training waits for a disk that does not take the last checkpoint."""
+
+
 class EvaluationConfig(Section):
     interval: int = Field(default=1, ge=1)
     """Evaluate every this many epochs (and always after the last)."""
@@ -198,6 +220,8 @@ class Config(Section):
     """Gains of the loss terms."""
     training: TrainingConfig = TrainingConfig()
     """Optimisation."""
+    snapshots: SnapshotsConfig = SnapshotsConfig()
+    """Checkpoints and mid-epoch snapshots: when to save, what to keep."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """COCO evaluation."""
     reporting: ReportingConfig = ReportingConfig()
@@ -276,6 +300,13 @@ def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], l
     flat_old, flat_new = dict(_flatten(old)), dict(_flatten(new))
     differing = [key for key in flat_new if key in flat_old and flat_old[key] != flat_new[key]]
     return [key for key in differing if key in fixed], [key for key in differing if key not in fixed]
+
+
+def fingerprint(config: Config) -> str:
+    """16 hexadecimal digits that are equal for configurations under which a run may go on."""
+    flat = dict(_flatten(config.dump()))
+    fixed = {path: flat[path] for path, info in _fields(Config) if info == FIXED}
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def value_at(dumped: dict[str, Any], key_path: str) -> Any:

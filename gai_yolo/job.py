@@ -21,21 +21,23 @@ from gai_yolo.detector.loss import DetectionLoss
 from gai_yolo.detector.weights import load_weights
 from gai_yolo.elastic.notices import Interrupt
 from gai_yolo.elastic.process import World, launch_id
-from gai_yolo.errors import CheckpointError, ConfigError
+from gai_yolo.errors import CheckpointError, ConfigError, Refusal
 from gai_yolo.evaluation.evaluator import Evaluator
 from gai_yolo.reporting.console import Console, Silent
 from gai_yolo.reporting.reporter import Reporter, rewind_ledger, write_metrics
 from gai_yolo.reporting.serve import serve_tensorboard
 from gai_yolo.reporting.tensorboard import TensorBoard
-from gai_yolo.store.atomic import publish_text
 from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.training.continuation import check_continuation, finished_line, identity_of, settle
 from gai_yolo.training.ema import EMA
 from gai_yolo.training.loop import Run, train
 from gai_yolo.training.optim import Recipe, make_optimizer, make_recipe
-from gai_yolo.training.snapshots import Found, Snapshots, newest
+from gai_yolo.training.snapshots import Found, NoSnapshots, Snapshots, bytes_to_come, newest
 from gai_yolo.training.state import TrainingState
 from gai_yolo.training.step import TrainingStep
+
+CLOSING_PATIENCE = 10.0
+"""Seconds that an interrupted job waits for a checkpoint that is on its way to the disk; Ctrl-C again ends the wait."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,29 @@ def open_folder(options: Options, site: Site) -> None:
         if moved is not None:
             site.console.info(f"the old run is kept in {moved}")
     site.folder.make()
-    if options.fresh and launch is not None:
-        site.folder.mark_started_over(launch)
+    try:
+        if options.fresh and launch is not None:
+            site.folder.mark_started_over(launch)
+        site.folder.store.sweep()
+    except OSError as error:
+        reason = f"{error.filename or site.folder.path}: {error.strerror}"
+        raise Refusal(f"{site.folder.path}: cannot be made ready ({reason}); mend that and start again.") from None
+
+
+def find(options: Options, site: Site) -> Found | None:
+    """The checkpoint to go on from. On rank 0 only."""
+    passed_over = []
+
+    def tell(text: str) -> None:
+        passed_over.append(text)
+        site.console.warning(text)
+
+    found = newest(site.folder.store, tell)
+    if found is None and passed_over:
+        site.console.warning(f"NO COMPLETE CHECKPOINT IS LEFT in {site.folder.path}: training starts at epoch 1")
+    elif found is None and options.resume:
+        site.console.warning(f"--resume: no complete checkpoint in {site.folder.checkpoints}; starting at epoch 1")
+    return found
 
 
 def run_in(config: Config, options: Options, site: Site) -> None:
@@ -109,9 +132,7 @@ def run_in(config: Config, options: Options, site: Site) -> None:
     for index in indexes:
         tell_about(index, site.console)
     site.world.from_first(lambda: open_folder(options, site))
-    found = site.world.from_first(lambda: newest(site.folder.checkpoints, site.console.warning))
-    if found is None and options.resume:
-        site.console.warning(f"--resume: no complete checkpoint in {site.folder.checkpoints}; starting at epoch 1")
+    found = site.world.from_first(lambda: find(options, site))
     config = settle(config, found, site.world.world_size, len(indexes[0]))
     identity = identity_of(config, indexes[0])
     if found is not None:
@@ -121,13 +142,14 @@ def run_in(config: Config, options: Options, site: Site) -> None:
     plan = make_plan(config, len(indexes[0]))
     recipe = make_recipe(config.training, len(indexes[0].categories), plan.steps_per_epoch)
     state = make_state(config, recipe, len(indexes[0].categories), site, found)
-    site.world.from_first(lambda: bring_up_to_date(site.folder, state))
+    site.world.from_first(lambda: bring_up_to_date(site, state))
     if state.epoch < config.training.epochs:
         announce(config, indexes, recipe, site)
         run = assemble(config, indexes, recipe, state, site, identity)
         try:
             train(run)
         finally:
+            run.snapshots.close(CLOSING_PATIENCE)
             run.reporter.close()
     site.console.info(finished_line(state, config.training.epochs))
     folder = site.folder
@@ -154,16 +176,36 @@ def assemble(
         loader=TrainingLoader(training_set, plan, world.rank, world.world_size, workers, pin_memory),
         step=TrainingStep(state, loss, recipe, world, training),
         evaluate=Evaluator(val_loader, indexes[1], loss, world, config.evaluation, training.amp, training.channels_last),
-        snapshots=Snapshots(site.folder.checkpoints, training.checkpoint_interval, training.epochs, identity) if world.is_first else None,
+        snapshots=make_snapshots(config, identity, state, site),
         reporter=make_reporter(config, indexes[1], state, site),
         interrupt=site.interrupt,
     )
 
 
-def bring_up_to_date(folder: RunFolder, state: TrainingState) -> None:
-    """Make metrics and ledger tell of the state that is gone on from, whatever a killed run wrote after it. On rank 0 only."""
-    write_metrics(folder, state.history)
+def make_snapshots(config: Config, identity: dict[str, Any], state: TrainingState, site: Site) -> NoSnapshots:
+    """What saves the state, on the rank that writes."""
+    if not site.world.is_first:
+        return NoSnapshots()
+    store = site.folder.store
+    needed, free = bytes_to_come(config, state, store.listing().present), store.fs.free_bytes(store.run)
+    if needed > free:
+        site.console.warning(
+            f"{store.run}: the checkpoints to come need about {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free: make room, or keep "
+            "fewer (training.checkpoint_interval, snapshots.keep_epochs)"
+        )
+    return Snapshots(store, config, identity, state, pinned=site.world.device.type == "cuda", tell=site.console.warning)
+
+
+def bring_up_to_date(site: Site, state: TrainingState) -> None:
+    """Make metrics, ledger and `best.pt` tell of the state that is gone on from, whatever a killed run wrote after it. On
+    rank 0 only."""
+    folder, tell = site.folder, site.console.warning
+    write_metrics(folder, state.history, tell)
     rewind_ledger(folder, state.step)
+    try:
+        folder.store.link_best()
+    except OSError as error:
+        tell(f"{folder.checkpoints}: best.pt cannot be written ({error.strerror}); training goes on")
 
 
 def make_plan(config: Config, num_samples: int) -> Plan:
@@ -207,7 +249,10 @@ def make_reporter(config: Config, val_index: Index, state: TrainingState, site: 
     resolved = yaml.safe_dump(config.dump(), sort_keys=False)
     tensorboard = None
     if site.world.is_first:
-        publish_text(site.folder.config, resolved)
+        try:
+            site.folder.store.publish_text(site.folder.config, resolved)
+        except OSError as error:
+            site.console.warning(f"{site.folder.config}: cannot be written ({error.strerror}); training goes on")
         if config.reporting.tensorboard:
             tensorboard = TensorBoard(site.folder.tensorboard, state.step, site.console.warning)
             tensorboard.config_text(state.step + 1, resolved)

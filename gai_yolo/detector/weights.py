@@ -7,13 +7,23 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from gai_yolo.detector.network import YOLO12
 from gai_yolo.errors import CheckpointError
+
+PARSER_ERRORS = (
+    *(RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError),
+    *(struct.error, zipfile.BadZipFile, zlib.error),
+)
+"""A truncated or overwritten archive fails anywhere in the parser; all of it means the same to the user."""
+
+
+class DamagedFile(CheckpointError):
+    """Not a file that `torch.save` has written, or no longer."""
 
 
 def read_checkpoint_file(path: Path) -> dict[str, Any]:
@@ -22,31 +32,56 @@ def read_checkpoint_file(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: missing, damaged, or holding objects other than tensors and plain data.
     """
-    damaged = CheckpointError(f"{path}: damaged or not a checkpoint; restore it from a copy or take another one.")
     try:
-        # torch.load does not look at the archive's checksums: a flipped bit in a tensor would pass.
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if archive.testzip() is not None:
-                    raise damaged
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            _check_sums(path, file)
+            return load_checkpoint(path, file)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from None
+
+
+def load_checkpoint(path: Path, file: BinaryIO) -> dict[str, Any]:
+    """As `read_checkpoint_file`, from an open file whose bytes are known to be good; `path` is for messages only.
+
+    Raises:
+        DamagedFile: damaged, or not such a file.
+        CheckpointError: holding objects other than tensors and plain data.
+        OSError: the disk refuses.
+    """
+    try:
+        file.seek(0)
+        content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise CheckpointError(
                 f"{path}: holds program objects, not only tensors, and is not opened because they could run code; "
                 "export its state dict with the program that wrote it and give that file."
             ) from None
-        raise damaged from None
-    except CheckpointError:
+        raise _damaged(path) from None
+    except OSError:
         raise
-    except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, struct.error, zipfile.BadZipFile, zlib.error):
-        # A truncated or overwritten archive fails anywhere in the parser; all of it means the same to the user.
-        raise damaged from None
+    except PARSER_ERRORS:
+        raise _damaged(path) from None
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint or a state dict.")
+        raise DamagedFile(f"{path}: holds a {type(content).__name__}, not a checkpoint or a state dict.")
     return content
+
+
+def _check_sums(path: Path, file: BinaryIO) -> None:
+    """torch.load does not look at the archive's checksums: a flipped bit in a tensor would pass."""
+    try:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                if archive.testzip() is not None:
+                    raise _damaged(path)
+    except (CheckpointError, OSError):
+        raise
+    except PARSER_ERRORS:
+        raise _damaged(path) from None
+
+
+def _damaged(path: Path) -> DamagedFile:
+    return DamagedFile(f"{path}: damaged or not a checkpoint; restore it from a copy or take another one.")
 
 
 def load_weights(model: YOLO12, path: Path) -> list[str]:

@@ -45,7 +45,7 @@ class Silent:
 
     def warning(self, text: str) -> None: ...
 
-    def start_epoch(self, epoch: int, steps: int) -> None: ...
+    def start_epoch(self, epoch: int, steps: int, done: int = 0) -> None: ...
 
     def step(self, step_in_epoch: int, losses: Mapping[str, float], learning_rate: float, images: int) -> None: ...
 
@@ -78,11 +78,12 @@ class Console(Silent):
         """Tell something that somebody should look at."""
         self._screen.line(f"warning: {text}", "bold yellow")
 
-    def start_epoch(self, epoch: int, steps: int) -> None:
-        """Begin epoch `epoch` (from 1) of `steps` optimizer steps."""
+    def start_epoch(self, epoch: int, steps: int, done: int = 0) -> None:
+        """Begin epoch `epoch` (from 1) of `steps` optimizer steps, of which `done` were made before an interruption."""
         self._epoch, self._steps = epoch, steps
         self._pace.start_epoch(epoch, steps)
         self._screen.begin(f"epoch {epoch}/{self._pace.total_epochs}", steps)
+        self._screen.update(done, "")
 
     def step(self, step_in_epoch: int, losses: Mapping[str, float], learning_rate: float, images: int) -> None:
         """Show optimizer step `step_in_epoch` (from 1), with its losses (total, box, cls, dfl) over `images` images."""

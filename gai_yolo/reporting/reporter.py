@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,6 @@ from gai_yolo.config import ReportingConfig
 from gai_yolo.data.batch import Batch
 from gai_yolo.data.images import decode
 from gai_yolo.data.index import Index
-from gai_yolo.errors import Refusal
 from gai_yolo.evaluation.coco_metrics import ImageDetections
 from gai_yolo.evaluation.evaluator import Evaluation
 from gai_yolo.reporting.console import Silent
@@ -46,9 +45,9 @@ class Reporter:
         if config.ledger:
             folder.ledger.mkdir(parents=True, exist_ok=True)
 
-    def start_epoch(self, epoch: int, steps: int) -> None:
-        """An epoch of `steps` steps begins."""
-        self.console.start_epoch(epoch, steps)
+    def start_epoch(self, epoch: int, steps: int, done: int = 0) -> None:
+        """An epoch of `steps` steps begins, or goes on after `done` of them."""
+        self.console.start_epoch(epoch, steps, done)
 
     def step(self, step_in_epoch: int, step: int, losses: Mapping[str, float], learning_rate: float, samples: int) -> None:
         """A step over `samples` samples was made; `step` counts from the run's beginning, from 1."""
@@ -87,7 +86,7 @@ class Reporter:
     def record(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Bring the metrics file up to date: one row for each completed epoch."""
         if self.rank == 0:
-            write_metrics(self.folder, history)
+            write_metrics(self.folder, history, self.console.warning)
         if self.tensorboard:
             self.tensorboard.flush()
 
@@ -115,16 +114,17 @@ class Reporter:
         return draw_comparison(picture, record.boxes, record.classes, found.boxes, found.scores, found.classes, names)
 
 
-def write_metrics(folder: RunFolder, history: Sequence[Mapping[str, Any]]) -> None:
-    """Write `training_metrics.json`, one row for each completed epoch.
+def write_metrics(folder: RunFolder, history: Sequence[Mapping[str, Any]], tell: Callable[[str], None]) -> None:
+    """Write `training_metrics.json`, one row for each completed epoch. Every checkpoint holds all rows, so a disk that refuses is
+    only told, and the next time makes up for it.
 
     Raises:
-        Refusal: the disk refuses.
+        RunFolderBusy: another job has taken the run over.
     """
     try:
-        publish_text(folder.metrics, json.dumps(history, indent=1) + "\n")
+        folder.store.publish_text(folder.metrics, json.dumps(history, indent=1) + "\n")
     except OSError as error:
-        raise Refusal(f"{folder.metrics}: cannot be written ({error.strerror}); make room and start again.") from None
+        tell(f"{folder.metrics}: cannot be written ({error.strerror}); training goes on")
 
 
 def rewind_ledger(folder: RunFolder, step: int) -> None:

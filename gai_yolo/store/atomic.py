@@ -2,58 +2,148 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
+import hashlib
+import io
 import os
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+from gai_yolo.store.filesystem import REAL, FileSystem
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+BUFFER = 1 << 20
+"""Small writes are gathered into pieces of so many bytes."""
+SUFFIX = ".tmp"
+NO_OWNER = "0-none"
 
 
-def publish(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file through a unique temporary one beside it: write, fsync, rename, fsync the folder.
+@dataclass(frozen=True)
+class Draft:
+    """A whole file, on the disk, that has no name yet but a temporary one."""
 
-    After return the content survives a crash of the machine. If anything fails, or the process is killed at any moment,
-    `path` holds its old content or is absent as before; a killed writer may leave a `*.tmp` file behind.
+    path: Path
+    size: int
+    sha256: str
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a name is one that `write_draft` gives."""
+    return name.startswith(".") and name.endswith(SUFFIX)
+
+
+def owner_of(name: str) -> str:
+    """The owner in a temporary name; empty for names of other makes."""
+    parts = name.split("~")
+    return parts[1] if len(parts) == 3 else ""
+
+
+def draft_path(target: Path, owner: str) -> Path:
+    """A temporary name that nobody else uses, in the folder of `target`."""
+    return target.with_name(f".{target.name}~{owner}~{os.urandom(6).hex()}{SUFFIX}")
+
+
+def write_draft(target: Path, write: Callable[[BinaryIO], object], owner: str = NO_OWNER, fs: FileSystem = REAL) -> Draft:
+    """Write and fsync a file under a temporary name, unique to this call, in the folder of `target`; hashes while writing.
 
     Args:
-        write: is handed the open binary file.
+        write: is handed the open binary file; it cannot seek.
+        owner: goes into the name, so that a later start can tell whose it is. Without `~` and `/`.
 
     Raises:
-        OSError: the disk refuses; nothing was changed under `path`.
+        OSError: the disk refuses, also where `write` wraps that into an exception of its own. The draft is gone if it can be.
     """
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    path = draft_path(target, owner)
+    raw = _HashingFile(fs, path)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with contextlib.closing(raw):
+            file = io.BufferedWriter(raw, BUFFER)
+            try:
+                write(file)
+                file.flush()
+            except Exception as error:
+                # torch's archive writer answers a failed write with a RuntimeError of its own.
+                raise raw.failure or error from None
+            fs.fsync(raw.descriptor)
+            file.detach()
     except BaseException:
-        os.unlink(temporary)
+        discard(path, fs)
         raise
-    _sync_folder(path.parent)
+    return Draft(path, raw.size, raw.digest.hexdigest())
 
 
-def publish_text(path: Path, text: str) -> None:
+def discard(path: Path, fs: FileSystem = REAL) -> None:
+    """Remove a draft as far as the disk allows; what is left is swept at the next start."""
+    with contextlib.suppress(OSError):
+        fs.unlink(path)
+
+
+def publish(path: Path, write: Callable[[BinaryIO], object], fs: FileSystem = REAL) -> None:
+    """Write a file through a draft: write, fsync, rename, fsync the folder.
+
+    After return the content survives a crash of the machine. If anything fails, or the process is killed at any moment,
+    `path` holds its old content or is absent as before; a killed writer may leave a hidden `*.tmp` file behind.
+
+    Raises:
+        OSError: the disk refuses; `path` holds the old content, or the new one if only the last fsync has failed.
+    """
+    draft = write_draft(path, write, fs=fs)
+    with discarded_unless_renamed(draft, fs):
+        fs.rename(draft.path, path)
+    fs.sync_folder(path.parent)
+
+
+def publish_text(path: Path, text: str, fs: FileSystem = REAL) -> None:
     """`publish` for UTF-8 text."""
-    publish(path, lambda file: file.write(text.encode()))
+    publish(path, lambda file: file.write(text.encode()), fs)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+@contextlib.contextmanager
+def discarded_unless_renamed(draft: Draft, fs: FileSystem) -> Iterator[None]:
+    """Clean up behind a failing block that was to give the draft its name."""
     try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # Some file systems cannot sync a folder and say so.
+        yield
+    except BaseException:
+        discard(draft.path, fs)
+        raise
+
+
+class _HashingFile(io.RawIOBase):
+    """The raw end of a draft: every byte is counted, hashed and written, however short the single writes are."""
+
+    def __init__(self, fs: FileSystem, path: Path) -> None:
+        self._fs = fs
+        self.descriptor = fs.create(path)
+        self.size = 0
+        self.digest = hashlib.sha256()
+        self.failure: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        whole = memoryview(data).cast("B")
+        rest = whole
+        try:
+            while rest:
+                rest = rest[self._fs.write(self.descriptor, rest) :]
+        except OSError as error:
+            self.failure = error
             raise
-    finally:
-        os.close(descriptor)
+        self.digest.update(whole)
+        self.size += len(whole)
+        return len(whole)
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._fs.close(self.descriptor)
 
 
-def _umask() -> int:
-    # There is no way to read it without setting it.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def hash_file(file: BinaryIO) -> str:
+    """SHA-256 of a file from where it stands, in hexadecimal."""
+    return hashlib.file_digest(cast(io.BytesIO, file), "sha256").hexdigest()

@@ -6,10 +6,11 @@ import os
 import time
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from gai_yolo.errors import Refusal, RunFolderBusy
+from gai_yolo.errors import Refusal
 from gai_yolo.store.atomic import publish_text
+from gai_yolo.store.lease import Lease
+from gai_yolo.store.manifest import FOLDERS
+from gai_yolo.store.store import Store
 
 LOCK_PATIENCE = 10.0
 """Seconds to wait for a job that is just ending."""
@@ -20,15 +21,16 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.checkpoints = path / "checkpoints"
+        self.checkpoints = path / FOLDERS["epoch"]
+        self.snapshots = path / FOLDERS["step"]
         self.tensorboard = path / "tensorboard"
         self.predictions = path / "predictions"
         self.ledger = path / "ledger"
         self.metrics = self.checkpoints / "training_metrics.json"
         self.config = path / "config.yaml"
         self._marker = path / ".fresh"
-        # Beside the folder, because `--fresh` moves the folder while the lock is held.
-        self._lock = FileLock(path.parent / f".{path.name}.lock")
+        self._lease = Lease(path)
+        self._store: Store | None = None
 
     def lock(self) -> None:
         """Become the only job that writes here, until the process ends.
@@ -37,19 +39,17 @@ class RunFolder:
             RunFolderBusy: another job is running on this folder.
             Refusal: the folder cannot be made.
         """
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=LOCK_PATIENCE)
-        except Timeout:
-            raise RunFolderBusy(
-                f"{self.path}: another job is writing to this run folder; wait for it, stop it, or set another experiment.name."
-            ) from None
-        except OSError as error:
-            raise Refusal(f"{self.path.parent}: cannot write there ({error.strerror}); set experiment.folder to another place.") from None
+        self._store = Store(self.path, self._lease.acquire(LOCK_PATIENCE))
+
+    @property
+    def store(self) -> Store:
+        """The checkpoints, for who holds the lock."""
+        assert self._store is not None, "lock() first"
+        return self._store
 
     def release(self) -> None:
         """Let another job in."""
-        self._lock.release()
+        self._lease.release()
 
     def move_aside(self) -> Path | None:
         """Rename the folder of an old run, with everything in it; returns where it is now, or None if there was none.
@@ -89,7 +89,7 @@ class RunFolder:
             Refusal: a file is in the way or the disk refuses.
         """
         try:
-            for folder in (self.checkpoints, self.tensorboard, self.predictions):
+            for folder in (self.checkpoints, self.snapshots, self.tensorboard, self.predictions):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise Refusal(f"{error.filename}: cannot be created ({error.strerror}); set experiment.folder to another place.") from None

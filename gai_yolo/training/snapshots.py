@@ -1,83 +1,207 @@
-"""Checkpoints of a run: when to save, under which name, and which one to continue from."""
+"""Checkpoints of a run: when to save, what goes in, and which one to go on from."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 
-from gai_yolo.detector.weights import read_checkpoint_file
+from gai_yolo.config import Config, fingerprint
+from gai_yolo.detector.weights import DamagedFile, load_checkpoint
 from gai_yolo.errors import CheckpointError
-from gai_yolo.store.atomic import publish
-from gai_yolo.training.state import FORMAT
-
-NAME = re.compile(r"epoch_(\d{3,})\.pt")
+from gai_yolo.store.catalogue import Catalogue, Damaged
+from gai_yolo.store.manifest import Manifest, Position
+from gai_yolo.store.retention import Policy
+from gai_yolo.store.store import Store
+from gai_yolo.training.buffers import StateBuffer
+from gai_yolo.training.cadence import Cadence, Cost
+from gai_yolo.training.state import FORMAT, TrainingState
+from gai_yolo.training.writer import Answer
+from gai_yolo.training.writing import BackgroundWriter, Job, WriterProcess
 
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint that was read completely."""
+    """A checkpoint that was verified and read completely."""
 
     path: Path
     content: dict[str, Any]
 
 
-class Snapshots:
-    """The `checkpoints/` folder of a run. Only rank 0 writes.
+class NoSnapshots:
+    """What the ranks do that do not write: nothing."""
+
+    def after_step(self, state: TrainingState) -> None:
+        """To be called after each optimizer step."""
+
+    def after_epoch(self, state: TrainingState) -> None:
+        """To be called when an epoch is complete, its evaluation included."""
+
+    def finish(self) -> None:
+        """To be called after the last epoch: everything is on the disk on return."""
+
+    def close(self, patience: float) -> None:
+        """To be called whatever happened; waits at most so many seconds for what is on its way to the disk."""
+
+
+class Snapshots(NoSnapshots):
+    """Saves the state of a run in the background, mid-epoch and after epochs.
 
     Args:
-        interval: write every this many epochs, and always at the last.
+        store: with the right to publish.
+        config: settled.
         identity: what is saved beside the state to recognise the run: configuration, classes, data digest.
+        tell: is given sentences for people.
     """
 
-    def __init__(self, folder: Path, interval: int, epochs: int, identity: dict[str, Any]) -> None:
-        self.folder, self.interval, self.epochs, self.identity = folder, interval, epochs, identity
+    def __init__(
+        self, store: Store, config: Config, identity: dict[str, Any], state: TrainingState, pinned: bool, tell: Callable[[str], None]
+    ) -> None:
+        self.config, self.identity, self.pinned, self._tell = config, identity, pinned, tell
+        run, fence, policy = store.run, store.fence, policy_of(config)
+        self.writer = BackgroundWriter(lambda: WriterProcess(run, fence, policy), tell, self._written, lambda: store.fs.free_bytes(run))
+        self._fingerprint = fingerprint(config)
+        expected = expected_bytes(state)
+        self._first_buffer: StateBuffer | None = StateBuffer(expected, pinned)
+        self.cadence = Cadence(config.snapshots, state.step, expected)
+        self.stall = 0.0
+        """Seconds that the training loop has stood still for snapshots."""
+        self.count, self.write_seconds = 0, 0.0
+        """Checkpoints that are complete on the disk, and the seconds that writing them took beside the training."""
 
-    def save_epoch(self, state: dict[str, Any]) -> Path | None:
-        """Write `epoch_XXX.pt` if one is due after the captured state's epoch; returns its path."""
-        epoch: int = state["epoch"]
-        if epoch % self.interval and epoch != self.epochs:
-            return None
-        return self._write(self.folder / f"epoch_{epoch:03d}.pt", state)
+    def after_step(self, state: TrainingState) -> None:
+        started = time.monotonic()
+        self.writer.poll()
+        if self.cadence.is_due(state.step) and self.writer.accepts_snapshots:
+            self._save(self._manifest("step", state), state)
+        self.stall += time.monotonic() - started
 
-    def save_best(self, state: dict[str, Any]) -> Path:
-        """Write `best.pt`."""
-        return self._write(self.folder / "best.pt", state)
+    def after_epoch(self, state: TrainingState) -> None:
+        started = time.monotonic()
+        due = is_due(state.epoch, self.config)
+        metric: float | None = state.history[-1]["mAP50-95"]
+        # Written anew as the first of equals only, so that a run that does not improve does not write.
+        best = metric is not None and all(row["mAP50-95"] is None or row["mAP50-95"] < metric for row in state.history[:-1])
+        if due or best:
+            self._save(self._manifest("epoch", state, metric, due), state)
+        self.writer.poll()
+        self.stall += time.monotonic() - started
 
-    def _write(self, path: Path, state: dict[str, Any]) -> Path:
-        try:
-            publish(path, lambda file: torch.save({**state, **self.identity}, file))
-        except (OSError, RuntimeError) as error:
-            # torch's archive writer answers a failed write with a RuntimeError of its own.
-            reason = getattr(error, "strerror", None) or "the disk may be full"
-            raise CheckpointError(f"{path}: cannot be written ({reason}); make room and start again, older ones are kept.") from None
-        return path
+    def finish(self) -> None:
+        """Wait until everything is on the disk.
+
+        Raises:
+            CheckpointError: it could not be written, for as long as `snapshots.patience_seconds`.
+        """
+        if not self.writer.drain(self.config.snapshots.patience_seconds):
+            raise CheckpointError(
+                f"{', '.join(self.writer.unwritten)}: could not be written within snapshots.patience_seconds; make room and start "
+                "again: it goes on from the newest complete checkpoint."
+            )
+
+    def close(self, patience: float) -> None:
+        self.writer.drain(patience)
+        self.writer.close(patience)
+
+    def _save(self, manifest: Manifest, state: TrainingState) -> None:
+        started = time.monotonic()
+        buffer = self.writer.buffer() or self._first_buffer or StateBuffer(0, self.pinned)
+        self._first_buffer = None
+        buffer.fill({**state.capture(), **self.identity})
+        self.writer.submit(Job(manifest, buffer, time.monotonic() - started))
+        self.cadence.saved(state.step)
+
+    def _manifest(self, kind: Any, state: TrainingState, metric: float | None = None, due: bool = True) -> Manifest:
+        return Manifest(
+            kind=kind,
+            position=Position(state.step, state.epoch, state.samples),
+            size=0,
+            sha256="",
+            fence=0,
+            config_fingerprint=self._fingerprint,
+            torch_version=torch.__version__,
+            time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            metric=metric,
+            due=due,
+        )
+
+    def _written(self, job: Job, answer: Answer) -> None:
+        self.count += 1
+        self.write_seconds += answer.seconds
+        cores = max(1, self.config.training.threads if isinstance(self.config.training.threads, int) else torch.get_num_threads())
+        self.cadence.measured(Cost(answer.seconds, job.stall, answer.cpu_seconds / cores))
 
 
-def newest(folder: Path, warn: Callable[[str], None]) -> Found | None:
-    """The checkpoint of the highest epoch that can be read; damaged ones are told, left in place and passed over.
+def policy_of(config: Config) -> Policy:
+    """What retention is to keep."""
+    return Policy(config.snapshots.keep, config.snapshots.keep_epochs, config.snapshots.keep_every)
+
+
+def is_due(epoch: int, config: Config) -> bool:
+    """Whether the checkpoint interval asks for a checkpoint after an epoch."""
+    return epoch % config.training.checkpoint_interval == 0 or epoch == config.training.epochs
+
+
+def bytes_to_come(config: Config, state: TrainingState, present: Sequence[Manifest]) -> int:
+    """Bytes of disk that the rest of the run will take beyond what its present checkpoints do, about."""
+    settings, training = config.snapshots, config.training
+    mid_epoch = settings.interval_steps is not None or settings.interval_seconds is not None
+    have_steps = sum(manifest.kind == "step" for manifest in present)
+    steps = max(0, settings.keep + 1 - have_steps) if mid_epoch else 0
+    due = sum(
+        epoch % training.checkpoint_interval == 0 or epoch == training.epochs for epoch in range(state.epoch + 1, training.epochs + 1)
+    )
+    if settings.keep_epochs != "all":
+        for_ever = training.epochs // settings.keep_every if settings.keep_every else 0
+        due = min(due, settings.keep_epochs + for_ever + 1)
+    best = 1  # where the best is none of those that are due
+    return (steps + due + best) * expected_bytes(state)
+
+
+def expected_bytes(state: TrainingState) -> int:
+    """Size of a snapshot, a little too large rather than too small, also before the optimizer has state of its own."""
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in state.model.state_dict().values())
+    moments = 2 if isinstance(state.optimizer, torch.optim.AdamW) else 1
+    return int((2 + moments) * weights * 1.02) + (1 << 20)
+
+
+def newest(store: Catalogue, tell: Callable[[str], None]) -> Found | None:
+    """The checkpoint to go on from, mid-epoch or after an epoch; damaged ones are told, left in place and passed over.
 
     Raises:
-        CheckpointError: the newest readable file was written by another version of this program.
+        CheckpointError: the newest complete one carries program code, or was written by another version of this program.
     """
-    numbered = [(int(match[1]), path) for path in folder.glob("epoch_*.pt") if (match := NAME.fullmatch(path.name))]
-    for epoch, path in sorted(numbered, reverse=True):
-        try:
-            content = read_checkpoint_file(path)
-        except CheckpointError as error:
-            warn(f"{error} It is left in place and passed over.")
-            continue
-        if content.get("format") != FORMAT:
-            raise CheckpointError(
-                f"{path}: not in this program's checkpoint format {FORMAT} (found {content.get('format')!r}); "
-                "continue with the version that wrote it, or start over with --fresh."
-            )
-        if content.get("epoch") != epoch:
-            warn(f"{path}: holds epoch {content.get('epoch')}, not the one its name says. It is left in place and passed over.")
-            continue
-        return Found(path, content)
-    return None
+    found = store.newest(lambda file, manifest: _parse(store.data_path(manifest), file, manifest), tell)
+    return None if found is None else Found(store.data_path(found[0]), found[1])
+
+
+def _parse(path: Path, file: BinaryIO, manifest: Manifest) -> dict[str, Any]:
+    try:
+        content = load_checkpoint(path, file)
+    except DamagedFile:
+        raise Damaged("is whole, but cannot be opened as a checkpoint") from None
+    position = position_of(path, content)
+    if position != manifest.position:
+        raise Damaged(f"holds step {position.step} of epoch {position.epoch + 1}, not what its manifest says")
+    return content
+
+
+def position_of(path: Path, content: dict[str, Any]) -> Position:
+    """How far the training was whose state this is.
+
+    Raises:
+        CheckpointError: not a state of this version of this program.
+    """
+    if content.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: not in this program's checkpoint format {FORMAT} (found {content.get('format')!r}); "
+            "continue with the version that wrote it, or start over with --fresh."
+        )
+    values = [content.get(key) for key in ("step", "epoch", "samples")]
+    if not all(isinstance(value, int) and value >= 0 for value in values):
+        raise CheckpointError(f"{path}: does not say how far training was; it was not written by this program.")
+    return Position(*cast(list[int], values))

@@ -6,7 +6,7 @@ functions of (config, seed, step) and therefore not here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -16,8 +16,21 @@ from gai_yolo.detector import YOLO12
 from gai_yolo.errors import CheckpointError
 from gai_yolo.training.ema import EMA
 
-FORMAT = 1
+FORMAT = 2
 """Version of the checkpoint's layout; raised when an older program could not continue from it."""
+
+
+LOSSES = ("total", "box", "cls", "dfl")
+
+
+@dataclass
+class Progress:
+    """What an unfinished epoch has gathered for its row of metrics."""
+
+    losses: dict[str, float] = field(default_factory=lambda: dict.fromkeys(LOSSES, 0.0))
+    """Sums over the epoch's steps so far."""
+    seconds: float = 0.0
+    """Time spent on them, over all starts of the job."""
 
 
 @dataclass
@@ -39,11 +52,19 @@ class TrainingState:
     """Highest mAP50-95 so far; None before the first evaluation."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """One row for each completed epoch, as in `training_metrics.json`."""
+    progress: Progress = field(default_factory=Progress)
+    """Of the epoch after the completed ones."""
 
     def advance(self, samples: int) -> None:
         """Count a completed step."""
         self.step += 1
         self.samples += samples
+
+    def end_epoch(self, row: dict[str, Any]) -> None:
+        """Count a completed epoch, with its row of metrics."""
+        self.epoch += 1
+        self.history.append(row)
+        self.progress = Progress()
 
     def capture(self) -> dict[str, Any]:
         """Plain data and tensors; tensors are the live ones, so write or copy them before the next step."""
@@ -60,6 +81,7 @@ class TrainingState:
             "samples": self.samples,
             "best_metric": self.best_metric,
             "history": self.history,
+            "progress": asdict(self.progress),
             "train_loss": row.get("train_loss"),
             "val_loss": row.get("val_loss"),
         }
@@ -81,6 +103,7 @@ class TrainingState:
             self.epoch, self.step, self.samples = int(saved["epoch"]), int(saved["step"]), int(saved["samples"])
             self.best_metric = saved["best_metric"]
             self.history = list(saved["history"])
+            self.progress = Progress(**saved["progress"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"the checkpoint does not fit this model and optimizer ({reason}).") from None

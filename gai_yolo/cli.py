@@ -1,0 +1,6 @@
+"""The command `gai-yolo`."""
+
+
+def main() -> int:
+    """Not there yet."""
+    return 2

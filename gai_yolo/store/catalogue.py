@@ -1,0 +1,169 @@
+"""What lies in a run's folders: found, verified, opened.
+
+Reading goes in the reverse order of writing: manifest, size, digest, and only then the parser. File times and pointers play
+no part, and nothing is changed here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+from gai_yolo.errors import CheckpointError
+from gai_yolo.store.atomic import hash_file
+from gai_yolo.store.filesystem import REAL, FileSystem, Identity
+from gai_yolo.store.manifest import FOLDERS, ForeignManifest, Kind, Manifest, ManifestError, decode
+
+T = TypeVar("T")
+
+NAMES: dict[Kind, re.Pattern[str]] = {"epoch": re.compile(r"(epoch_\d{3,})\.(pt|json)"), "step": re.compile(r"(step_\d{8,})\.(pt|json)")}
+NO_MANIFEST = "has no manifest and is not trusted"
+
+
+class Damaged(Exception):
+    """What a parser raises if verified bytes do not hold what they should; the message says in what way."""
+
+
+@dataclass(frozen=True)
+class Flaw:
+    """A file under a checkpoint's name that is not a complete checkpoint."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What lies in a run's folders, newest first; sizes are checked, digests are not."""
+
+    present: list[Manifest]
+    flaws: list[Flaw]
+
+
+class Catalogue:
+    """The checkpoints under one run folder, for reading."""
+
+    def __init__(self, run: Path, fs: FileSystem = REAL) -> None:
+        self.run, self.fs = run, fs
+        self._verified: dict[Path, tuple[Identity, str]] = {}
+
+    def data_path(self, manifest: Manifest) -> Path:
+        """Where the data of a checkpoint lies."""
+        return self.run / FOLDERS[manifest.kind] / f"{manifest.stem}.pt"
+
+    def manifest_path(self, manifest: Manifest) -> Path:
+        """Where the manifest of a checkpoint lies."""
+        return self.data_path(manifest).with_suffix(".json")
+
+    def listing(self) -> Listing:
+        """What is there.
+
+        Raises:
+            CheckpointError: a folder cannot be read, or holds manifests of another version of this program.
+        """
+        present: list[Manifest] = []
+        flaws: list[Flaw] = []
+        for kind in FOLDERS:
+            stems = self.stems(kind)
+            for stem, suffixes in stems.items():
+                data = self.run / FOLDERS[kind] / f"{stem}.pt"
+                if "json" not in suffixes:
+                    flaws.append(Flaw(data, NO_MANIFEST))
+                    continue
+                found = self.look_at(kind, data)
+                if isinstance(found, Flaw):
+                    flaws.append(found)
+                else:
+                    present.append(found)
+        present.sort(key=lambda manifest: manifest.position, reverse=True)
+        return Listing(present, flaws)
+
+    def newest(self, parse: Callable[[BinaryIO, Manifest], T], tell: Callable[[str], None]) -> tuple[Manifest, T] | None:
+        """The newest complete checkpoint, parsed; what is newer and bad is told, left in place and passed over.
+
+        Args:
+            parse: is handed the verified file at its beginning. Raises `Damaged` for a checkpoint to be passed over.
+
+        Raises:
+            CheckpointError: as `listing`, or from `parse`.
+        """
+        listing = self.listing()
+        for reason, flaws in itertools.groupby(sorted(listing.flaws, key=lambda flaw: flaw.reason), key=lambda flaw: flaw.reason):
+            first, *others = flaws
+            more = f", and so are {len(others)} others" if others else ""
+            advice = f" (`gai-yolo snapshots adopt {self.run}` verifies and adopts it)" if reason == NO_MANIFEST else ""
+            tell(f"{first.path} {reason}{advice}; it is left in place and passed over{more}.")
+        for manifest in listing.present:
+            path = self.data_path(manifest)
+            try:
+                with self.fs.open(path) as file:
+                    reason = self._digest_flaw(manifest, path, file)
+                    if reason is None:
+                        file.seek(0)
+                        return manifest, parse(file, manifest)
+            except OSError as error:
+                reason = f"cannot be read ({error.strerror or error})"
+            except Damaged as error:
+                reason = str(error)
+            tell(f"{path} {reason}; it is left in place and passed over.")
+        return None
+
+    def flaw_of(self, manifest: Manifest) -> str | None:
+        """Why a listed checkpoint is not complete, or None if its digest fits. Files that have not changed are not read again."""
+        path = self.data_path(manifest)
+        try:
+            known = self._verified.get(path)
+            if known is not None and known == (self.fs.identity(path), manifest.sha256):
+                return None
+            with self.fs.open(path) as file:
+                return self._digest_flaw(manifest, path, file)
+        except OSError as error:
+            return f"cannot be read ({error.strerror or error})"
+
+    def _digest_flaw(self, manifest: Manifest, path: Path, file: BinaryIO) -> str | None:
+        identity = self.fs.identity(path)
+        if identity.size != manifest.size:
+            return f"has {identity.size} bytes, {manifest.size} were written"
+        if hash_file(file) != manifest.sha256:
+            return "is damaged: its SHA-256 is not the one in its manifest"
+        self._verified[path] = (identity, manifest.sha256)
+        return None
+
+    def stems(self, kind: Kind) -> dict[str, set[str]]:
+        """Names of a kind's files without suffix, and the suffixes that are there; raises as `listing`."""
+        folder = self.run / FOLDERS[kind]
+        try:
+            names = self.fs.names(folder)
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            # "Cannot look" must not be taken for "nothing there": training would start over.
+            raise CheckpointError(f"{folder}: cannot be read ({error.strerror or error}); make it readable and start again.") from None
+        stems: dict[str, set[str]] = {}
+        for name in names:
+            if match := NAMES[kind].fullmatch(name):
+                stems.setdefault(match[1], set()).add(match[2])
+        return stems
+
+    def look_at(self, kind: Kind, data: Path) -> Manifest | Flaw:
+        """What is under one name that has a manifest; its digest is not checked. Raises as `listing`."""
+        path = data.with_suffix(".json")
+        try:
+            with self.fs.open(path) as file:
+                manifest = decode(file.read())
+            if (manifest.kind, manifest.stem) != (kind, data.stem):
+                return Flaw(path, f"is the manifest of {manifest.stem}, renamed")
+            size = self.fs.identity(data).size
+        except ForeignManifest as error:
+            raise CheckpointError(f"{path}: {error}; go on with the version that wrote it, or start over with --fresh.") from None
+        except ManifestError as error:
+            return Flaw(path, str(error))
+        except FileNotFoundError:
+            return Flaw(data, "is gone; only its manifest is left")
+        except OSError as error:
+            return Flaw(data, f"cannot be read ({error.strerror or error})")
+        return manifest if size == manifest.size else Flaw(data, f"has {size} bytes, {manifest.size} were written")

@@ -1,0 +1,85 @@
+"""The one thin layer of operating-system calls under the store.
+
+Everything that must survive a crash goes through it, one method for each call, so that tests can record the calls, break
+them one by one, and build every state that a power cut may leave behind.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+
+class Identity(NamedTuple):
+    """What tells whether a file is still the one that was looked at."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+
+
+class FileSystem:
+    """The real one. Every method raises `OSError` where the operating system refuses."""
+
+    def create(self, path: Path) -> int:
+        """A descriptor of a new, empty file; its rights follow the umask. Fails if the name is taken."""
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        """Write some of the data, at least one byte; returns how many."""
+        return os.write(descriptor, data)
+
+    def fsync(self, descriptor: int) -> None:
+        """Wait until the file's content is on the disk."""
+        os.fsync(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        """Give the descriptor back."""
+        os.close(descriptor)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Move within a folder, over what is there. Fails if `source` is gone."""
+        os.rename(source, target)
+
+    def link(self, source: Path, target: Path) -> None:
+        """A second name for a file. Fails if the name is taken, or where the file system has no hard links."""
+        os.link(source, target)
+
+    def unlink(self, path: Path) -> None:
+        """Take a name away."""
+        os.unlink(path)
+
+    def sync_folder(self, folder: Path) -> None:
+        """Wait until the names in a folder are on the disk; file systems that cannot do that and say so are believed."""
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        finally:
+            os.close(descriptor)
+
+    def names(self, folder: Path) -> list[str]:
+        """Names in a folder, sorted."""
+        return sorted(os.listdir(folder))
+
+    def identity(self, path: Path) -> Identity:
+        """Of the file that a name leads to."""
+        status = os.stat(path)
+        return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+    def open(self, path: Path) -> BinaryIO:
+        """A file for reading."""
+        return open(path, "rb")
+
+    def free_bytes(self, folder: Path) -> int:
+        """Bytes that may still be written there by this user."""
+        status = os.statvfs(folder)
+        return status.f_bavail * status.f_frsize
+
+
+REAL = FileSystem()

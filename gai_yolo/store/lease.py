@@ -1,0 +1,141 @@
+"""Who may write to a run: one lock, and a number that grows with every start.
+
+The lock keeps honest jobs apart. It does not suffice: a writer whose training process has died, or a machine that was cut off
+from a network file system, may wake up after the lock went to somebody else. So every start raises the fence: a number and a
+random word, in one small file. A writer looks at the fence after its drafts are whole and before it gives them their names;
+its drafts carry its own fence in their names, and a start removes all drafts of other fences after it has raised its own. A
+rename of a removed draft fails, so after a start has swept, nothing can be published under an older fence, whatever was under
+way (docs/storage.md has the argument in full).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from gai_yolo.errors import Refusal, RunFolderBusy
+from gai_yolo.store.atomic import publish_text
+from gai_yolo.store.filesystem import REAL, FileSystem
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Content of the fence's file: who was the last to start."""
+
+    number: int
+    nonce: str
+    host: str
+    pid: int
+    since: str
+    """ISO 8601 in UTC, for people."""
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, since {self.since}"
+
+
+@dataclass(frozen=True)
+class Fence:
+    """The right to publish, as long as nobody has started after."""
+
+    path: Path
+    number: int
+    """1 for the first start, larger for every later one."""
+    nonce: str
+    """Tells this start from any other with the same number, should the file have been deleted in between."""
+
+    @property
+    def owner(self) -> str:
+        """Goes into the names of drafts."""
+        return f"{self.number}-{self.nonce}"
+
+    def check(self, fs: FileSystem = REAL) -> None:
+        """To be called right before anything is published or removed.
+
+        Raises:
+            RunFolderBusy: another job has started on the run since.
+            OSError: the file is gone or cannot be read; that does not tell whether another job has started.
+        """
+        holder = read_holder(self.path, fs)
+        if (holder.number, holder.nonce) != (self.number, self.nonce):
+            raise RunFolderBusy(f"{self.path.parent}: this run was taken over by another job ({holder}); this one stops.")
+
+
+class Lease:
+    """The lock of a run and its fence, beside the run folder: `--fresh` moves the folder while they are held.
+
+    Args:
+        folder: the run folder; need not exist.
+    """
+
+    def __init__(self, folder: Path, fs: FileSystem = REAL) -> None:
+        self.folder, self._fs = folder, fs
+        self._lock = FileLock(folder.parent / f".{folder.name}.lock")
+        self._path = folder.parent / f".{folder.name}.fence"
+
+    def acquire(self, patience: float) -> Fence:
+        """Take the lock, waiting so many seconds for a job that is just ending, and raise the fence.
+
+        Raises:
+            RunFolderBusy: another job holds it; names it.
+            Refusal: the folder cannot be written to.
+        """
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=patience)
+            return raise_fence(self._path, self._fs)
+        except Timeout:
+            holder = _holder_or_none(self._path, self._fs)
+            who = "" if holder is None else f" ({holder})"
+            raise RunFolderBusy(
+                f"{self.folder}: another job{who} is writing to this run folder; wait for it, stop it, or set another experiment.name."
+            ) from None
+        except OSError as error:
+            reason = error.strerror or error
+            raise Refusal(f"{self.folder.parent}: cannot write there ({reason}); set experiment.folder to another place.") from None
+
+    def release(self) -> None:
+        """Let another job in. The fence stays as it is."""
+        self._lock.release()
+
+
+def raise_fence(path: Path, fs: FileSystem = REAL) -> Fence:
+    """Shut out everybody who has started before. Only to be called under the lock.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    before = _holder_or_none(path, fs)
+    number = 1 if before is None else before.number + 1
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    holder = Holder(number, os.urandom(6).hex(), socket.gethostname(), os.getpid(), now)
+    publish_text(path, json.dumps(asdict(holder)) + "\n", fs)
+    return Fence(path, number, holder.nonce)
+
+
+def read_holder(path: Path, fs: FileSystem = REAL) -> Holder:
+    """What the fence's file says.
+
+    Raises:
+        OSError: it is not there, cannot be read, or makes no sense.
+    """
+    with fs.open(path) as file:
+        data = file.read()
+    try:
+        values = json.loads(data)
+        return Holder(int(values["number"]), str(values["nonce"]), str(values["host"]), int(values["pid"]), str(values["since"]))
+    except (ValueError, LookupError, TypeError):
+        raise OSError(errno.EIO, "the file that says who may write is damaged", str(path)) from None
+
+
+def _holder_or_none(path: Path, fs: FileSystem) -> Holder | None:
+    try:
+        return read_holder(path, fs)
+    except OSError:
+        return None

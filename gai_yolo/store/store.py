@@ -1,0 +1,208 @@
+"""The checkpoints of a run: published and pruned, by whoever holds its fence.
+
+Invariants (docs/storage.md):
+- A checkpoint is a data file with a manifest beside it. The manifest gets its name last and loses it first.
+- A complete checkpoint is never overwritten.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
+
+from gai_yolo.store.atomic import Draft, discarded_unless_renamed, draft_path, is_temporary, owner_of, write_draft
+from gai_yolo.store.catalogue import NAMES, NO_MANIFEST, Catalogue
+from gai_yolo.store.filesystem import REAL, FileSystem, Identity
+from gai_yolo.store.lease import Fence
+from gai_yolo.store.manifest import FOLDERS, Manifest, encode
+from gai_yolo.store.retention import EVERY_EPOCH, Decision, Policy, best_of, decide
+
+BEST = "best.pt"
+
+
+class Store(Catalogue):
+    """The checkpoints under one run folder, for writing as long as nobody has raised the fence since."""
+
+    def __init__(self, run: Path, fence: Fence, fs: FileSystem = REAL) -> None:
+        super().__init__(run, fs)
+        self.fence = fence
+        self._placed: dict[Path, Identity] = {}
+
+    def publish(self, manifest: Manifest, write: Callable[[BinaryIO], object]) -> tuple[Manifest, list[str]]:
+        """Make a checkpoint; after return it survives a crash of the machine.
+
+        Args:
+            manifest: size and digest are filled in here.
+
+        Returns:
+            The manifest, and notes for people about what stood in the way.
+
+        Raises:
+            OSError: the disk refuses; whatever was complete is still there, and trying again is right.
+            RunFolderBusy: another job has taken the run over.
+        """
+        data, manifest_path = self.data_path(manifest), self.manifest_path(manifest)
+        there = self._complete_at(manifest)
+        if there is not None:
+            # Left by a try whose last fsync failed, or by a start that could not read it for a while.
+            self.fs.sync_folder(data.parent)
+            return there, [f"{data} is complete already and stays as it is"]
+        draft = write_draft(data, write, self.fence.owner, self.fs)
+        with discarded_unless_renamed(draft, self.fs):
+            manifest = replace(manifest, size=draft.size, sha256=draft.sha256, fence=self.fence.number)
+            manifest_draft = write_draft(manifest_path, lambda file: file.write(encode(manifest)), self.fence.owner, self.fs)
+            with discarded_unless_renamed(manifest_draft, self.fs):
+                notes = self._place(draft, data)
+                self._place(manifest_draft, manifest_path)
+        self._verified[data] = (self.fs.identity(data), manifest.sha256)
+        return manifest, notes
+
+    def publish_text(self, path: Path, text: str) -> None:
+        """Publish another file of the run, such as its metrics, under its fence; raises as `publish`."""
+        draft = write_draft(path, lambda file: file.write(text.encode()), self.fence.owner, self.fs)
+        with discarded_unless_renamed(draft, self.fs):
+            self.fence.check(self.fs)
+            self.fs.rename(draft.path, path)
+        self.fs.sync_folder(path.parent)
+
+    def link_best(self) -> None:
+        """Let `best.pt` be the data of the best epoch checkpoint: a hard link, or a copy where there are none.
+
+        It is an alias for people, derived from the manifests; nothing is ever continued from it.
+        """
+        candidates = self.listing().present
+        alias = self.run / FOLDERS["epoch"] / BEST
+        while (best := best_of(candidates)) is not None:
+            if self._same_file(self.data_path(best), alias):
+                return
+            if self.flaw_of(best) is None:
+                self._alias(best, alias)
+                return
+            candidates.remove(best)
+
+    def _alias(self, best: Manifest, alias: Path) -> None:
+        draft = self._linked(self.data_path(best), alias) or self._copied(best, alias)
+        with discarded_unless_renamed(draft, self.fs):
+            self.fence.check(self.fs)
+            self.fs.rename(draft.path, alias)
+        self.fs.sync_folder(alias.parent)
+
+    def _place(self, draft: Draft, path: Path) -> list[str]:
+        """Give a draft its name. A file that lies there and is not our own is moved aside, not lost."""
+        self.fence.check(self.fs)
+        notes = []
+        if path.suffix == ".pt" and (aside := self._aside(path)) is not None:
+            self.fs.rename(path, aside)
+            notes.append(f"{path} was there, but not complete; it is now {aside.name}")
+        self.fs.rename(draft.path, path)
+        self._placed[path] = self.fs.identity(path)
+        self.fs.sync_folder(path.parent)
+        return notes
+
+    def _aside(self, path: Path) -> Path | None:
+        """Where to move what lies under a name that is about to be given; None if nothing does, or our own failed try."""
+        try:
+            if self.fs.identity(path) == self._placed.get(path):
+                return None
+        except FileNotFoundError:
+            return None
+        taken, number = set(self.fs.names(path.parent)), 1
+        while f"{path.name}.aside-{number}" in taken:
+            number += 1
+        return path.with_name(f"{path.name}.aside-{number}")
+
+    def _complete_at(self, manifest: Manifest) -> Manifest | None:
+        if manifest.stem not in self.stems(manifest.kind):
+            return None
+        there = self.look_at(manifest.kind, self.data_path(manifest))
+        return there if isinstance(there, Manifest) and self.flaw_of(there) is None else None
+
+    def _same_file(self, one: Path, other: Path) -> bool:
+        try:
+            return self.fs.identity(one) == self.fs.identity(other)
+        except FileNotFoundError:
+            return False
+
+    def _linked(self, data: Path, alias: Path) -> Draft | None:
+        path = draft_path(alias, self.fence.owner)
+        try:
+            self.fs.link(data, path)
+        except OSError:
+            return None  # no hard links here; if it is something worse, the copy fails too
+        return Draft(path, 0, "")
+
+    def _copied(self, best: Manifest, alias: Path) -> Draft:
+        with self.fs.open(self.data_path(best)) as source:
+            return write_draft(alias, lambda file: shutil.copyfileobj(source, file), self.fence.owner, self.fs)
+
+    def sweep(self) -> list[Path]:
+        """Remove what dead writers have left: drafts of other fences, and data of snapshots that never got a manifest and
+        are not newer than the newest complete one. To be called at the start, after the fence was raised and before anything
+        is read: only then is nothing that was under way able to get a name any more.
+
+        Returns:
+            What was removed.
+
+        Raises:
+            CheckpointError: as `listing`.
+            RunFolderBusy: another job has taken the run over.
+            OSError: the disk refuses.
+        """
+        self.fence.check(self.fs)
+        removed = []
+        for folder in [self.run / name for name in FOLDERS.values()] + [self.run]:
+            for name in self._names(folder):
+                if is_temporary(name) and owner_of(name) != self.fence.owner:
+                    self.fs.unlink(folder / name)
+                    removed.append(folder / name)
+        for path in self._useless_data():
+            self.fs.unlink(path)
+            removed.append(path)
+        return removed
+
+    def _useless_data(self) -> Sequence[Path]:
+        listing = self.listing()
+        orphans = [flaw.path for flaw in listing.flaws if flaw.reason == NO_MANIFEST and NAMES["step"].fullmatch(flaw.path.name)]
+        if not orphans:
+            return []
+        newest = next((manifest.position.step for manifest in listing.present if self.flaw_of(manifest) is None), -1)
+        return [path for path in orphans if int(path.stem.removeprefix("step_")) <= newest]
+
+    def _names(self, folder: Path) -> Sequence[str]:
+        try:
+            return self.fs.names(folder)
+        except FileNotFoundError:
+            return []
+
+    def plan_pruning(self, policy: Policy) -> list[Decision]:
+        """What retention says of every complete checkpoint. Those that it counts on, or lets go, are verified first; it never
+        sees the others as complete."""
+        candidates = self.listing().present
+        while True:
+            decisions = decide(candidates, policy)
+            weighed = [decision.manifest for decision in decisions if decision.reason != EVERY_EPOCH]
+            bad = [manifest for manifest in weighed if self.flaw_of(manifest) is not None]
+            if not bad:
+                return decisions
+            candidates = [manifest for manifest in candidates if manifest not in bad]
+
+    def prune(self, policy: Policy) -> list[Decision]:
+        """Remove what retention lets go, manifests first; returns what was removed.
+
+        Raises:
+            OSError: the disk refuses; trying again is right.
+            RunFolderBusy: another job has taken the run over.
+        """
+        going = [decision for decision in self.plan_pruning(policy) if not decision.keep]
+        for decision in going:
+            data = self.data_path(decision.manifest)
+            self.fence.check(self.fs)
+            self.fs.unlink(self.manifest_path(decision.manifest))
+            # Otherwise a crash could keep the manifest and lose the data, and look like a damaged checkpoint.
+            self.fs.sync_folder(data.parent)
+            self.fs.unlink(data)
+            self._verified.pop(data, None)
+        return going

@@ -1,0 +1,171 @@
+"""Copies of a training state in memory that another process can read.
+
+A buffer is a piece of anonymous memory with a file descriptor (`memfd`), so that it needs no room in /dev/shm and goes when
+its users are gone. Tensors are copied into it one behind the other; everything else, and where each tensor lies, is pickled
+behind them. Such pickles go from the training process to its own writer only.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import mmap
+import os
+import pickle
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ALIGNMENT = 64
+"""Bytes; of every tensor's begin in a buffer."""
+
+
+@dataclass(frozen=True)
+class TensorPlace:
+    """Where in a buffer a tensor lies."""
+
+    offset: int
+    """In bytes."""
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    """In elements."""
+
+    def view(self, memory: mmap.mmap) -> Tensor:
+        """The tensor in a mapped buffer, with a storage of its own, as `torch.save` wants it."""
+        count = math.prod(self.shape)
+        if count == 0:
+            return torch.empty(self.shape, dtype=self.dtype)
+        return torch.frombuffer(memory, dtype=self.dtype, count=count, offset=self.offset).as_strided(self.shape, self.stride)
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a buffer holds."""
+
+    tensors: int
+    """Bytes of tensors."""
+    skeleton: int
+    """Bytes behind them: a pickle of the state, with `TensorPlace`s for its tensors."""
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return self.tensors + self.skeleton
+
+
+class StateBuffer:
+    """Room for one captured state; is reused for the next one when that is written.
+
+    Args:
+        capacity: bytes; it grows if a state needs more.
+        pinned: lock the memory, so that a GPU copies into it at full speed while the host goes on.
+    """
+
+    def __init__(self, capacity: int, pinned: bool) -> None:
+        self.pinned = pinned
+        self.content = Content(0, 0)
+        self.ready: Callable[[], bool] = lambda: True
+        """Whether the copies that were begun are done."""
+        self._views: dict[TensorPlace, Tensor] = {}
+        self.descriptor = -1
+        self._allocate(capacity)
+
+    def fill(self, state: dict[str, Any]) -> None:
+        """Copy a state; it may change as soon as this returns (on a GPU: for work that is queued after)."""
+        pickler = _Pickler()
+        pickler.dump(state)
+        skeleton = pickler.stream.getvalue()
+        self.content = Content(pickler.used, len(skeleton))
+        if self.content.size > len(self._map):
+            self._allocate(self.content.size)
+        targets = [self._view(place) for place in pickler.places]
+        with torch.no_grad():
+            torch._foreach_copy_(targets, pickler.tensors, non_blocking=self.pinned)
+        if self.pinned:
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record()
+            self.ready = done.query
+        self._map[self.content.tensors : self.content.size] = skeleton
+
+    def close(self) -> None:
+        """Give the descriptor back; the memory goes when nobody looks at it any more."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def _view(self, place: TensorPlace) -> Tensor:
+        view = self._views.get(place)
+        if view is None:
+            view = self._views[place] = place.view(self._map)
+        return view
+
+    def _allocate(self, capacity: int) -> None:
+        self._views.clear()
+        self.close()
+        size = max(capacity, mmap.PAGESIZE)
+        self.descriptor = _anonymous_file(size)
+        # Populated at once: the first capture is not to wait for a page fault every 4 KiB.
+        self._map = mmap.mmap(self.descriptor, size, flags=mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
+        if self.pinned:
+            _pin(torch.frombuffer(self._map, dtype=torch.uint8))
+
+
+def open_state(descriptor: int, content: Content) -> dict[str, Any]:
+    """The state in a buffer of another process, without copying its tensors; the descriptor may be closed after."""
+    memory = mmap.mmap(descriptor, content.size)
+    state: dict[str, Any] = _Unpickler(io.BytesIO(memory[content.tensors : content.size]), memory).load()
+    return state
+
+
+class _Pickler(pickle.Pickler):
+    """Takes tensors out of what is pickled and gives each a place."""
+
+    def __init__(self) -> None:
+        self.stream = io.BytesIO()
+        super().__init__(self.stream, pickle.HIGHEST_PROTOCOL)
+        self.places: list[TensorPlace] = []
+        self.tensors: list[Tensor] = []
+        self.used = 0
+
+    def persistent_id(self, item: Any) -> TensorPlace | None:
+        if not isinstance(item, Tensor):
+            return None
+        # The same order in memory (channels_last) wherever the tensor is one run of bytes, so that the copy is one too.
+        stride = torch.empty_like(item, device="meta").stride()
+        place = TensorPlace(self.used, item.dtype, tuple(item.shape), tuple(stride))
+        self.places.append(place)
+        self.tensors.append(item.detach())
+        size = item.numel() * item.element_size()
+        self.used += -(-size // ALIGNMENT) * ALIGNMENT
+        return place
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, stream: io.BytesIO, memory: mmap.mmap) -> None:
+        super().__init__(stream)
+        self._memory = memory
+
+    def persistent_load(self, place: Any) -> Tensor:
+        assert isinstance(place, TensorPlace)
+        return place.view(self._memory)
+
+
+def _anonymous_file(size: int) -> int:
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("gai-yolo-state", os.MFD_CLOEXEC)
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    os.ftruncate(descriptor, size)
+    return descriptor
+
+
+def _pin(memory: Tensor) -> None:
+    # Memory that torch has allocated itself cannot be shared with another process by descriptor.
+    status = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 0))  # type: ignore[no-untyped-call]
+    assert status == 0, f"cudaHostRegister: {status}"

@@ -1,0 +1,143 @@
+"""The process that writes checkpoints: serialises, hashes, syncs, publishes and prunes, at low priority.
+
+Started by `writing.WriterProcess` with one end of a socket as standard input. It serves one request after the other and ends
+when the training process has gone; what it has been handed by then it still finishes, unless another start has raised the
+fence. It does nothing at all on its own: when to try again is for the training process to say.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import socket
+import struct
+import time
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import torch
+
+from gai_yolo.errors import RunFolderBusy
+from gai_yolo.store.manifest import Manifest
+from gai_yolo.store.retention import Policy
+from gai_yolo.store.store import Store
+from gai_yolo.training.buffers import Content, open_state
+
+LENGTH = struct.Struct("<Q")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One checkpoint to write. The state comes beside it, as the descriptor of a `StateBuffer`: a request is so small that
+    sending it never waits, even for a writer that was stopped."""
+
+    manifest: Manifest
+    content: Content
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of a request."""
+
+    size: int = 0
+    """Bytes on the disk; 0 if it failed."""
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+    """For people: what stood in the way."""
+    failure: str | None = None
+    """Why it could not be written; trying again is right."""
+    taken_over: str | None = None
+    """Another job has taken the run over; nothing can be written any more."""
+
+
+def main() -> None:
+    """Serve the socket that standard input is, until it is closed."""
+    # Ctrl-C and a launcher's SIGTERM reach the whole process group; the training process says when to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.nice(19)
+    torch.set_num_threads(1)
+    connection = socket.socket(fileno=0)
+    run, fence, policy = receive(connection)[0]
+    store = Store(run, fence)
+    while True:
+        try:
+            request, descriptor = receive(connection)
+        except EOFError:
+            return
+        answer = serve(store, policy, request, descriptor)
+        try:
+            send(connection, answer)
+        except OSError:
+            return
+
+
+def serve(store: Store, policy: Policy, request: Request, descriptor: int) -> Answer:
+    """Write one checkpoint, keep `best.pt` true, and make room by retention's rules."""
+    started, cpu_started = time.monotonic(), time.process_time()
+    notes: list[str] = []
+    size = 0
+    try:
+        state = open_state(descriptor, request.content)
+        manifest, notes = store.publish(request.manifest, lambda file: save(state, file))
+        size = manifest.size
+        if manifest.metric is not None:
+            store.link_best()
+        store.prune(policy)
+    except RunFolderBusy as busy:
+        return Answer(taken_over=str(busy))
+    except Exception as error:
+        # Also torch's own errors: whatever it is, training goes on, somebody is told, and it is tried again.
+        return Answer(failure=_reason(error), notes=notes)
+    finally:
+        os.close(descriptor)
+    return Answer(size, time.monotonic() - started, time.process_time() - cpu_started, notes)
+
+
+def save(state: dict[str, Any], file: BinaryIO) -> None:
+    """The bytes of a checkpoint."""
+    torch.save(state, file)
+
+
+def send(connection: socket.socket, message: Any, descriptors: tuple[int, ...] = ()) -> None:
+    """Send a message and copies of file descriptors.
+
+    Raises:
+        OSError: nobody is listening any more.
+    """
+    data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    socket.send_fds(connection, [LENGTH.pack(len(data))], list(descriptors))
+    connection.sendall(data)
+
+
+def receive(connection: socket.socket) -> tuple[Any, int]:
+    """A message and the file descriptor that came with it, or -1.
+
+    Raises:
+        EOFError: the other end has gone.
+        OSError: the connection broke.
+    """
+    head, descriptors, _, _ = socket.recv_fds(connection, LENGTH.size, 1)
+    if len(head) < LENGTH.size:
+        head += _read(connection, LENGTH.size - len(head))
+    data = _read(connection, LENGTH.unpack(head)[0])
+    return pickle.loads(data), descriptors[0] if descriptors else -1
+
+
+def _read(connection: socket.socket, count: int) -> bytes:
+    data = bytearray()
+    while len(data) < count:
+        piece = connection.recv(count - len(data))
+        if not piece:
+            raise EOFError
+        data += piece
+    return bytes(data)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror or error}{where}"
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"

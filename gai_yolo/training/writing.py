@@ -1,0 +1,285 @@
+"""The training process's side of writing in the background: what waits, what is on its way, what is tried again.
+
+Nothing here waits for a disk, except `drain`, which is for the end, and `submit` where a disk that works is slower than the
+epochs. All of it runs in the training thread, at step boundaries.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from gai_yolo.errors import RunFolderBusy
+from gai_yolo.store.lease import Fence
+from gai_yolo.store.manifest import FOLDERS, Manifest
+from gai_yolo.store.retention import Policy
+from gai_yolo.training.buffers import StateBuffer
+from gai_yolo.training.writer import Answer, Request, receive, send
+
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+"""Seconds before a failed write is tried again; doubled with each failure."""
+HANGING = 60.0
+"""Seconds after which a write that has not ended is told (or 20 times the last one's)."""
+MOST_WAITING_EPOCHS = 4
+"""Epoch checkpoints that may wait in memory."""
+START = "from gai_yolo.training.writer import main; main()"
+
+
+@dataclass
+class Job:
+    """One checkpoint on its way to the disk."""
+
+    manifest: Manifest
+    buffer: StateBuffer
+    stall: float
+    """Seconds that its capture took."""
+
+    @property
+    def name(self) -> str:
+        """As people see it."""
+        return f"{FOLDERS[self.manifest.kind]}/{self.manifest.stem}.pt"
+
+
+class WriterProcess:
+    """The other process and the line to it.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+
+    def __init__(self, run: Path, fence: Fence, policy: Policy) -> None:
+        own, other = socket.socketpair()
+        # Modules are found as here, however this process was started; it never touches a GPU.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
+        environment.update(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
+        with other:
+            self._process = subprocess.Popen([sys.executable, "-c", START], stdin=other.fileno(), env=environment)
+        self._connection = own
+        send(own, (run.absolute(), fence, policy))
+
+    def send(self, job: Job) -> None:
+        """Hand over a checkpoint. Raises `OSError` if the process has died."""
+        send(self._connection, Request(job.manifest, job.buffer.content), (job.buffer.descriptor,))
+
+    def answer(self, timeout: float) -> Answer | None:
+        """What became of it, waiting at most so many seconds. Raises `OSError` or `EOFError` if the process has died."""
+        readable, _, _ = select.select([self._connection], [], [], timeout)
+        if not readable:
+            return None
+        answer: Answer = receive(self._connection)[0]
+        return answer
+
+    def close(self, patience: float) -> None:
+        """Let it end by itself, which it does when it has nothing to do; after the seconds of `patience` without us."""
+        self._connection.close()
+        try:
+            self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            # A stopped process, or one that hangs in the disk. Should it ever go on, it finds what it has to finish or the
+            # fence of a successor, and ends.
+            return
+
+
+class BackgroundWriter:
+    """Brings checkpoints to the disk, one at a time.
+
+    A newer snapshot takes the place of one that waits or has failed. An epoch checkpoint is never dropped while the disk
+    works; while it does not, at most `MOST_WAITING_EPOCHS` are kept in memory for it, and the oldest is given up, told.
+
+    Args:
+        start: makes a `WriterProcess`.
+        tell: is given a sentence when something goes wrong (once for each outage), and when it works again.
+        written: is told of each checkpoint that is complete.
+        free_bytes: room on the disk.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[], WriterProcess],
+        tell: Callable[[str], None],
+        written: Callable[[Job, Answer], None],
+        free_bytes: Callable[[], int],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._start, self._tell, self._written, self._free_bytes, self._clock = start, tell, written, free_bytes, clock
+        self._process: WriterProcess | None = None
+        self._sent: Job | None = None
+        self._waiting: deque[Job] = deque()
+        self._spare: list[StateBuffer] = []
+        self._failures = 0
+        self._not_before = 0.0
+        self._sent_at, self._last_seconds = 0.0, 0.0
+        self._told_hanging = False
+
+    def buffer(self) -> StateBuffer | None:
+        """A buffer that is free, if there is one."""
+        return self._spare.pop() if self._spare else None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether everything that was submitted is on the disk (or was given up)."""
+        return self._sent is None and not self._waiting
+
+    @property
+    def accepts_snapshots(self) -> bool:
+        """A snapshot would have to wait behind an epoch checkpoint that waits itself: not worth its capture."""
+        return not any(job.manifest.kind == "epoch" for job in self._waiting)
+
+    def submit(self, job: Job) -> None:
+        """Take over a captured checkpoint."""
+        for old in [old for old in self._waiting if old.manifest.kind == "step"]:
+            self._drop(old)
+        self._waiting.append(job)
+        while len(self._waiting) > MOST_WAITING_EPOCHS and not self._is_stuck:
+            self.poll(0.05)
+        if len(self._waiting) > MOST_WAITING_EPOCHS:
+            self._tell(f"{self._waiting[0].name} is given up: the disk has not worked for too long; newer ones wait for it")
+            self._drop(self._waiting[0])
+        self.poll()
+
+    def poll(self, timeout: float = 0.0) -> None:
+        """Take note of what the writer has done, and hand it what is next; to be called at every step boundary.
+
+        Raises:
+            RunFolderBusy: another job has taken the run over.
+        """
+        if self._sent is not None:
+            self._receive(timeout)
+        elif timeout:
+            time.sleep(timeout)
+        if self._sent is None and self._clock() >= self._not_before:
+            self._send_next()
+
+    def drain(self, patience: float) -> bool:
+        """Wait until everything is on the disk; returns whether it is. Gives up when nothing was written for so many seconds."""
+        left, deadline = self._num_left, self._clock() + patience
+        while not self.is_idle and self._clock() < deadline:
+            self.poll(0.05)
+            if self._num_left < left:
+                left, deadline = self._num_left, self._clock() + patience
+        return self.is_idle
+
+    def close(self, patience: float) -> None:
+        """End the writer; what is on its way is waited for as long as told, and finished by it in any case."""
+        if self._process is not None:
+            self._process.close(patience)
+            self._process = None
+
+    @property
+    def unwritten(self) -> list[str]:
+        """Names of what is not on the disk yet."""
+        return [job.name for job in ([self._sent] if self._sent else []) + list(self._waiting)]
+
+    @property
+    def _num_left(self) -> int:
+        return len(self._waiting) + (self._sent is not None)
+
+    @property
+    def _is_stuck(self) -> bool:
+        return self._failures > 0 or self._told_hanging
+
+    def _send_next(self) -> None:
+        job = self._waiting[0] if self._waiting and self._waiting[0].buffer.ready() else None
+        try:
+            # Also without a job: it takes seconds to come up, and the first checkpoint is not to wait for that.
+            self._process = self._process or self._start()
+            if job is not None:
+                self._process.send(job)
+        except OSError as error:
+            self._lose_process(f"the writer cannot be reached ({error.strerror or error})")
+            return
+        if job is not None:
+            self._waiting.remove(job)
+            self._sent, self._sent_at, self._told_hanging = job, self._clock(), False
+
+    def _receive(self, timeout: float) -> None:
+        assert self._sent is not None and self._process is not None
+        try:
+            answer = self._process.answer(timeout)
+        except (OSError, EOFError):
+            self._fail("the writer process has died")
+            self._lose_process(None)
+            return
+        if answer is None:
+            self._watch()
+        elif answer.taken_over is not None:
+            self._sent = None
+            self._waiting.clear()
+            raise RunFolderBusy(answer.taken_over)
+        elif answer.failure is not None:
+            self._tell_all(answer.notes)
+            self._fail(answer.failure)
+        else:
+            self._succeed(answer)
+
+    def _succeed(self, answer: Answer) -> None:
+        job, self._sent = self._sent, None
+        assert job is not None
+        self._tell_all(answer.notes)
+        if self._failures:
+            self._tell(f"{job.name} was written, after {self._failures} failed tries")
+        self._failures, self._not_before, self._told_hanging, self._last_seconds = 0, 0.0, False, answer.seconds
+        self._spare.append(job.buffer)
+        self._written(job, answer)
+
+    def _fail(self, reason: str) -> None:
+        job, self._sent = self._sent, None
+        assert job is not None
+        if self._failures == 0:
+            self._tell(
+                f"{job.name} could not be written: {reason}; needed {_megabytes(job.buffer.content.size)}, free {self._free()}; "
+                "training goes on, older checkpoints stay, and it is tried again until it works"
+            )
+        self._pause()
+        if job.manifest.kind == "step" and self._waiting:
+            self._spare.append(job.buffer)  # what waits is newer
+        else:
+            self._waiting.appendleft(job)
+
+    def _pause(self) -> None:
+        self._not_before = self._clock() + min(FIRST_PAUSE * 2**self._failures, LONGEST_PAUSE)
+        self._failures += 1
+
+    def _lose_process(self, reason: str | None) -> None:
+        """Forget a dead writer; the next try starts another."""
+        if reason is not None:
+            if self._failures == 0:
+                self._tell(f"{reason}; training goes on, and it is tried again until it works")
+            self._pause()
+        self.close(0.0)
+
+    def _watch(self) -> None:
+        assert self._sent is not None
+        seconds = self._clock() - self._sent_at
+        if not self._told_hanging and seconds > max(HANGING, 20 * self._last_seconds):
+            self._told_hanging = True
+            self._tell(
+                f"{self._sent.name} has been on its way to the disk for {seconds:.0f} s ({_megabytes(self._sent.buffer.content.size)}, "
+                f"free {self._free()}; the last one took {self._last_seconds:.1f} s); training goes on"
+            )
+
+    def _drop(self, job: Job) -> None:
+        self._waiting.remove(job)
+        self._spare.append(job.buffer)
+
+    def _tell_all(self, notes: list[str]) -> None:
+        for note in notes:
+            self._tell(note)
+
+    def _free(self) -> str:
+        try:
+            return _megabytes(self._free_bytes())
+        except OSError as error:
+            return f"unknown ({error.strerror})"
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"
