@@ -1,6 +1,189 @@
-"""The command `gai-yolo`."""
+"""The command `gai-yolo`.
+
+`gai-yolo snapshots ls | verify | prune | adopt RUN_FOLDER` shows, checks, thins out and repairs the checkpoints of a run. Exit codes: 0 all
+is well, 1 `verify` found a bad one, 2 refused with one line that says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from calendar import timegm
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from gai_yolo.config import load_config
+from gai_yolo.errors import CheckpointError, Refusal
+from gai_yolo.store.catalogue import NO_MANIFEST, Catalogue
+from gai_yolo.store.manifest import FOLDERS, Kind, Manifest
+from gai_yolo.store.retention import Policy, decide
+from gai_yolo.store.run_folder import RunFolder
+
+PLAIN_WIDTH = 160
+"""Columns of a table that goes to a file or a pipe."""
 
 
-def main() -> int:
-    """Not there yet."""
-    return 2
+@dataclass(frozen=True)
+class Row:
+    """One checkpoint, or what lies under the name of one."""
+
+    name: str
+    """Relative to the run folder."""
+    state: str
+    """`complete` (digest verified), `present` (size checked), `bad`, `removed`, `adopted`."""
+    epoch: int | None = None
+    step: int | None = None
+    samples: int | None = None
+    size: int | None = None
+    """Bytes."""
+    age_seconds: float | None = None
+    metric: float | None = None
+    """mAP50-95."""
+    note: str = ""
+    """Why it is bad, or what retention says."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse and run one command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="gai-yolo", description="Tools around runs of elastic_train.py.")
+    snapshots = parser.add_subparsers(dest="tool", required=True).add_parser("snapshots", help="the checkpoints of a run")
+    commands = snapshots.add_subparsers(dest="command", required=True)
+    for name, (command, text) in COMMANDS.items():
+        one = commands.add_parser(name, help=text, description=text)
+        one.add_argument("run", type=Path, metavar="RUN_FOLDER", help="experiments/NAME")
+        one.add_argument("--json", action="store_true", help="print a JSON list in place of a table")
+        if name == "prune":
+            one.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
+        one.set_defaults(function=command)
+    given = parser.parse_args(arguments)
+    try:
+        if not given.run.is_dir():
+            raise CheckpointError(f"{given.run}: no such folder; give the folder of a run, such as experiments/shapes.")
+        rows: list[Row] = given.function(given)
+    except Refusal as refusal:
+        print(f"error: {refusal}", file=sys.stderr)
+        return refusal.exit_code
+    except OSError as error:
+        print(f"error: {error.filename or given.run}: {error.strerror or error}; nothing complete was lost.", file=sys.stderr)
+        return Refusal.exit_code
+    show(rows, given.json)
+    return 1 if given.command == "verify" and any(row.state == "bad" for row in rows) else 0
+
+
+def ls(given: argparse.Namespace) -> list[Row]:
+    """What is there, by names and sizes."""
+    return _rows(Catalogue(given.run), _policy(given.run), verify=False)
+
+
+def verify(given: argparse.Namespace) -> list[Row]:
+    """What is there, every byte read."""
+    return _rows(Catalogue(given.run), _policy(given.run), verify=True)
+
+
+def prune(given: argparse.Namespace) -> list[Row]:
+    """Remove what retention lets go, as the run's own configuration says."""
+    policy = _policy(given.run)
+    if given.dry_run:
+        going = [decision for decision in Catalogue(given.run).plan_pruning(policy) if not decision.keep]
+        return [_row(decision.manifest, "would be removed", decision.reason) for decision in going]
+    return _locked(given.run, lambda folder: [_row(d.manifest, "removed", d.reason) for d in folder.store.prune(policy)])
+
+
+def adopt(given: argparse.Namespace) -> list[Row]:
+    """Verify checkpoints without a manifest and give them one."""
+    from gai_yolo.training.adoption import manifest_for  # loads torch, which the other commands do without
+
+    def all_of(folder: RunFolder) -> list[Row]:
+        rows = []
+        for flaw in folder.store.listing().flaws:
+            if flaw.reason == NO_MANIFEST:
+                kind: Kind = "epoch" if flaw.path.parent.name == FOLDERS["epoch"] else "step"
+                rows.append(_row(folder.store.adopt(manifest_for(flaw.path, kind)), "adopted", "verified; it has a manifest now"))
+        return rows
+
+    return _locked(given.run, all_of)
+
+
+COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], list[Row]], str]] = {
+    "ls": (ls, "show position, size, age and state; reads no data"),
+    "verify": (verify, "read everything and compare the digests; exit code 1 if anything is bad"),
+    "prune": (prune, "remove what the run's configuration does not keep"),
+    "adopt": (adopt, "verify checkpoints that have no manifest and give them one"),
+}
+
+
+def show(rows: list[Row], as_json: bool) -> None:
+    """Print a table, or JSON."""
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows], indent=1))
+        return
+    if not rows:
+        print("nothing there")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("name", "epoch", "step", "MB", "age", "mAP50-95", "state"):
+        table.add_column(title, justify="left" if title in ("name", "state") else "right", no_wrap=True)
+    table.add_column("", min_width=20)
+    for row in rows:
+        size = "" if row.size is None else f"{row.size / 1e6:.1f}"
+        metric = "" if row.metric is None else f"{row.metric:.4f}"
+        state = f"[bold red]{row.state}[/]" if row.state == "bad" else row.state
+        position = ["" if value is None else str(value) for value in (row.epoch, row.step)]
+        table.add_row(row.name, *position, size, _age(row.age_seconds), metric, state, row.note.replace("[", r"\["))
+    Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(table)
+
+
+def _rows(catalogue: Catalogue, policy: Policy, verify: bool) -> list[Row]:
+    listing = catalogue.listing()
+    reasons = {manifest: catalogue.flaw_of(manifest) if verify else None for manifest in listing.present}
+    good = [manifest for manifest in listing.present if reasons[manifest] is None]
+    says = {d.manifest: ("" if d.keep else "would be removed: ") + d.reason for d in decide(good, policy)}
+    rows = [
+        _row(manifest, "bad", reason) if reason else _row(manifest, "complete" if verify else "present", says[manifest])
+        for manifest, reason in reasons.items()
+    ]
+    return rows + [Row(f"{flaw.path.parent.name}/{flaw.path.name}", "bad", note=flaw.reason) for flaw in listing.flaws]
+
+
+def _row(manifest: Manifest, state: str, note: str) -> Row:
+    position = manifest.position
+    age = time.time() - timegm(time.strptime(manifest.time, "%Y-%m-%dT%H:%M:%SZ"))
+    name = f"{FOLDERS[manifest.kind]}/{manifest.stem}.pt"
+    return Row(name, state, position.epoch, position.step, position.samples, manifest.size, round(age, 1), manifest.metric, note)
+
+
+def _policy(run: Path) -> Policy:
+    path = run / "config.yaml"
+    if not path.exists():
+        raise CheckpointError(f"{run}: has no config.yaml; give the folder of a run, such as experiments/shapes.")
+    settings = load_config(path).snapshots
+    return Policy(settings.keep, settings.keep_epochs, settings.keep_every)
+
+
+def _locked(run: Path, action: Callable[[RunFolder], list[Row]]) -> list[Row]:
+    """Do something that changes a run, which a running job must not see."""
+    folder = RunFolder(run.resolve())
+    folder.lock()
+    try:
+        return action(folder)
+    finally:
+        folder.release()
+
+
+def _age(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

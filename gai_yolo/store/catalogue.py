@@ -17,6 +17,7 @@ from gai_yolo.errors import CheckpointError
 from gai_yolo.store.atomic import hash_file
 from gai_yolo.store.filesystem import REAL, FileSystem, Identity
 from gai_yolo.store.manifest import FOLDERS, ForeignManifest, Kind, Manifest, ManifestError, decode
+from gai_yolo.store.retention import EVERY_EPOCH, Decision, Policy, decide
 
 T = TypeVar("T")
 
@@ -167,3 +168,15 @@ class Catalogue:
         except OSError as error:
             return Flaw(data, f"cannot be read ({error.strerror or error})")
         return manifest if size == manifest.size else Flaw(data, f"has {size} bytes, {manifest.size} were written")
+
+    def plan_pruning(self, policy: Policy) -> list[Decision]:
+        """What retention says of every complete checkpoint. Those that it counts on, or lets go, are verified first; it never
+        sees the others as complete."""
+        candidates = self.listing().present
+        while True:
+            decisions = decide(candidates, policy)
+            weighed = [decision.manifest for decision in decisions if decision.reason != EVERY_EPOCH]
+            bad = [manifest for manifest in weighed if self.flaw_of(manifest) is not None]
+            if not bad:
+                return decisions
+            candidates = [manifest for manifest in candidates if manifest not in bad]

@@ -13,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from gai_yolo.store.atomic import Draft, discarded_unless_renamed, draft_path, is_temporary, owner_of, write_draft
+from gai_yolo.store.atomic import Draft, discarded_unless_renamed, draft_path, hash_file, is_temporary, owner_of, write_draft
 from gai_yolo.store.catalogue import NAMES, NO_MANIFEST, Catalogue
 from gai_yolo.store.filesystem import REAL, FileSystem, Identity
 from gai_yolo.store.lease import Fence
 from gai_yolo.store.manifest import FOLDERS, Manifest, encode
-from gai_yolo.store.retention import EVERY_EPOCH, Decision, Policy, best_of, decide
+from gai_yolo.store.retention import Decision, Policy, best_of
 
 BEST = "best.pt"
 
@@ -60,6 +60,20 @@ class Store(Catalogue):
         self._verified[data] = (self.fs.identity(data), manifest.sha256)
         return manifest, notes
 
+    def adopt(self, manifest: Manifest) -> Manifest:
+        """Give a data file that lies there without a manifest the one it lacks; size and digest are filled in here. Whoever
+        calls this has made sure that the file holds what the manifest says; raises as `publish`."""
+        data, manifest_path = self.data_path(manifest), self.manifest_path(manifest)
+        with self.fs.open(data) as file:
+            manifest = replace(manifest, size=self.fs.identity(data).size, sha256=hash_file(file), fence=self.fence.number)
+            # Whoever copied it here may have synced neither its content nor its name.
+            self.fs.fsync(file.fileno())
+        self.fs.sync_folder(data.parent)
+        draft = write_draft(manifest_path, lambda file: file.write(encode(manifest)), self.fence.owner, self.fs)
+        with discarded_unless_renamed(draft, self.fs):
+            self._place(draft, manifest_path)
+        return manifest
+
     def publish_text(self, path: Path, text: str) -> None:
         """Publish another file of the run, such as its metrics, under its fence; raises as `publish`."""
         draft = write_draft(path, lambda file: file.write(text.encode()), self.fence.owner, self.fs)
@@ -87,8 +101,7 @@ class Store(Catalogue):
         draft = self._linked(self.data_path(best), alias) or self._copied(best, alias)
         with discarded_unless_renamed(draft, self.fs):
             self.fence.check(self.fs)
-            self.fs.rename(draft.path, alias)
-        self.fs.sync_folder(alias.parent)
+            self.fs.rename(draft.path, alias)  # not synced: what a crash takes back, the next start puts right
 
     def _place(self, draft: Draft, path: Path) -> list[str]:
         """Give a draft its name. A file that lies there and is not our own is moved aside, not lost."""
@@ -176,18 +189,6 @@ class Store(Catalogue):
             return self.fs.names(folder)
         except FileNotFoundError:
             return []
-
-    def plan_pruning(self, policy: Policy) -> list[Decision]:
-        """What retention says of every complete checkpoint. Those that it counts on, or lets go, are verified first; it never
-        sees the others as complete."""
-        candidates = self.listing().present
-        while True:
-            decisions = decide(candidates, policy)
-            weighed = [decision.manifest for decision in decisions if decision.reason != EVERY_EPOCH]
-            bad = [manifest for manifest in weighed if self.flaw_of(manifest) is not None]
-            if not bad:
-                return decisions
-            candidates = [manifest for manifest in candidates if manifest not in bad]
 
     def prune(self, policy: Policy) -> list[Decision]:
         """Remove what retention lets go, manifests first; returns what was removed.

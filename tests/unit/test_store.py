@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
+import random
+import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -17,7 +22,9 @@ import pytest
 
 from gai_yolo.errors import Refusal, RunFolderBusy
 from gai_yolo.store import run_folder
-from gai_yolo.store.atomic import publish, publish_text
+from gai_yolo.store.atomic import NO_OWNER, is_temporary, owner_of, publish, publish_text, write_draft
+from gai_yolo.store.filesystem import FileSystem
+from gai_yolo.store.lease import Fence, raise_fence
 from gai_yolo.store.run_folder import RunFolder
 
 
@@ -39,6 +46,11 @@ def line_of(process: subprocess.Popen[str]) -> str:
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def num_open() -> int:
+    """File descriptors of this process."""
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 # --- publish ---------------------------------------------------------------------------------------------------------------
@@ -74,24 +86,170 @@ def test_failing_writer_leaves_the_old_content_and_no_temporary_file(error: Base
     assert old is None or path.read_bytes() == old
 
 
-def test_data_is_on_the_disk_before_the_name_and_the_name_before_the_return(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Recording(FileSystem):
+    """The real one, with a log of what matters after a power cut."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def fsync(self, descriptor: int) -> None:
+        super().fsync(descriptor)
+        self.events.append(f"sync {os.fstat(descriptor).st_size} bytes")
+
+    def rename(self, source: Path, target: Path) -> None:
+        super().rename(source, target)
+        self.events.append(f"rename {'draft' if is_temporary(source.name) else source.name} to {target.name}")
+
+    def sync_folder(self, folder: Path) -> None:
+        super().sync_folder(folder)
+        self.events.append(f"sync folder {folder.name}")
+
+
+def test_data_is_on_the_disk_before_the_name_and_the_name_before_the_return(tmp_path: Path) -> None:
     """Loss: after a power cut the newest checkpoint has its name, and zeros inside."""
-    events: list[str] = []
-    fsync, replace = os.fsync, os.replace
+    (tmp_path / "f").mkdir()
+    fs = Recording()
+    publish(tmp_path / "f" / "a.bin", lambda file: file.write(b"12345"), fs)
+    assert fs.events == ["sync 5 bytes", "rename draft to a.bin", "sync folder f"]
 
-    def recorded_fsync(descriptor: int) -> None:
-        status = os.fstat(descriptor)
-        events.append("sync folder" if stat.S_ISDIR(status.st_mode) else f"sync {status.st_size} bytes")
-        fsync(descriptor)
 
-    def recorded_replace(source: str, target: Path) -> None:
-        events.append(f"rename to {Path(target).name}")
-        replace(source, target)
+class Refusing(FileSystem):
+    """Fails with a given error at one of its calls."""
 
-    monkeypatch.setattr(os, "fsync", recorded_fsync)
-    monkeypatch.setattr(os, "replace", recorded_replace)
-    publish(tmp_path / "a.bin", lambda file: file.write(b"12345"))
-    assert events == ["sync 5 bytes", "rename to a.bin", "sync folder"]
+    def __init__(self, call: str, code: int) -> None:
+        self.call, self.error = call, OSError(code, os.strerror(code))
+
+    def _refuse(self, call: str) -> None:
+        if call == self.call:
+            raise self.error
+
+    def create(self, path: Path) -> int:
+        self._refuse("create")
+        return super().create(path)
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        self._refuse("write")
+        return super().write(descriptor, data)
+
+    def fsync(self, descriptor: int) -> None:
+        self._refuse("fsync")
+        super().fsync(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        super().close(descriptor)
+        self._refuse("close")
+
+    def rename(self, source: Path, target: Path) -> None:
+        self._refuse("rename")
+        super().rename(source, target)
+
+
+@pytest.mark.parametrize("call", ["create", "write", "fsync", "close", "rename"])
+def test_refusal_of_the_disk_at_any_call_keeps_the_old_content_and_is_told_as_it_is(call: str, tmp_path: Path) -> None:
+    """Loss: a write that failed late (NFS tells it at close) passes for a good checkpoint, or a draft is left with every try."""
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    fs = Refusing(call, errno.ENOSPC)
+    descriptors = num_open()
+    for _ in range(3):
+        with pytest.raises(OSError, match="No space left") as raised:
+            publish(path, lambda file: file.write(b"new" * 1000), fs)
+        assert raised.value is fs.error
+    assert path.read_bytes() == b"old" and names(tmp_path) == ["a.bin"]
+    assert num_open() == descriptors, "nothing stays open"
+
+
+def test_reason_of_the_disk_is_not_hidden_by_an_archive_writer_that_wraps_it(tmp_path: Path) -> None:
+    """Loss: `PytorchStreamWriter failed writing file` in place of `No space left on device`."""
+
+    def write(file: BinaryIO) -> None:
+        try:
+            file.write(bytes(3 << 20))
+        except OSError:
+            raise RuntimeError("the archive writer failed") from None
+
+    with pytest.raises(OSError, match="No space left") as raised:
+        publish(tmp_path / "a.bin", write, Refusing("write", errno.ENOSPC))
+    assert raised.value.errno == errno.ENOSPC
+    assert names(tmp_path) == []
+
+
+class ShortWrites(FileSystem):
+    """Takes 1 to 7 bytes at a time, as a disk may."""
+
+    def __init__(self) -> None:
+        self.random = random.Random(3)
+        self.lengths: list[int] = []
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        self.lengths.append(super().write(descriptor, data[: self.random.randint(1, 7)]))
+        return self.lengths[-1]
+
+
+def test_short_writes_give_the_same_bytes_and_the_right_digest(tmp_path: Path) -> None:
+    """Loss: where the disk takes less than it was given, a gap in the file, or a digest of bytes that were never written."""
+    fs, whole = ShortWrites(), random.Random(4).randbytes(20_000)
+
+    def write(file: BinaryIO) -> None:
+        rest = memoryview(whole)
+        while rest:
+            assert file.write(rest[:777]) == len(rest[:777]), "whoever writes does not notice"
+            rest = rest[777:]
+
+    draft = write_draft(tmp_path / "a.bin", write, "7-abc", fs)
+    assert draft.path.read_bytes() == whole
+    assert (draft.size, draft.sha256) == (len(whole), hashlib.sha256(whole).hexdigest())
+    assert set(fs.lengths) == set(range(1, 8)) and sum(fs.lengths) == len(whole)
+
+
+def test_digest_is_of_the_bytes_however_they_were_handed_over(tmp_path: Path) -> None:
+    """Loss: a checkpoint whose digest is wrong from the start is never trusted again."""
+    pieces: list[bytes | memoryview] = [b"", b"a" * 3, memoryview(bytes(range(256)) * 16).cast("I"), b"b" * (3 << 20), b"c"]
+    whole = b"".join(bytes(piece) for piece in pieces)
+
+    def write(file: BinaryIO) -> None:
+        for piece in pieces:
+            file.write(piece)
+
+    draft = write_draft(tmp_path / "a.bin", write)
+    assert draft.path.read_bytes() == whole
+    assert (draft.size, draft.sha256) == (len(whole), hashlib.sha256(whole).hexdigest())
+
+
+def test_a_draft_says_whose_it_is_and_two_never_have_one_name(tmp_path: Path) -> None:
+    """Loss: a start sweeps the drafts of its own writer, or leaves those of a dead one, which then gets them published."""
+    target = tmp_path / "epoch_001.pt"
+    paths = [write_draft(target, lambda file: file.write(b"x"), owner).path for owner in ("7-abc", "7-abc", "8-def")]
+    assert len(set(paths)) == 3 and all(path.parent == tmp_path and is_temporary(path.name) for path in paths)
+    assert [owner_of(path.name) for path in paths] == ["7-abc", "7-abc", "8-def"]
+    others = ("epoch_001.pt", ".epoch_001.pt.k3jf9x.tmp", ".a~b", "", ".nfs0001")
+    assert [owner_of(name) for name in others] == [""] * 5
+    assert [is_temporary(name) for name in others] == [False, True, False, False, False]
+
+
+@pytest.mark.parametrize(("code", "tolerated"), [(errno.EINVAL, True), (errno.EIO, False), (errno.ENOSPC, False)])
+def test_folder_that_cannot_be_synced_is_no_error_but_one_that_fails_is(
+    code: int, tolerated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss: no checkpoint at all on file systems without folder sync; or a name believed to be on the disk that is not."""
+    synced: list[str] = []
+
+    def fsync(descriptor: int) -> None:
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        synced.append("folder" if is_folder else "file")
+        if is_folder:
+            raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    descriptors = num_open()
+    if tolerated:
+        publish_text(tmp_path / "a", "x")
+    else:
+        with pytest.raises(OSError, match=re.escape(os.strerror(code))):
+            publish_text(tmp_path / "a", "x")
+    assert synced == ["file", "folder"]
+    assert names(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "x"
+    assert num_open() == descriptors, "nothing stays open"
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600), (0o002, 0o664)])
@@ -156,7 +314,7 @@ def test_killed_writer_leaves_the_old_content_and_a_hidden_file(tmp_path: Path) 
         assert process.wait(60) == -signal.SIGKILL
     assert path.read_bytes() == b"old"
     (left,) = set(names(tmp_path)) - {"epoch_001.pt"}
-    assert left.startswith(".epoch_001.pt.") and left.endswith(".tmp")
+    assert left.startswith(".epoch_001.pt") and is_temporary(left) and owner_of(left) == NO_OWNER
     publish_text(path, "new")
     assert path.read_text() == "new", "and does not stand in the way"
 
@@ -190,6 +348,7 @@ def test_second_job_is_refused_until_the_first_is_gone_even_if_killed(tmp_path: 
         with pytest.raises(RunFolderBusy, match="another job") as refused:
             folder.lock()
         assert str(folder.path) in str(refused.value)
+        assert f"process {holder.pid} on {socket.gethostname()}" in str(refused.value), "people can find and stop it"
         assert refused.value.exit_code == 2
         RunFolder(tmp_path / "runs" / "b").lock()  # another run is free
         holder.send_signal(signal.SIGKILL)
@@ -223,6 +382,86 @@ def test_moving_the_folder_aside_does_not_open_the_lock(tmp_path: Path) -> None:
     folder.release()
 
 
+# --- the fence -------------------------------------------------------------------------------------------------------------
+
+
+def start(folder: RunFolder) -> Fence:
+    """What a job does at its start and its end."""
+    folder.lock()
+    folder.release()
+    return folder.store.fence
+
+
+def test_each_start_has_a_larger_number_and_shuts_the_ones_before_out(tmp_path: Path) -> None:
+    """Loss: a writer whose training process died wakes up and publishes into the run of its successor."""
+    folder = RunFolder(tmp_path / "a")
+    fences = [start(folder)]
+    fences[0].check()
+    folder.make()
+    folder.move_aside()  # --fresh
+    fences += [start(folder), start(RunFolder(tmp_path / "a"))]
+    assert [fence.number for fence in fences] == [1, 2, 3]
+    fences[2].check()
+    for old in fences[:2]:
+        with pytest.raises(RunFolderBusy, match="taken over") as refused:
+            old.check()
+        assert str(tmp_path) in str(refused.value)
+        assert f"process {os.getpid()} on {socket.gethostname()}" in str(refused.value)
+    assert start(RunFolder(tmp_path / "b")).number == 1, "another run has its own"
+    fences[2].check()
+
+
+def test_a_start_is_told_from_another_with_the_same_number(tmp_path: Path) -> None:
+    """Loss: somebody tidies hidden files away, numbers begin anew, and two jobs believe in the same one."""
+    first = start(RunFolder(tmp_path / "a"))
+    first.path.unlink()
+    second = start(RunFolder(tmp_path / "a"))
+    assert (first.number, second.number) == (1, 1) and first.owner != second.owner
+    second.check()
+    with pytest.raises(RunFolderBusy):
+        first.check()
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        *(None, b"", b"{", b"\xff\xfe\x00", b"null", b"[]", b"7", b"{}", bytes(200)),
+        b'{"number": "x", "nonce": "", "host": "", "pid": 1, "since": ""}',
+        b'{"number": 1}',
+        b'{"number": Infinity, "nonce": "", "host": "", "pid": 1, "since": ""}',
+        b"[" * 100_000,
+    ],
+    ids=lambda garbage: repr(garbage)[:30],
+)
+def test_lost_or_damaged_fence_is_an_error_of_the_disk_and_heals_with_the_next_start(garbage: bytes | None, tmp_path: Path) -> None:
+    """Loss: a run that stops for good, taken over by nobody, because one small file was damaged; or that cannot start again."""
+    folder = RunFolder(tmp_path / "a")
+    old = start(folder)
+    if garbage is None:
+        old.path.unlink()
+    else:
+        old.path.write_bytes(garbage)
+    with pytest.raises(OSError) as raised:  # noqa: PT011 - which one depends on the damage
+        old.check()
+    assert str(old.path) in str(raised.value)
+    assert garbage is None or not isinstance(raised.value, FileNotFoundError)
+    new = start(folder)
+    new.check()
+    with pytest.raises(RunFolderBusy):
+        old.check()
+
+
+def test_raising_the_fence_is_on_the_disk_before_anything_else_is_done(tmp_path: Path) -> None:
+    """Loss: a power cut brings the old number back after the new job has begun to publish."""
+    fs = Recording()
+    fence = raise_fence(tmp_path / ".a.fence", fs)
+    size = fence.path.stat().st_size
+    assert fs.events == [f"sync {size} bytes", "rename draft to .a.fence", f"sync folder {tmp_path.name}"]
+    with pytest.raises(OSError, match="Input/output"):
+        raise_fence(fence.path, Refusing("fsync", errno.EIO))
+    fence.check()
+
+
 # --- the folder ------------------------------------------------------------------------------------------------------------
 
 
@@ -250,7 +489,7 @@ def test_making_the_folder_keeps_what_is_there(tmp_path: Path) -> None:
     (folder.checkpoints / "epoch_001.pt").write_text("x")
     folder.make()
     assert (folder.checkpoints / "epoch_001.pt").read_text() == "x"
-    assert all(path.is_dir() for path in (folder.tensorboard, folder.predictions))
+    assert all(path.is_dir() for path in (folder.snapshots, folder.tensorboard, folder.predictions))
     assert folder.metrics == folder.checkpoints / "training_metrics.json"
 
 
