@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
@@ -72,11 +72,11 @@ def run(script: str, arguments: Sequence[str], processes: int = 1) -> subprocess
 class Running:
     """A job in the background, in a process group of its own, whose output can be waited for."""
 
-    def __init__(self, script: str, arguments: Sequence[str], processes: int = 1) -> None:
+    def __init__(self, script: str, arguments: Sequence[str], processes: int = 1, extra: Mapping[str, str] | None = None) -> None:
         self.process = subprocess.Popen(
             command(script, arguments, processes),
             cwd=REPOSITORY,
-            env={**environment(), "PYTHONUNBUFFERED": "1"},
+            env={**environment(), "PYTHONUNBUFFERED": "1", **(extra or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

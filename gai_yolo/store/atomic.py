@@ -16,7 +16,7 @@ from gai_yolo.store.filesystem import REAL, FileSystem
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-BUFFER = 1 << 20
+BUFFER = 8 << 20
 """Small writes are gathered into pieces of so many bytes."""
 SUFFIX = ".tmp"
 NO_OWNER = "0-none"

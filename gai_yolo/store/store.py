@@ -30,6 +30,7 @@ class Store(Catalogue):
         super().__init__(run, fs)
         self.fence = fence
         self._placed: dict[Path, Identity] = {}
+        self._half_removed: list[Path] = []
 
     def publish(self, manifest: Manifest, write: Callable[[BinaryIO], object]) -> tuple[Manifest, list[str]]:
         """Make a checkpoint; after return it survives a crash of the machine.
@@ -199,11 +200,14 @@ class Store(Catalogue):
         """
         going = [decision for decision in self.plan_pruning(policy) if not decision.keep]
         for decision in going:
-            data = self.data_path(decision.manifest)
             self.fence.check(self.fs)
             self.fs.unlink(self.manifest_path(decision.manifest))
-            # Otherwise a crash could keep the manifest and lose the data, and look like a damaged checkpoint.
-            self.fs.sync_folder(data.parent)
-            self.fs.unlink(data)
-            self._verified.pop(data, None)
+            self._half_removed.append(self.data_path(decision.manifest))
+        # Otherwise a crash could keep a manifest and lose its data, and look like a damaged checkpoint.
+        for folder in sorted({data.parent for data in self._half_removed}):
+            self.fs.sync_folder(folder)
+        while self._half_removed:
+            self.fence.check(self.fs)
+            self.fs.unlink(self._half_removed[0])
+            self._verified.pop(self._half_removed.pop(0), None)
         return going

@@ -1,0 +1,72 @@
+"""Breaking the writer of a real job at chosen file system calls (tests/faults/inject)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tests.harness import REPOSITORY
+
+INJECT = REPOSITORY / "tests" / "faults" / "inject"
+
+
+def strace_works() -> bool:
+    """Whether this machine has strace and lets it trace."""
+    strace = shutil.which("strace")
+    return (
+        strace is not None and subprocess.run([strace, "-qq", "-o", os.devnull, "true"], capture_output=True, check=False).returncode == 0
+    )
+
+
+@dataclass(frozen=True)
+class Call:
+    """A file system call that the writer was about to make."""
+
+    name: str
+    file: str
+
+    @property
+    def what(self) -> str:
+        """The call, with the role of the file in place of its name."""
+        for part, role in (("best.pt", "best"), (".json", "manifest"), (".pt", "data"), ("checkpoints", "folder"), ("snapshots", "folder")):
+            if part in self.file:
+                return f"{self.name} {role}"
+        return f"{self.name} {self.file}"
+
+
+class Faults:
+    """Environment variables that make the writer of a job fail, and the log of its calls.
+
+    Args:
+        folder: for the instructions and the log.
+        run: the run folder; only calls under it count.
+    """
+
+    def __init__(self, folder: Path, run: Path) -> None:
+        self.folder, self.run = folder, run
+        self.log = folder / "calls.log"
+
+    def at(self, numbers: Sequence[int], action: Literal["kill", "stop"] | int) -> dict[str, str]:
+        """At the calls of these numbers (from 1): kill the job, stop the writer, or fail with an errno."""
+        return self._environment({"root": str(self.run), "log": str(self.log), "at": list(numbers), "action": action})
+
+    def strace(self, syscall: str, number: int) -> dict[str, str]:
+        """Kill the writer with strace at its system call of that number (from 1) and kind, and the job with it."""
+        kill = f"inject=/^{syscall}(at2?)?$:signal=KILL:when={number}"
+        return self._environment({"strace": ["-o", str(self.log), "-e", f"trace=/^{syscall}(at2?)?$", "-e", kill]})
+
+    def calls(self) -> list[Call]:
+        """What the writer has called since `at`, the call it was struck at included."""
+        return [Call(*line.split()[2:]) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+
+    def _environment(self, settings: dict[str, object]) -> dict[str, str]:
+        self.log.unlink(missing_ok=True)
+        instructions = self.folder / "faults.json"
+        instructions.write_text(json.dumps(settings))
+        return {"PYTHONPATH": f"{INJECT}{os.pathsep}{REPOSITORY}", "GAI_YOLO_FAULTS": str(instructions)}
