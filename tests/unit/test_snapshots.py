@@ -229,12 +229,15 @@ def test_damaged_newest_checkpoint_falls_back_to_the_one_before(damage: str, run
     """Loss: one torn file, and the run cannot be continued at all; or it goes on from garbage."""
     _, _, good, bad = saved(run, 1, 2, 3, 4)
     content = DAMAGES[damage](bad.read_bytes())
+    size = bad.stat().st_size
     bad.write_bytes(content)
     step, told = find(run)
     assert step == 30
     assert len(told) == 1 and str(bad) in told[0] and "left in place" in told[0]
     assert bad.read_bytes() == content and good.exists(), "somebody may still mend or examine it"
     assert bad.with_suffix(".json").exists()
+    flaws = [flaw.path for flaw in Catalogue(run).listing().flaws]
+    assert flaws == ([bad] if len(content) != size else []), "a wrong size is seen without reading the file"
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -344,6 +347,23 @@ def test_content_that_is_not_what_its_manifest_says_is_passed_over(content: dict
     step, told = find(run)
     assert step == 20
     assert len(told) == 1 and str(bad) in told[0] and f"step {content['step']} of epoch {content['epoch'] + 1}" in told[0]
+
+
+def test_the_parser_is_handed_the_verified_bytes_and_nothing_else(run: Path) -> None:
+    """Loss: the file is exchanged between its verification and its opening; or read from its end."""
+    (path,) = saved(run, 3)
+    seen: list[bytes] = []
+
+    def parse(file: BinaryIO, manifest: Manifest) -> int:
+        published(run, state(4))
+        path.unlink()
+        path.write_bytes(b"exchanged")
+        seen.append(file.read())
+        return manifest.size
+
+    whole = path.read_bytes()
+    found = Catalogue(run).newest(parse, pytest.fail)
+    assert seen == [whole] and found is not None and found[1] == len(whole)
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------------
@@ -520,6 +540,28 @@ def test_full_disk_is_told_in_one_sentence_and_keeps_what_is_there(run: Path) ->
     answer = served(store, big, metric=0.5)
     assert answer.failure is None and answer.size == (run / "checkpoints" / "epoch_002.pt").stat().st_size
     assert find(run) == (20, [])
+
+
+def test_complete_checkpoint_is_never_overwritten(run: Path) -> None:
+    """Loss: a run that was set back trains an epoch again and spoils the good checkpoint while writing it anew."""
+    (path,) = saved(run, 3)
+    data, manifest = path.read_bytes(), path.with_suffix(".json").read_bytes()
+    answer = served(store_of(run), {**state(3), "extra": torch.ones(1000)}, metric=0.5)
+    assert answer.failure is None and answer.size == len(data)
+    assert len(answer.notes) == 1 and str(path) in answer.notes[0] and "complete already" in answer.notes[0]
+    assert (path.read_bytes(), path.with_suffix(".json").read_bytes()) == (data, manifest)
+
+
+def test_file_that_is_not_complete_is_moved_aside_and_told_not_lost(run: Path) -> None:
+    """Loss: the only copy of a checkpoint, whose manifest was lost, is overwritten; or an epoch can never be saved again."""
+    bare = run / "checkpoints" / "epoch_003.pt"
+    for number in (1, 2):
+        bare.write_bytes(b"%d" % number)
+        bare.with_suffix(".json").unlink(missing_ok=True)
+        answer = served(store_of(run), state(3))
+        assert answer.failure is None and find(run) == (30, [])
+        assert len(answer.notes) == 1 and f"epoch_003.pt.aside-{number}" in answer.notes[0]
+    assert [(bare.parent / f"epoch_003.pt.aside-{number}").read_bytes() for number in (1, 2)] == [b"1", b"2"]
 
 
 def test_writer_that_was_overtaken_publishes_nothing_and_says_so(run: Path) -> None:

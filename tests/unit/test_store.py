@@ -22,7 +22,7 @@ import pytest
 
 from gai_yolo.errors import Refusal, RunFolderBusy
 from gai_yolo.store import run_folder
-from gai_yolo.store.atomic import NO_OWNER, is_temporary, owner_of, publish, publish_text, write_draft
+from gai_yolo.store.atomic import BUFFER, NO_OWNER, is_temporary, owner_of, publish, publish_text, write_draft
 from gai_yolo.store.filesystem import FileSystem
 from gai_yolo.store.lease import Fence, raise_fence
 from gai_yolo.store.run_folder import RunFolder
@@ -164,7 +164,7 @@ def test_reason_of_the_disk_is_not_hidden_by_an_archive_writer_that_wraps_it(tmp
 
     def write(file: BinaryIO) -> None:
         try:
-            file.write(bytes(3 << 20))
+            file.write(bytes(2 * BUFFER))  # too much to be gathered
         except OSError:
             raise RuntimeError("the archive writer failed") from None
 
@@ -204,7 +204,7 @@ def test_short_writes_give_the_same_bytes_and_the_right_digest(tmp_path: Path) -
 
 def test_digest_is_of_the_bytes_however_they_were_handed_over(tmp_path: Path) -> None:
     """Loss: a checkpoint whose digest is wrong from the start is never trusted again."""
-    pieces: list[bytes | memoryview] = [b"", b"a" * 3, memoryview(bytes(range(256)) * 16).cast("I"), b"b" * (3 << 20), b"c"]
+    pieces: list[bytes | memoryview] = [b"", b"a" * 3, memoryview(bytes(range(256)) * 16).cast("I"), b"b" * (BUFFER + 1), b"c"]
     whole = b"".join(bytes(piece) for piece in pieces)
 
     def write(file: BinaryIO) -> None:

@@ -1,0 +1,93 @@
+"""A real job on a disk that fails: training goes on, somebody is told once, and the checkpoints get there in the end."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.faults.faults import Faults
+from tests.harness import Running, run, small
+from tests.runs import metrics, state_digest
+
+SETTINGS = (
+    "training.epochs=3",
+    "training.max_batches_per_epoch=8",
+    "training.batch_size=8",
+    "evaluation.interval=3",
+    "snapshots.interval_steps=1",
+    "snapshots.keep_epochs=1",
+)
+LAST = "checkpoints/epoch_003.pt"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> str:
+    """Digest of the last state of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = run("main.py", small(folder, cache, *SETTINGS))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "warning" not in done.stdout
+    return state_digest(folder / "run" / LAST)
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
+def test_training_never_dies_of_a_failed_save(error: int, tmp_path: Path, cache: Path, undisturbed: str) -> None:
+    """Loss: a full disk at night, and in the morning the job is gone though the disk has been free since."""
+    faults = Faults(tmp_path, tmp_path / "run")
+    at = [2, 9, 14, 25, 40, 62, 90]
+    job = Running("main.py", small(tmp_path, cache, *SETTINGS), extra=faults.at(at, error))
+    assert job.wait() == 0, job.output
+    calls = faults.calls()
+    struck = [calls[number - 1].what for number in at if number <= len(calls)]
+    assert len(struck) >= 4, "the faults have fired"
+    told = re.findall(r"warning: (\S+) could not be written: (.+?); needed (\d+)\.\d MB, free (\d+)\.\d MB", job.output)
+    again = re.findall(r"was written, after (\d+) failed tries", job.output)
+    assert told and all(os.strerror(error) in reason and int(needed) > 30 and int(free) > 0 for _, reason, needed, free in told)
+    assert len(told) == len(again) and sum(map(int, again)) == len(struck), "each outage is told once, and when it is over"
+    assert state_digest(tmp_path / "run" / LAST) == undisturbed
+    assert [row["epoch"] for row in metrics(tmp_path / "run")] == [1, 2, 3]
+    left = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert left == {"epoch_003.pt", "epoch_003.json", "best.pt", "training_metrics.json"}
+
+
+def test_folder_that_vanishes_while_training(tmp_path: Path, cache: Path) -> None:
+    """Loss: an unmounted share ends the job, or the job writes on below the mount point."""
+    settings = (*SETTINGS, "training.epochs=1000", "evaluation.interval=1000", "training.checkpoint_interval=1000")
+    snapshots = tmp_path / "run" / "snapshots"
+    job = Running("main.py", small(tmp_path, cache, *settings))
+    try:
+        job.wait_for("epoch 2/1000  step 1/8")
+        snapshots.rename(tmp_path / "elsewhere")
+        job.wait_for("could not be written: No such file or directory")
+        epoch = int(re.findall(r"epoch (\d+)/1000", job.output)[-1])
+        job.wait_for(f"epoch {epoch + 2}/1000  step 1/8")
+        assert not snapshots.exists()
+        (tmp_path / "elsewhere").rename(snapshots)
+        job.wait_for("failed tries")
+        assert job.process.poll() is None and job.output.count("could not be written") == 1
+    finally:
+        job.send(signal.SIGKILL)
+        job.wait()
+
+
+def test_writer_that_is_killed_is_replaced(tmp_path: Path, cache: Path) -> None:
+    """Loss: the kernel kills the small process for want of memory, and nothing is saved from then on, unnoticed."""
+    faults = Faults(tmp_path, tmp_path / "run")
+    settings = (*SETTINGS, "training.epochs=1000", "evaluation.interval=1000", "training.checkpoint_interval=1000")
+    job = Running("main.py", small(tmp_path, cache, *settings), extra=faults.at([], "stop"))
+    try:
+        job.wait_for("epoch 2/1000  step 1/8")
+        while not faults.calls():
+            assert job.process.poll() is None, job.output
+        os.kill(int(faults.log.read_text().split()[0]), signal.SIGKILL)
+        job.wait_for("failed tries")
+        pids = {line.split()[0] for line in faults.log.read_text().splitlines()}
+        assert len(pids) == 2 and "the writer process has died" in job.output
+    finally:
+        job.send(signal.SIGKILL)
+        job.wait()

@@ -1,0 +1,187 @@
+"""Two jobs on one run folder, and a writer that was stopped, replaced, and goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from gai_yolo.store.catalogue import Catalogue
+from gai_yolo.store.lease import raise_fence
+from gai_yolo.store.manifest import Manifest, Position
+from gai_yolo.store.retention import Policy
+from gai_yolo.store.store import Store
+from tests.faults.faults import Faults
+from tests.harness import Running, environment, run, small
+
+POLICY = Policy(keep_steps=1, keep_epochs=1)
+OLD, NEW = b"old" * 100_000, b"new" * 100_000
+
+
+def manifest(epoch: int) -> Manifest:
+    return Manifest("epoch", Position(10 * epoch, epoch, 160 * epoch), 0, "", 0, "f", "2", "2026-01-01T00:00:00Z", 0.1 * epoch)
+
+
+def save(store: Store, epoch: int, content: bytes) -> None:
+    """What the writer process does with a request."""
+    store.publish(manifest(epoch), lambda file: file.write(content))
+    store.link_best()
+    store.prune(POLICY)
+
+
+OLD_WRITER = """
+import sys
+from pathlib import Path
+from gai_yolo.errors import RunFolderBusy
+from gai_yolo.store.lease import Fence
+from gai_yolo.store.store import Store
+from tests.faults.test_two_writers import OLD, save
+marker = "gai_yolo.training.writer"  # what the fault injection looks for
+run, number, nonce = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+try:
+    save(Store(run, Fence(run.parent / ".run.fence", number, nonce)), 2, OLD)
+    print("published")
+except RunFolderBusy as busy:
+    print("refused:", busy)
+except FileNotFoundError as error:
+    print("gone:", error)
+"""
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file under a folder with the digest of its bytes."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def wait_until_stopped(pid: int) -> None:
+    """Until the kernel shows a process as stopped."""
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@contextmanager
+def old_writer(run_folder: Path, number: int, nonce: str, extra: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """A writer of an earlier start, in a process of its own."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", OLD_WRITER, str(run_folder), str(number), nonce],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**environment(), **extra},
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to see that a process is stopped")
+def test_writer_stopped_at_any_call_and_replaced_changes_nothing_when_it_goes_on(tmp_path: Path) -> None:
+    """Loss: a machine that was cut off wakes up and renames its checkpoint over that of its successor."""
+    victims = []
+    for number in range(1, 100):
+        folder = tmp_path / str(number)
+        run_folder = folder / "run"
+        for name in ("checkpoints", "snapshots"):
+            (run_folder / name).mkdir(parents=True)
+        first = raise_fence(folder / ".run.fence")
+        save(Store(run_folder, first), 1, OLD)
+        faults = Faults(folder, run_folder)
+        with old_writer(run_folder, first.number, first.nonce, faults.at([number], "stop")) as writer:
+            while writer.poll() is None and len(faults.calls()) < number:
+                time.sleep(0.005)
+            if writer.poll() is not None:
+                break
+            wait_until_stopped(writer.pid)
+            successor = Store(run_folder, raise_fence(folder / ".run.fence"))
+            successor.sweep()
+            for epoch in (2, 3):
+                save(successor, epoch, NEW)
+            before = contents(run_folder)
+            writer.send_signal(signal.SIGCONT)
+            said, _ = writer.communicate(timeout=60)
+        victims.append(faults.calls()[number - 1].what)
+        if victims[-1] == "unlink data":
+            del before["checkpoints/epoch_001.pt"]  # it had taken the manifest away before; this was no checkpoint any more
+        assert contents(run_folder) == before, f"changed by a writer that was stopped before {victims[-1]}"
+        listing = Catalogue(run_folder).listing()
+        assert [one.position.epoch for one in listing.present] == [3] and all(successor.flaw_of(one) is None for one in listing.present)
+        assert said.startswith(("refused:", "gone:")) or victims[-1] in ("close folder", "open folder", "fsync folder", "unlink data"), (
+            victims[-1],
+            said,
+        )
+    assert {"open data", "rename data", "rename manifest", "link best", "rename best", "unlink manifest", "unlink data"} <= set(victims)
+    assert len(victims) > 20
+
+
+def _arguments(folder: Path, cache: Path, *more: str) -> list[str]:
+    return small(
+        folder,
+        cache,
+        "training.max_batches_per_epoch=5",
+        "snapshots.interval_steps=1",
+        "snapshots.keep=1",
+        "evaluation.interval=1000",
+        *more,
+    )
+
+
+def test_second_job_is_refused_with_the_name_of_the_first_and_disturbs_nothing(tmp_path: Path, cache: Path) -> None:
+    """Loss: two jobs write into one run; or nobody can tell which process to stop."""
+    arguments = _arguments(tmp_path, cache, "training.epochs=1000")
+    first = Running("main.py", arguments)
+    try:
+        first.wait_for("epoch 1/1000  step 1/5")
+        second = run("main.py", arguments)
+        assert second.returncode == 2 and len(second.stderr.splitlines()) == 1
+        assert f"another job (process {first.process.pid} on {os.uname().nodename}, since " in second.stderr
+        prune = [sys.executable, "-m", "gai_yolo.cli", "snapshots", "prune", str(tmp_path / "run")]
+        done = subprocess.run(prune, capture_output=True, text=True, env=environment(), check=False)
+        assert done.returncode == 2 and f"process {first.process.pid}" in done.stderr
+        epoch = int(re.findall(r"epoch (\d+)/1000", first.output)[-1])
+        first.wait_for(f"epoch {epoch + 2}/1000  step 1/5")
+        assert first.process.poll() is None and "warning" not in first.output, "the first job must not be disturbed"
+    finally:
+        first.send(signal.SIGKILL)
+        first.wait()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to see that a process is stopped")
+def test_stopped_writer_of_a_killed_job_cannot_publish_over_the_next_job(tmp_path: Path, cache: Path) -> None:
+    """Loss: as above, with the real job: the writer process outlives its training process and wakes up later."""
+    run_folder = tmp_path / "run"
+    faults = Faults(tmp_path, run_folder)
+    job = Running("main.py", _arguments(tmp_path, cache, "training.epochs=1000"), extra=faults.at([40], "stop"))
+    while len(faults.calls()) < 40:
+        assert job.process.poll() is None, job.output
+        time.sleep(0.02)
+    writer = int(faults.log.read_text().split()[0])
+    wait_until_stopped(writer)
+    job.process.kill()
+    job.process.wait()
+    done = run("main.py", _arguments(tmp_path, cache, "training.epochs=8"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    before = contents(run_folder)
+    os.kill(writer, signal.SIGCONT)
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{writer}").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not Path(f"/proc/{writer}").exists(), "it ends by itself"
+    assert contents(run_folder) == before
+    job.wait()
+    catalogue = Catalogue(run_folder)
+    assert catalogue.listing().flaws == [] and all(catalogue.flaw_of(one) is None for one in catalogue.listing().present)
+    assert not [name for name in before if name.endswith(".tmp")], "the drafts of the dead were swept"
