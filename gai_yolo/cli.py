@@ -60,8 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         one.set_defaults(function=command)
     given = parser.parse_args(arguments)
     try:
-        if not given.run.is_dir():
-            raise CheckpointError(f"{given.run}: no such folder; give the folder of a run, such as experiments/shapes.")
+        if not (given.run / FOLDERS["epoch"]).is_dir():
+            raise CheckpointError(
+                f"{given.run}: not the folder of a run; give one that holds {FOLDERS['epoch']}/, such as experiments/shapes."
+            )
         rows: list[Row] = given.function(given)
     except Refusal as refusal:
         print(f"error: {refusal}", file=sys.stderr)

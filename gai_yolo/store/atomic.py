@@ -58,7 +58,7 @@ def write_draft(target: Path, write: Callable[[BinaryIO], object], owner: str = 
         OSError: the disk refuses, also where `write` wraps that into an exception of its own. The draft is gone if it can be.
     """
     path = draft_path(target, owner)
-    raw = _HashingFile(fs, path)
+    raw = _HashingFile(fs, fs.create(path))
     try:
         with contextlib.closing(raw):
             file = io.BufferedWriter(raw, BUFFER)
@@ -115,9 +115,8 @@ def discarded_unless_renamed(draft: Draft, fs: FileSystem) -> Iterator[None]:
 class _HashingFile(io.RawIOBase):
     """The raw end of a draft: every byte is counted, hashed and written, however short the single writes are."""
 
-    def __init__(self, fs: FileSystem, path: Path) -> None:
-        self._fs = fs
-        self.descriptor = fs.create(path)
+    def __init__(self, fs: FileSystem, descriptor: int) -> None:
+        self._fs, self.descriptor = fs, descriptor
         self.size = 0
         self.digest = hashlib.sha256()
         self.failure: OSError | None = None

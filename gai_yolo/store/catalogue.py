@@ -143,7 +143,7 @@ class Catalogue:
             return {}
         except OSError as error:
             # "Cannot look" must not be taken for "nothing there": training would start over.
-            raise CheckpointError(f"{folder}: cannot be read ({error.strerror or error}); make it readable and start again.") from None
+            raise CheckpointError(f"{folder}: cannot be read ({error.strerror or error}); make it readable.") from None
         stems: dict[str, set[str]] = {}
         for name in names:
             if match := NAMES[kind].fullmatch(name):

@@ -89,7 +89,6 @@ class Lease:
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=patience)
-            return raise_fence(self._path, self._fs)
         except Timeout:
             holder = _holder_or_none(self._path, self._fs)
             who = "" if holder is None else f" ({holder})"
@@ -97,8 +96,16 @@ class Lease:
                 f"{self.folder}: another job{who} is writing to this run folder; wait for it, stop it, or set another experiment.name."
             ) from None
         except OSError as error:
-            reason = error.strerror or error
-            raise Refusal(f"{self.folder.parent}: cannot write there ({reason}); set experiment.folder to another place.") from None
+            raise self._refusal(error) from None
+        try:
+            return raise_fence(self._path, self._fs)
+        except OSError as error:
+            self._lock.release()
+            raise self._refusal(error) from None
+
+    def _refusal(self, error: OSError) -> Refusal:
+        reason = error.strerror or error
+        return Refusal(f"{self.folder.parent}: cannot write there ({reason}); make room, or set experiment.folder to another place.")
 
     def release(self) -> None:
         """Let another job in. The fence stays as it is."""
@@ -130,7 +137,7 @@ def read_holder(path: Path, fs: FileSystem = REAL) -> Holder:
     try:
         values = json.loads(data)
         return Holder(int(values["number"]), str(values["nonce"]), str(values["host"]), int(values["pid"]), str(values["since"]))
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
         raise OSError(errno.EIO, "the file that says who may write is damaged", str(path)) from None
 
 

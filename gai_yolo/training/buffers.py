@@ -63,11 +63,11 @@ class StateBuffer:
 
     Args:
         capacity: bytes; it grows if a state needs more.
-        pinned: lock the memory, so that a GPU copies into it at full speed while the host goes on.
+        pinned: lock the memory where that is allowed, so that a GPU copies into it at full speed while the host goes on.
     """
 
     def __init__(self, capacity: int, pinned: bool) -> None:
-        self.pinned = pinned
+        self._pin_wanted, self.pinned = pinned, False
         self.content = Content(0, 0)
         self.ready: Callable[[], bool] = lambda: True
         """Whether the copies that were begun are done."""
@@ -84,7 +84,7 @@ class StateBuffer:
         if self.content.size > len(self._map):
             self._allocate(self.content.size)
         targets = [self._view(place) for place in pickler.places]
-        with torch.no_grad():
+        if targets:
             torch._foreach_copy_(targets, pickler.tensors, non_blocking=self.pinned)
         if self.pinned:
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -94,6 +94,9 @@ class StateBuffer:
 
     def close(self) -> None:
         """Give the descriptor back; the memory goes when nobody looks at it any more."""
+        if self.pinned:
+            _unregister(self._map)
+            self.pinned = False
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
@@ -111,8 +114,7 @@ class StateBuffer:
         self.descriptor = _anonymous_file(size)
         # Populated at once: the first capture is not to wait for a page fault every 4 KiB.
         self._map = mmap.mmap(self.descriptor, size, flags=mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
-        if self.pinned:
-            _pin(torch.frombuffer(self._map, dtype=torch.uint8))
+        self.pinned = self._pin_wanted and _register(self._map)
 
 
 def open_state(descriptor: int, content: Content) -> dict[str, Any]:
@@ -165,7 +167,11 @@ def _anonymous_file(size: int) -> int:
     return descriptor
 
 
-def _pin(memory: Tensor) -> None:
-    # Memory that torch has allocated itself cannot be shared with another process by descriptor.
-    status = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 0))  # type: ignore[no-untyped-call]
-    assert status == 0, f"cudaHostRegister: {status}"
+def _register(memory: mmap.mmap) -> bool:
+    """Lock memory for a GPU's copies; returns whether it can be. Memory that torch allocates as pinned has no descriptor."""
+    flat = torch.frombuffer(memory, dtype=torch.uint8)
+    return int(torch.cuda.cudart().cudaHostRegister(flat.data_ptr(), flat.numel(), 0)) == 0  # type: ignore[no-untyped-call]
+
+
+def _unregister(memory: mmap.mmap) -> None:
+    torch.cuda.cudart().cudaHostUnregister(torch.frombuffer(memory, dtype=torch.uint8).data_ptr())  # type: ignore[no-untyped-call]

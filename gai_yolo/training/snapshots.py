@@ -65,9 +65,10 @@ class Snapshots(NoSnapshots):
         run, fence, policy = store.run, store.fence, policy_of(config)
         self.writer = BackgroundWriter(lambda: WriterProcess(run, fence, policy), tell, self._written, lambda: store.fs.free_bytes(run))
         self._fingerprint = fingerprint(config)
-        expected = expected_bytes(state)
-        self._first_buffer: StateBuffer | None = StateBuffer(expected, pinned)
-        self.cadence = Cadence(config.snapshots, state.step, expected)
+        self._expected = expected_bytes(state)
+        # Made now, so that the first capture does not wait for memory.
+        self._first_buffer: StateBuffer | None = StateBuffer(self._expected, pinned)
+        self.cadence = Cadence(config.snapshots, state.step, self._expected)
         self.stall = 0.0
         """Seconds that the training loop has stood still for snapshots."""
         self.count, self.write_seconds = 0, 0.0
@@ -109,7 +110,7 @@ class Snapshots(NoSnapshots):
 
     def _save(self, manifest: Manifest, state: TrainingState) -> None:
         started = time.monotonic()
-        buffer = self.writer.buffer() or self._first_buffer or StateBuffer(0, self.pinned)
+        buffer = self.writer.buffer() or self._first_buffer or StateBuffer(self._expected, self.pinned)
         self._first_buffer = None
         buffer.fill({**state.capture(), **self.identity})
         self.writer.submit(Job(manifest, buffer, time.monotonic() - started))

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from gai_yolo.errors import RunFolderBusy
+from gai_yolo.errors import Refusal, RunFolderBusy
 from gai_yolo.store.manifest import Manifest
 from gai_yolo.store.retention import Policy
 from gai_yolo.store.store import Store
@@ -140,4 +140,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror or error}{where}"
+    if isinstance(error, Refusal):
+        return str(error)
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"

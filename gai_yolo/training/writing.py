@@ -140,7 +140,7 @@ class BackgroundWriter:
         self._waiting.append(job)
         while len(self._waiting) > MOST_WAITING_EPOCHS and not self._is_stuck:
             self.poll(0.05)
-        if len(self._waiting) > MOST_WAITING_EPOCHS:
+        while len(self._waiting) > MOST_WAITING_EPOCHS:
             self._tell(f"{self._waiting[0].name} is given up: the disk has not worked for too long; newer ones wait for it")
             self._drop(self._waiting[0])
         self.poll()

@@ -15,6 +15,9 @@ import yaml
 
 from elastic_train import main
 from gai_yolo.detector import YOLO12
+from gai_yolo.store.manifest import Manifest, Position
+from gai_yolo.store.run_folder import RunFolder
+from gai_yolo.training.state import FORMAT
 from tests.harness import small
 
 Json = dict[str, Any]
@@ -257,13 +260,24 @@ def test_image_that_breaks_after_the_start_does_not_stop_training(
     assert "image 3 cannot be decoded" in output.err or "image unreadable" in output.out
 
 
-def _foreign_checkpoint(folder: Path) -> None:
+def _publish(run: Path, content: Json) -> None:
+    """What another program, or another version of this one, would leave behind, with its manifest."""
+    folder = RunFolder(run)
+    folder.lock()
+    folder.make()
+    position = Position(content.get("step", 0), content["epoch"], content.get("samples", 0))
+    manifest = Manifest("epoch", position, 0, "", 0, "f", "2", "2026-01-01T00:00:00Z")
+    folder.store.publish(manifest, lambda file: torch.save(content, file))
+    folder.release()
+
+
+def _foreign_checkpoint(run: Path) -> None:
     state = YOLO12("s", num_classes=2).state_dict()
-    torch.save({"format": 1, "epoch": 1, "model_state_dict": state}, folder / "epoch_001.pt")
+    _publish(run, {"format": FORMAT, "epoch": 1, "step": 5, "samples": 50, "model_state_dict": state})
 
 
-def _other_format(folder: Path) -> None:
-    torch.save({"format": 99, "epoch": 1}, folder / "epoch_001.pt")
+def _other_format(run: Path) -> None:
+    _publish(run, {"format": 99, "epoch": 1})
 
 
 CHECKPOINTS: dict[str, tuple[Callable[[Path], None], str]] = {
@@ -276,13 +290,12 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], None], str]] = {
 def test_foreign_checkpoint_is_refused_and_kept(case: str, data: DataSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Starting over silently would overwrite somebody's run."""
     write, expected = CHECKPOINTS[case]
-    folder = tmp_path / "runs" / "run" / "checkpoints"
-    folder.mkdir(parents=True)
-    write(folder)
-    before = (folder / "epoch_001.pt").read_bytes()
+    run = tmp_path / "runs" / "run"
+    write(run)
+    before = (run / "checkpoints" / "epoch_001.pt").read_bytes()
     assert train(tmp_path, data.write()) == 2
     assert expected in refused(capsys)
-    assert (folder / "epoch_001.pt").read_bytes() == before
+    assert (run / "checkpoints" / "epoch_001.pt").read_bytes() == before
 
 
 def test_weights_of_another_size_are_refused(data: DataSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
