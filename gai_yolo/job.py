@@ -151,6 +151,8 @@ def run_in(config: Config, options: Options, site: Site) -> None:
         finally:
             run.snapshots.close(CLOSING_PATIENCE)
             run.reporter.close()
+        if run.snapshots.summary:
+            site.console.info(run.snapshots.summary)
     site.console.info(finished_line(state, config.training.epochs))
     folder = site.folder
     site.console.info(f"checkpoints: {folder.checkpoints}  pictures: {folder.predictions}  TensorBoard: {folder.tensorboard}")

@@ -109,7 +109,7 @@ class Store(Catalogue):
         self.fence.check(self.fs)
         notes = []
         if path.suffix == ".pt" and (aside := self._aside(path)) is not None:
-            self.fs.rename(path, aside)
+            self._set_aside(path, aside)
             notes.append(f"{path} was there, but not complete; it is now {aside.name}")
         self.fs.rename(draft.path, path)
         self._placed[path] = self.fs.identity(path)
@@ -127,6 +127,15 @@ class Store(Catalogue):
         while f"{path.name}.aside-{number}" in taken:
             number += 1
         return path.with_name(f"{path.name}.aside-{number}")
+
+    def _set_aside(self, path: Path, aside: Path) -> None:
+        """Give what lies under a name another one. Not by rename: that of a writer which was stopped here, and replaced, would
+        take its successor's checkpoint away. The rename of the draft over the old name is fenced, so a link is enough."""
+        try:
+            self.fs.link(path, aside)
+        except OSError:
+            self.fence.check(self.fs)
+            self.fs.rename(path, aside)  # no hard links here
 
     def _complete_at(self, manifest: Manifest) -> Manifest | None:
         if manifest.stem not in self.stems(manifest.kind):

@@ -69,7 +69,7 @@ class StateBuffer:
     def __init__(self, capacity: int, pinned: bool) -> None:
         self._pin_wanted, self.pinned = pinned, False
         self.content = Content(0, 0)
-        self.ready: Callable[[], bool] = lambda: True
+        self.ready: Callable[[], bool] = _always
         """Whether the copies that were begun are done."""
         self._views: dict[TensorPlace, Tensor] = {}
         self.descriptor = -1
@@ -86,10 +86,7 @@ class StateBuffer:
         targets = [self._view(place) for place in pickler.places]
         if targets:
             torch._foreach_copy_(targets, pickler.tensors, non_blocking=self.pinned)
-        if self.pinned:
-            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            done.record()
-            self.ready = done.query
+        self.ready = _recorded_event() if self.pinned else _always
         self._map[self.content.tensors : self.content.size] = skeleton
 
     def close(self) -> None:
@@ -165,6 +162,17 @@ def _anonymous_file(size: int) -> int:
             descriptor = os.dup(file.fileno())
     os.ftruncate(descriptor, size)
     return descriptor
+
+
+def _always() -> bool:
+    return True
+
+
+def _recorded_event() -> Callable[[], bool]:
+    """Tells whether the GPU has done all that was queued until now."""
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+    return event.query
 
 
 def _register(memory: mmap.mmap) -> bool:

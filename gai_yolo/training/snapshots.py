@@ -44,6 +44,11 @@ class NoSnapshots:
     def finish(self) -> None:
         """To be called after the last epoch: everything is on the disk on return."""
 
+    @property
+    def summary(self) -> str | None:
+        """For people, at the end."""
+        return None
+
     def close(self, patience: float) -> None:
         """To be called whatever happened; waits at most so many seconds for what is on its way to the disk."""
 
@@ -81,6 +86,12 @@ class Snapshots(NoSnapshots):
             self._save(self._manifest("step", state), state)
         self.stall += time.monotonic() - started
 
+    def save_now(self, state: TrainingState) -> None:
+        """Take a mid-epoch snapshot whether it is due or not."""
+        started = time.monotonic()
+        self._save(self._manifest("step", state), state)
+        self.stall += time.monotonic() - started
+
     def after_epoch(self, state: TrainingState) -> None:
         started = time.monotonic()
         due = is_due(state.epoch, self.config)
@@ -103,6 +114,11 @@ class Snapshots(NoSnapshots):
                 f"{', '.join(self.writer.unwritten)}: could not be written within snapshots.patience_seconds; make room and start "
                 "again: it goes on from the newest complete checkpoint."
             )
+
+    @property
+    def summary(self) -> str | None:
+        written = f"{self.count} checkpoints and snapshots written, in {self.write_seconds:.1f} s beside the training"
+        return f"{written}, which stood still for {self.stall:.2f} s"
 
     def close(self, patience: float) -> None:
         self.writer.drain(patience)

@@ -6,6 +6,7 @@ epochs. All of it runs in the training thread, at step boundaries.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -79,6 +80,9 @@ class WriterProcess:
 
     def close(self, patience: float) -> None:
         """Let it end by itself, which it does when it has nothing to do; after the seconds of `patience` without us."""
+        # Not only closed: loader processes forked since hold copies of the descriptor.
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()
         try:
             self._process.wait(patience)

@@ -17,6 +17,7 @@ import torch
 from elastic_train import main
 from gai_yolo import cli
 from gai_yolo.store.catalogue import Catalogue
+from gai_yolo.store.filesystem import FileSystem
 from gai_yolo.store.manifest import Manifest, Position, encode
 from gai_yolo.store.run_folder import RunFolder
 from tests.harness import REPOSITORY, small
@@ -256,3 +257,12 @@ def test_manifest_that_lies_about_the_position_is_passed_over(run: Path, start: 
     code, out, _ = start()
     assert code == 0 and "not what its manifest says" in out
     assert "epoch 2/2" in out
+
+
+def test_too_little_room_is_told_at_the_start_with_the_numbers(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss: the disk is full after a night, which could have been known in the evening."""
+    monkeypatch.setattr(FileSystem, "free_bytes", lambda _self, _folder: 1_000_000)
+    code, out, _ = start("training.max_batches_per_epoch=2", "experiment.name=other", "snapshots.keep=3")
+    assert code == 0
+    told = re.search(r"warning: \S+other: the checkpoints to come need about (\d+) MB, and 1 MB are free: make room", out)
+    assert told is not None and 6 * 30 < int(told[1]) < 8 * 50, "four snapshots, two epochs, one best"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.harness import Running, run, small
-from tests.runs import metrics, scalar_steps, state_digest
+from tests.runs import ledger, metrics, scalar_steps, state_digest
 
 STEPS = 5
 CONFIG = ["--config", "configs/config_test_resume.yaml"]
@@ -96,3 +98,27 @@ def test_two_processes_killed_and_resumed_by_one(tmp_path: Path, cache: Path) ->
     assert done.returncode == 0, done.stdout + done.stderr
     assert [row["step"] for row in metrics(tmp_path / "run")] == [STEPS, 2 * STEPS]
     assert scalar_steps(tmp_path / "run")["Loss/Train_Batch"] == list(range(1, 2 * STEPS + 1))
+
+
+def test_killed_in_mid_epoch_trains_each_sample_once(tmp_path: Path, cache: Path) -> None:
+    """Loss: samples trained twice or not at all after every preemption, which no loss curve shows."""
+    values = ("training.max_batches_per_epoch=null", "reporting.ledger=true", "snapshots.interval_steps=2", "data.workers=1")
+    arguments = [*CONFIG, *small(tmp_path / "killed", cache, *values)]
+    folder, undisturbed = tmp_path / "killed" / "run", tmp_path / "undisturbed" / "run"
+    job = Running("main.py", arguments)
+    while not list((folder / "snapshots").glob("step_*.json")):
+        assert job.process.poll() is None, job.output
+        time.sleep(0.01)
+    job.send(signal.SIGKILL)
+    job.wait()
+    assert not list((folder / "checkpoints").glob("epoch_*.json")), "killed in the first epoch"
+    done = run("main.py", arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"going on from \S+snapshots/step_\d+\.pt \(epoch 0, step \d+\)", done.stdout)
+
+    assert run("main.py", [*CONFIG, *small(tmp_path / "undisturbed", cache, *values)]).returncode == 0
+    assert ledger(folder) == ledger(undisturbed), "the same batches in the same steps"
+    trained = [i for step in ledger(folder)[1].values() for micro_batch in step for i in micro_batch]
+    assert len(trained) == len(set(trained)) == 400
+    assert state_digest(folder / "checkpoints" / "epoch_002.pt") == state_digest(undisturbed / "checkpoints" / "epoch_002.pt")
+    assert scalar_steps(folder) == scalar_steps(undisturbed)

@@ -89,7 +89,8 @@ def old_writer(run_folder: Path, number: int, nonce: str, extra: dict[str, str])
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to see that a process is stopped")
-def test_writer_stopped_at_any_call_and_replaced_changes_nothing_when_it_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_the_way", [False, True])
+def test_writer_stopped_at_any_call_and_replaced_changes_nothing_when_it_goes_on(in_the_way: bool, tmp_path: Path) -> None:
     """Loss: a machine that was cut off wakes up and renames its checkpoint over that of its successor."""
     victims = []
     for number in range(1, 100):
@@ -99,6 +100,8 @@ def test_writer_stopped_at_any_call_and_replaced_changes_nothing_when_it_goes_on
             (run_folder / name).mkdir(parents=True)
         first = raise_fence(folder / ".run.fence")
         save(Store(run_folder, first), 1, OLD)
+        if in_the_way:
+            (run_folder / "checkpoints" / "epoch_002.pt").write_bytes(b"somebody's")
         faults = Faults(folder, run_folder)
         with old_writer(run_folder, first.number, first.nonce, faults.at([number], "stop")) as writer:
             while writer.poll() is None and len(faults.calls()) < number:
