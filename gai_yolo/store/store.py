@@ -105,7 +105,7 @@ class Store(Catalogue):
             self.fs.rename(draft.path, alias)  # not synced: what a crash takes back, the next start puts right
 
     def _place(self, draft: Draft, path: Path) -> list[str]:
-        """Give a draft its name. A file that lies there and is not our own is moved aside, not lost."""
+        """Give a draft its name. A file that lies there and is not our own is kept under another name."""
         self.fence.check(self.fs)
         notes = []
         if path.suffix == ".pt" and (aside := self._aside(path)) is not None:
@@ -117,16 +117,19 @@ class Store(Catalogue):
         return notes
 
     def _aside(self, path: Path) -> Path | None:
-        """Where to move what lies under a name that is about to be given; None if nothing does, or our own failed try."""
+        """A second name for what lies under a name that is about to be given; None if there is nothing, or only our own failed
+        try, or if it has one already."""
         try:
             if self.fs.identity(path) == self._placed.get(path):
                 return None
         except FileNotFoundError:
             return None
         taken, number = set(self.fs.names(path.parent)), 1
-        while f"{path.name}.aside-{number}" in taken:
+        while (aside := path.with_name(f"{path.name}.aside-{number}")).name in taken:
+            if self._same_file(path, aside):
+                return None
             number += 1
-        return path.with_name(f"{path.name}.aside-{number}")
+        return aside
 
     def _set_aside(self, path: Path, aside: Path) -> None:
         """Give what lies under a name another one. Not by rename: that of a writer which was stopped here, and replaced, would

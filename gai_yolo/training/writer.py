@@ -57,7 +57,8 @@ def main() -> None:
     # Ctrl-C and a launcher's SIGTERM reach the whole process group; the training process says when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.nice(19)
+    # Low, but not so low that on a busy machine (loader processes on all cores) a snapshot would wait for minutes.
+    os.nice(10)
     torch.set_num_threads(1)
     connection = socket.socket(fileno=0)
     run, fence, policy = receive(connection)[0]
