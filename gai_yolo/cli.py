@@ -72,7 +72,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error.filename or given.run}: {error.strerror or error}; nothing complete was lost.", file=sys.stderr)
         return Refusal.exit_code
     show(rows, given.json)
-    return 1 if given.command == "verify" and any(row.state == "bad" for row in rows) else 0
+    bad = [row for row in rows if row.state == "bad"]
+    if given.command == "adopt":
+        for row in bad:
+            print(f"error: {row.note}", file=sys.stderr)
+        return Refusal.exit_code if bad else 0
+    return 1 if given.command == "verify" and bad else 0
 
 
 def ls(given: argparse.Namespace) -> list[Row]:
@@ -101,9 +106,12 @@ def adopt(given: argparse.Namespace) -> list[Row]:
     def all_of(folder: RunFolder) -> list[Row]:
         rows = []
         for flaw in folder.store.listing().flaws:
+            kind: Kind = "epoch" if flaw.path.parent.name == FOLDERS["epoch"] else "step"
             if flaw.reason == NO_MANIFEST:
-                kind: Kind = "epoch" if flaw.path.parent.name == FOLDERS["epoch"] else "step"
-                rows.append(_row(folder.store.adopt(manifest_for(flaw.path, kind)), "adopted", "verified; it has a manifest now"))
+                try:
+                    rows.append(_row(folder.store.adopt(manifest_for(flaw.path, kind)), "adopted", "verified; it has a manifest now"))
+                except CheckpointError as error:
+                    rows.append(Row(f"{flaw.path.parent.name}/{flaw.path.name}", "bad", note=str(error)))
         return rows
 
     return _locked(given.run, all_of)
@@ -155,9 +163,12 @@ def _rows(catalogue: Catalogue, policy: Policy, verify: bool) -> list[Row]:
 
 def _row(manifest: Manifest, state: str, note: str) -> Row:
     position = manifest.position
-    age = time.time() - timegm(time.strptime(manifest.time, "%Y-%m-%dT%H:%M:%SZ"))
+    try:
+        age = round(time.time() - timegm(time.strptime(manifest.time, "%Y-%m-%dT%H:%M:%SZ")), 1)
+    except ValueError:
+        age = None
     name = f"{FOLDERS[manifest.kind]}/{manifest.stem}.pt"
-    return Row(name, state, position.epoch, position.step, position.samples, manifest.size, round(age, 1), manifest.metric, note)
+    return Row(name, state, position.epoch, position.step, position.samples, manifest.size, age, manifest.metric, note)
 
 
 def _policy(run: Path) -> Policy:

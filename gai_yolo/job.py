@@ -20,7 +20,7 @@ from gai_yolo.detector import YOLO12
 from gai_yolo.detector.loss import DetectionLoss
 from gai_yolo.detector.weights import load_weights
 from gai_yolo.elastic.notices import Interrupt
-from gai_yolo.elastic.process import World, launch_id
+from gai_yolo.elastic.process import World, launch_id, was_restarted
 from gai_yolo.errors import CheckpointError, ConfigError, Refusal
 from gai_yolo.evaluation.evaluator import Evaluator
 from gai_yolo.reporting.console import Console, Silent
@@ -92,7 +92,7 @@ def open_folder(options: Options, site: Site) -> None:
     launch = launch_id()
     # Workers that torchrun starts again, after a crash or a resize, see the same command line; their run is not to be
     # started over a second time.
-    if options.fresh and launch is not None and site.folder.started_over_by() == launch:
+    if options.fresh and (was_restarted() or (launch is not None and site.folder.started_over_by() == launch)):
         site.console.info(f"--fresh: this job ({launch}) has started over already; going on")
     elif options.fresh:
         moved = site.folder.move_aside()
@@ -193,7 +193,7 @@ def make_snapshots(config: Config, identity: dict[str, Any], state: TrainingStat
     if needed > free:
         site.console.warning(
             f"{store.run}: the checkpoints to come need about {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free: make room, or keep "
-            "fewer (training.checkpoint_interval, snapshots.keep_epochs)"
+            "fewer (training.checkpoint_interval, snapshots.keep_epochs, snapshots.keep)"
         )
     return Snapshots(store, config, identity, state, pinned=site.world.device.type == "cuda", tell=site.console.warning)
 
@@ -203,11 +203,11 @@ def bring_up_to_date(site: Site, state: TrainingState) -> None:
     rank 0 only."""
     folder, tell = site.folder, site.console.warning
     write_metrics(folder, state.history, tell)
-    rewind_ledger(folder, state.step)
     try:
+        rewind_ledger(folder, state.step)
         folder.store.link_best()
     except OSError as error:
-        tell(f"{folder.checkpoints}: best.pt cannot be written ({error.strerror}); training goes on")
+        tell(f"{error.filename or folder.path}: cannot be brought up to date ({error.strerror}); training goes on")
 
 
 def make_plan(config: Config, num_samples: int) -> Plan:

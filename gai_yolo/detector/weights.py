@@ -52,7 +52,8 @@ def load_checkpoint(path: Path, file: BinaryIO) -> dict[str, Any]:
         file.seek(0)
         content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+        # torch's words for what it does not know, and for modules that it blocks outright (os, sys).
+        if any(words in str(error).lower() for words in ("unsupported global", "unsupported class", "is blocked")):
             raise CheckpointError(
                 f"{path}: holds program objects, not only tensors, and is not opened because they could run code; "
                 "export its state dict with the program that wrote it and give that file."

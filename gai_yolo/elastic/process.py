@@ -39,6 +39,11 @@ def launch_id() -> str | None:
     return None if job == "none" else job
 
 
+def was_restarted() -> bool:
+    """Whether torchrun has started this process anew after a failure. It does not count changes of membership."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
 class World:
     """All processes of the job, as one of them sees it. Collectives must be called by every rank, in the same order.
 

@@ -42,8 +42,10 @@ class Reporter:
         self.folder, self.config, self.index, self.rank = folder, config, index, rank
         self.console, self.tensorboard = console, tensorboard
         self._unreadable: set[int] = set()
+        self._ledger = folder.ledger / f"rank_{rank}.jsonl" if config.ledger else None
         if config.ledger:
-            folder.ledger.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(OSError):  # told when it is written to
+                folder.ledger.mkdir(parents=True, exist_ok=True)
 
     def start_epoch(self, epoch: int, steps: int, done: int = 0) -> None:
         """An epoch of `steps` steps begins, or goes on after `done` of them."""
@@ -60,10 +62,16 @@ class Reporter:
         for image_id in {i for batch in batches for i in batch.unreadable.tolist()} - self._unreadable:
             self._unreadable.add(image_id)
             print(f"rank {self.rank}: warning: image {image_id} cannot be decoded; grey is trained on instead", file=sys.stderr)
-        if self.config.ledger:
+        if self._ledger is not None:
             ids = [batch.image_ids.tolist() for batch in batches]
-            with (self.folder.ledger / f"rank_{self.rank}.jsonl").open("a") as file:
-                file.write(json.dumps({"epoch": epoch, "step": step, "micro_batches": ids}) + "\n")
+            try:
+                with self._ledger.open("a") as file:
+                    file.write(json.dumps({"epoch": epoch, "step": step, "micro_batches": ids}) + "\n")
+            except OSError as error:
+                print(
+                    f"rank {self.rank}: warning: {self._ledger}: {error.strerror}; the ledger ends here, training goes on", file=sys.stderr
+                )
+                self._ledger = None
 
     def end_epoch(self, step: int, losses: Mapping[str, float], seconds: float, samples: int) -> None:
         """An epoch's training is over; `losses` are means over its steps."""
@@ -131,8 +139,8 @@ def rewind_ledger(folder: RunFolder, step: int) -> None:
     """Take out of the ledger what a killed run did after the `step` that is gone on from, a torn last line included."""
     for path in folder.ledger.glob("rank_*.jsonl"):
         kept = []
-        for line in path.read_text().splitlines(keepends=True):
-            with contextlib.suppress(json.JSONDecodeError):
+        for line in path.read_text(errors="replace").splitlines(keepends=True):
+            with contextlib.suppress(ValueError, LookupError, TypeError):  # torn
                 if line.endswith("\n") and json.loads(line)["step"] <= step:
                     kept.append(line)
         publish_text(path, "".join(kept))

@@ -6,8 +6,10 @@ them one by one, and build every state that a power cut may leave behind.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -51,6 +53,19 @@ class FileSystem:
     def unlink(self, path: Path) -> None:
         """Take a name away."""
         os.unlink(path)
+
+    @contextlib.contextmanager
+    def held(self, folder: Path) -> Iterator[int]:
+        """A descriptor that stays with the folder, whatever is moved to its name meanwhile."""
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def unlink_from(self, folder: int, name: str) -> None:
+        """Take a name in a held folder away."""
+        os.unlink(name, dir_fd=folder)
 
     def sync_folder(self, folder: Path) -> None:
         """Wait until the names in a folder are on the disk; file systems that cannot do that and say so are believed."""

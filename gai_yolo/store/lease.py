@@ -17,8 +17,10 @@ import socket
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 from filelock import FileLock, Timeout
+from pydantic import Field, TypeAdapter
 
 from gai_yolo.errors import Refusal, RunFolderBusy
 from gai_yolo.store.atomic import publish_text
@@ -29,8 +31,8 @@ from gai_yolo.store.filesystem import REAL, FileSystem
 class Holder:
     """Content of the fence's file: who was the last to start."""
 
-    number: int
-    nonce: str
+    number: Annotated[int, Field(strict=True, ge=1, lt=2**62)]
+    nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
     host: str
     pid: int
     since: str
@@ -38,6 +40,9 @@ class Holder:
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {self.since}"
+
+
+_PARSER = TypeAdapter(Holder)
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,8 @@ class Lease:
         except OSError as error:
             raise self._refusal(error) from None
         try:
+            for draft in self._path.parent.glob(f".{self._path.name}~*.tmp"):
+                draft.unlink()  # of a start that was killed in the middle of the next line
             return raise_fence(self._path, self._fs)
         except OSError as error:
             self._lock.release()
@@ -135,9 +142,8 @@ def read_holder(path: Path, fs: FileSystem = REAL) -> Holder:
     with fs.open(path) as file:
         data = file.read()
     try:
-        values = json.loads(data)
-        return Holder(int(values["number"]), str(values["nonce"]), str(values["host"]), int(values["pid"]), str(values["since"]))
-    except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
+        return _PARSER.validate_python(json.loads(data))
+    except (ValueError, RecursionError):
         raise OSError(errno.EIO, "the file that says who may write is damaged", str(path)) from None
 
 

@@ -20,6 +20,8 @@ class RunFolder:
     """`experiments/<name>/` and its parts."""
 
     def __init__(self, path: Path) -> None:
+        # One folder has one lock, whatever links lead to it.
+        path = path.resolve() if path.is_symlink() else path
         self.path = path
         self.checkpoints = path / FOLDERS["epoch"]
         self.snapshots = path / FOLDERS["step"]
@@ -74,7 +76,7 @@ class RunFolder:
     def started_over_by(self) -> str | None:
         """The job that started this run with `--fresh`, or None."""
         try:
-            return self._marker.read_text()
+            return self._marker.read_text(errors="replace")
         except OSError:
             return None
 

@@ -7,6 +7,8 @@ Invariants (docs/storage.md):
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -111,7 +113,11 @@ class Store(Catalogue):
         if path.suffix == ".pt" and (aside := self._aside(path)) is not None:
             self._set_aside(path, aside)
             notes.append(f"{path} was there, but not complete; it is now {aside.name}")
-        self.fs.rename(draft.path, path)
+        try:
+            self.fs.rename(draft.path, path)
+        except IsADirectoryError:
+            self.fs.rename(path, path.with_name(f"{path.name}.aside-{os.urandom(3).hex()}"))
+            self.fs.rename(draft.path, path)
         self._placed[path] = self.fs.identity(path)
         self.fs.sync_folder(path.parent)
         return notes
@@ -212,14 +218,20 @@ class Store(Catalogue):
         """
         going = [decision for decision in self.plan_pruning(policy) if not decision.keep]
         for decision in going:
-            self.fence.check(self.fs)
-            self.fs.unlink(self.manifest_path(decision.manifest))
+            self._remove(self.manifest_path(decision.manifest))
             self._half_removed.append(self.data_path(decision.manifest))
         # Otherwise a crash could keep a manifest and lose its data, and look like a damaged checkpoint.
         for folder in sorted({data.parent for data in self._half_removed}):
             self.fs.sync_folder(folder)
         while self._half_removed:
-            self.fence.check(self.fs)
-            self.fs.unlink(self._half_removed[0])
+            self._remove(self._half_removed[0])
             self._verified.pop(self._half_removed.pop(0), None)
         return going
+
+    def _remove(self, path: Path) -> None:
+        """Take a name away, if it is there. The folder is held before the fence is read: should a `--fresh` start move it aside
+        in between, and make another under its name, nothing is taken from that one."""
+        with self.fs.held(path.parent) as folder:
+            self.fence.check(self.fs)
+            with contextlib.suppress(FileNotFoundError):
+                self.fs.unlink_from(folder, path.name)

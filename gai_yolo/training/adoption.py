@@ -43,7 +43,10 @@ def manifest_for(path: Path, kind: Kind) -> Manifest:
     if missing:
         raise CheckpointError(f"{path}: lacks {', '.join(missing)}; training cannot go on from it.")
     for part in ("model_state_dict", "ema_state_dict"):
-        bad = [name for name, tensor in content[part].items() if not bool(torch.isfinite(tensor).all())]
+        tensors = content[part]
+        if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+            raise CheckpointError(f"{path}: {part} does not hold tensors; training cannot go on from it.")
+        bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
         if bad:
             raise CheckpointError(f"{path}: {part} holds numbers that are not finite ({bad[0]}); take an older one.")
     config = parse_config(content.get("config") or {}, f"{path}, config")
@@ -63,5 +66,6 @@ def manifest_for(path: Path, kind: Kind) -> Manifest:
 
 def _metric(content: dict[str, Any]) -> float | None:
     history = content["history"]
-    metric = history[-1].get("mAP50-95") if history else None
+    row = history[-1] if isinstance(history, list) and history else {}
+    metric = row.get("mAP50-95") if isinstance(row, dict) else None
     return float(metric) if isinstance(metric, (int, float)) else None

@@ -86,12 +86,6 @@ class Snapshots(NoSnapshots):
             self._save(self._manifest("step", state), state)
         self.stall += time.monotonic() - started
 
-    def save_now(self, state: TrainingState) -> None:
-        """Take a mid-epoch snapshot whether it is due or not."""
-        started = time.monotonic()
-        self._save(self._manifest("step", state), state)
-        self.stall += time.monotonic() - started
-
     def after_epoch(self, state: TrainingState) -> None:
         started = time.monotonic()
         due = is_due(state.epoch, self.config)
@@ -121,8 +115,9 @@ class Snapshots(NoSnapshots):
         return f"{written}, which stood still for {self.stall:.2f} s"
 
     def close(self, patience: float) -> None:
+        deadline = time.monotonic() + patience
         self.writer.drain(patience)
-        self.writer.close(patience)
+        self.writer.close(max(0.0, deadline - time.monotonic()))
 
     def _save(self, manifest: Manifest, state: TrainingState) -> None:
         started = time.monotonic()

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import socket
 import struct
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -54,9 +54,6 @@ class Answer:
 
 def main() -> None:
     """Serve the socket that standard input is, until it is closed."""
-    # Ctrl-C and a launcher's SIGTERM reach the whole process group; the training process says when to stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # Low, but not so low that on a busy machine (loader processes on all cores) a snapshot would wait for minutes.
     os.nice(10)
     torch.set_num_threads(1)
@@ -79,22 +76,44 @@ def serve(store: Store, policy: Policy, request: Request, descriptor: int) -> An
     """Write one checkpoint, keep `best.pt` true, and make room by retention's rules."""
     started, cpu_started = time.monotonic(), time.process_time()
     notes: list[str] = []
-    size = 0
+    size, failure = 0, None
     try:
-        state = open_state(descriptor, request.content)
-        manifest, notes = store.publish(request.manifest, lambda file: save(state, file))
-        size = manifest.size
-        if manifest.metric is not None:
-            store.link_best()
-        store.prune(policy)
+        try:
+            state = open_state(descriptor, request.content)
+            manifest, notes = store.publish(request.manifest, lambda file: save(state, file))
+            size = manifest.size
+        except RunFolderBusy:
+            raise
+        except Exception as error:
+            # Also torch's own errors: whatever it is, training goes on, somebody is told, and it is tried again.
+            failure = _reason(error)
+        notes = notes + after_work(store, policy, best=failure is None and request.manifest.metric is not None)
     except RunFolderBusy as busy:
         return Answer(taken_over=str(busy))
-    except Exception as error:
-        # Also torch's own errors: whatever it is, training goes on, somebody is told, and it is tried again.
-        return Answer(failure=_reason(error), notes=notes)
     finally:
         os.close(descriptor)
-    return Answer(size, time.monotonic() - started, time.process_time() - cpu_started, notes)
+    return Answer(size, time.monotonic() - started, time.process_time() - cpu_started, notes, failure)
+
+
+def after_work(store: Store, policy: Policy, best: bool) -> list[str]:
+    """Keep `best.pt` true and make room. What fails here is noted and comes up again with the next checkpoint: the one that
+    was written is complete all the same, and if it could not be written for want of room, this is what may help.
+
+    Raises:
+        RunFolderBusy: another job has taken the run over.
+    """
+    notes = []
+    actions: dict[str, Callable[[], object]] = {"older checkpoints cannot be removed": lambda: store.prune(policy)}
+    if best:
+        actions = {"best.pt cannot be renewed": store.link_best, **actions}
+    for what, action in actions.items():
+        try:
+            action()
+        except RunFolderBusy:
+            raise
+        except (OSError, Refusal) as error:
+            notes.append(f"{what}: {_reason(error)}; training and saving go on")
+    return notes
 
 
 def save(state: dict[str, Any], file: BinaryIO) -> None:

@@ -31,7 +31,15 @@ HANGING = 60.0
 """Seconds after which a write that has not ended is told (or 20 times the last one's)."""
 MOST_WAITING_EPOCHS = 4
 """Epoch checkpoints that may wait in memory."""
-START = "from gai_yolo.training.writer import main; main()"
+START = """
+import signal
+# Before the seconds that importing torch takes: Ctrl-C and a launcher's SIGTERM reach the whole process group, and the training
+# process says when to stop.
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+from gai_yolo.training.writer import main
+main()
+"""
 
 
 @dataclass
@@ -58,11 +66,13 @@ class WriterProcess:
 
     def __init__(self, run: Path, fence: Fence, policy: Policy) -> None:
         own, other = socket.socketpair()
-        # Modules are found as here, however this process was started; it never touches a GPU.
+        # Modules are found as here, however this process was started, and not (-P) in the current folder; never touches a GPU.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
         environment.update(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
         with other:
-            self._process = subprocess.Popen([sys.executable, "-c", START], stdin=other.fileno(), env=environment)
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", START], stdin=other.fileno(), stdout=subprocess.DEVNULL, env=environment
+            )
         self._connection = own
         send(own, (run.absolute(), fence, policy))
 
@@ -122,6 +132,7 @@ class BackgroundWriter:
         self._not_before = 0.0
         self._sent_at, self._last_seconds = 0.0, 0.0
         self._told_hanging = False
+        self._told_notes: set[str] = set()
 
     def buffer(self) -> StateBuffer | None:
         """A buffer that is free, if there is one."""
@@ -276,7 +287,9 @@ class BackgroundWriter:
 
     def _tell_all(self, notes: list[str]) -> None:
         for note in notes:
-            self._tell(note)
+            if note not in self._told_notes:
+                self._tell(note)
+        self._told_notes.update(notes)
 
     def _free(self) -> str:
         try:

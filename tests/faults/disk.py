@@ -10,6 +10,7 @@ The model, which is weaker than what any journalling file system does:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import itertools
@@ -121,6 +122,13 @@ class MemoryDisk(FileSystem):
         inode = self._inode(path)
         del self.entries[path]
         self.log.append(Operation("unlink", path, inode=inode))
+
+    @contextlib.contextmanager
+    def held(self, folder: Path) -> Iterator[int]:
+        yield self._descriptor(-1, folder)
+
+    def unlink_from(self, folder: int, name: str) -> None:
+        self.unlink(self._paths[folder] / name)
 
     def sync_folder(self, folder: Path) -> None:
         self._sync(Operation("sync", folder))

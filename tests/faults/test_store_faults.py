@@ -64,6 +64,10 @@ class Breaking(FileSystem):
         self._strike("unlink")
         super().unlink(path)
 
+    def unlink_from(self, folder: int, name: str) -> None:
+        self._strike("unlink")
+        super().unlink_from(folder, name)
+
     def sync_folder(self, folder: Path) -> None:
         self._strike("sync_folder")
         super().sync_folder(folder)

@@ -188,3 +188,36 @@ def test_stopped_writer_of_a_killed_job_cannot_publish_over_the_next_job(tmp_pat
     catalogue = Catalogue(run_folder)
     assert catalogue.listing().flaws == [] and all(catalogue.flaw_of(one) is None for one in catalogue.listing().present)
     assert not [name for name in before if name.endswith(".tmp")], "the drafts of the dead were swept"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to see that a process is stopped")
+def test_writer_stopped_at_any_call_takes_nothing_away_from_a_run_that_was_started_over(tmp_path: Path) -> None:
+    """Loss: the new run's checkpoints have the old one's names; a late removal hits the wrong one."""
+    victims = []
+    for number in range(1, 100):
+        folder = tmp_path / str(number)
+        run_folder = folder / "run"
+        for name in ("checkpoints", "snapshots"):
+            (run_folder / name).mkdir(parents=True)
+        first = raise_fence(folder / ".run.fence")
+        save(Store(run_folder, first), 1, OLD)
+        faults = Faults(folder, run_folder)
+        with old_writer(run_folder, first.number, first.nonce, faults.at([number], "stop")) as writer:
+            while writer.poll() is None and len(faults.calls()) < number:
+                time.sleep(0.005)
+            if writer.poll() is not None:
+                break
+            wait_until_stopped(writer.pid)
+            fence = raise_fence(folder / ".run.fence")
+            run_folder.rename(folder / "aside")
+            for name in ("checkpoints", "snapshots"):
+                (run_folder / name).mkdir(parents=True)
+            successor = Store(run_folder, fence)
+            successor.sweep()
+            save(successor, 1, NEW)
+            before = contents(run_folder)
+            writer.send_signal(signal.SIGCONT)
+            writer.communicate(timeout=60)
+        victims.append(faults.calls()[number - 1].what)
+        assert contents(run_folder) == before, f"changed by a writer that was stopped before {victims[-1]}"
+    assert {"open data", "rename data", "rename manifest", "link best", "unlink manifest", "unlink data"} <= set(victims)

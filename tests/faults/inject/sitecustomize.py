@@ -41,8 +41,11 @@ def install(faults):
         original = getattr(os, name)
 
         def call(*arguments, **more):
-            if concerns(arguments[-1]):
-                strike(name, arguments[-1])
+            path = arguments[-1]
+            if more.get("dir_fd") in descriptors:
+                path = f"{descriptors[more['dir_fd']]}/{path}"
+            if concerns(path):
+                strike(name, path)
             return original(*arguments, **more)
 
         setattr(os, name, call)
