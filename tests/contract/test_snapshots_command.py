@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import shutil
@@ -154,31 +155,32 @@ def test_checkpoint_without_manifest_is_not_trusted_until_it_is_adopted(
 
 
 class Touch:
-    """An object whose pickle runs code when it is loaded."""
+    """An object whose pickle runs code when it is loaded, in Python or by way of a module that torch blocks outright."""
 
-    def __init__(self, victim: Path) -> None:
-        self.victim = victim
+    def __init__(self, victim: Path, by_system: bool) -> None:
+        self.victim, self.by_system = victim, by_system
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (self.victim,))
+        return (os.system, (f"touch '{self.victim}'",)) if self.by_system else (Path.touch, (self.victim,))
 
 
-def _malicious(path: Path, victim: Path) -> None:
+def _malicious(path: Path, victim: Path, by_system: bool) -> None:
     content = torch.load(path, weights_only=True)
-    torch.save({**content, "extra": Touch(victim)}, path)
+    torch.save({**content, "extra": Touch(victim, by_system)}, path)
 
 
+@pytest.mark.parametrize("by_system", [False, True])
 def test_checkpoint_that_carries_code_is_refused_and_does_not_run(
-    run: Path, start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    by_system: bool, run: Path, start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Loss: a downloaded checkpoint runs somebody's program with the rights of the user."""
     path, victim = run / "checkpoints" / "epoch_002.pt", tmp_path / "victim"
-    _malicious(path, victim)
+    _malicious(path, victim, by_system)
     files = {one: one.read_bytes() for one in run.rglob("*.pt")}
 
     path.with_suffix(".json").unlink()
     code, out, err = command(capsys, "adopt", run)
-    assert (code, out) == (2, "") and len(err.splitlines()) == 1 and "could run code" in err
+    assert code == 2 and len(err.splitlines()) == 1 and "could run code" in err and "adopted" not in out
 
     _vouch_for_epoch_2(run)
     assert command(capsys, "verify", run)[0] == 0, "its digest is right"
@@ -201,7 +203,7 @@ def _vouch_for_epoch_2(run: Path) -> None:
     folder.release()
 
 
-@pytest.mark.parametrize("case", ["renamed", "not finite", "parts missing", "bare pickle", "flipped"])
+@pytest.mark.parametrize("case", ["renamed", "not finite", "parts missing", "no tensors", "bare pickle", "flipped"])
 def test_what_is_no_checkpoint_is_not_adopted(case: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Loss: adopting turns any file into something that training goes on from."""
     path = run / "checkpoints" / "epoch_002.pt"
@@ -215,6 +217,8 @@ def test_what_is_no_checkpoint_is_not_adopted(case: str, run: Path, capsys: pyte
     elif case == "parts missing":
         del content["optimizer_state_dict"]
         torch.save(content, path)
+    elif case == "no tensors":
+        torch.save({**content, "ema_state_dict": {"w": [1, 2]}}, path)
     elif case == "bare pickle":
         path.write_bytes(pickle.dumps({"epoch": 2}))
     else:
@@ -222,8 +226,9 @@ def test_what_is_no_checkpoint_is_not_adopted(case: str, run: Path, capsys: pyte
         whole[len(whole) // 2] ^= 1
         path.write_bytes(whole)
     before = path.read_bytes()
-    code, out, err = command(capsys, "adopt", run)
-    assert (code, out) == (2, "") and len(err.splitlines()) == 1 and str(path) in err
+    code, out, err = command(capsys, "adopt", run, "--json")
+    assert code == 2 and len(err.splitlines()) == 1 and str(path) in err
+    assert {row["state"] for row in rows_of(out).values()} == {"bad"}
     assert path.read_bytes() == before and not path.with_suffix(".json").exists()
 
 
@@ -266,3 +271,36 @@ def test_too_little_room_is_told_at_the_start_with_the_numbers(start: Start, mon
     assert code == 0
     told = re.search(r"warning: \S+other: the checkpoints to come need about (\d+) MB, and 1 MB are free: make room", out)
     assert told is not None and 6 * 30 < int(told[1]) < 8 * 50, "four snapshots, two epochs, one best"
+
+
+def test_trouble_with_best_and_retention_holds_no_checkpoint_up(start: Start, tmp_path: Path) -> None:
+    """Loss: a folder named best.pt, or one old file that cannot be removed, and nothing is saved from then on."""
+    folder = tmp_path / "other" / "checkpoints"
+    (folder / "best.pt").mkdir(parents=True)
+    (folder / "epoch_002.json").mkdir()
+    code, out, _ = start("training.max_batches_per_epoch=2", "experiment.name=other", "evaluation.interval=1")
+    assert code == 0 and "best.pt" in out
+    assert out.count("best.pt cannot be renewed") == 1, "told once"
+    assert Catalogue(tmp_path / "other").listing().present[0].stem == "epoch_002"
+    assert list(folder.glob("epoch_002.json.aside-*")), "what was in the way is kept"
+
+
+def test_link_to_a_run_folder_is_under_the_same_lock(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Loss: two names for one run, and two jobs on it."""
+    link = run.parent / "link"
+    link.symlink_to(run)
+    folder = RunFolder(link)
+    folder.lock()
+    code, _, err = command(capsys, "prune", run)
+    folder.release()
+    assert code == 2 and f"process {os.getpid()}" in err
+    assert command(capsys, "prune", link)[0] == 0
+
+
+def test_writer_does_not_import_from_the_current_folder(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss: somebody's random.py beside the data, and no checkpoint is ever written."""
+    (tmp_path / "random.py").write_text("raise RuntimeError('foreign code')")
+    monkeypatch.chdir(tmp_path)
+    config = ["--config", str(REPOSITORY / "configs" / "config.yaml")]
+    assert main([*small(tmp_path, cache, "training.epochs=1", "evaluation.interval=9"), *config]) == 0
+    assert Catalogue(tmp_path / "run").listing().present[0].stem == "epoch_001"

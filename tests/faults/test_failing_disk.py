@@ -91,3 +91,16 @@ def test_writer_that_is_killed_is_replaced(tmp_path: Path, cache: Path) -> None:
     finally:
         job.send(signal.SIGKILL)
         job.wait()
+
+
+def test_ledger_that_cannot_be_written_is_told_and_ends_alone(tmp_path: Path, cache: Path) -> None:
+    """Loss: a debugging aid ends the training it was to explain."""
+    ledger = tmp_path / "run" / "ledger" / "rank_0.jsonl"
+    ledger.parent.mkdir(parents=True)
+    (ledger.parent / "rank_1.jsonl").write_bytes(b"5\n{}\n\xff\xfe\n")
+    ledger.mkdir()
+    done = run(
+        "main.py", small(tmp_path, cache, *SETTINGS, "training.epochs=1", "reporting.ledger=true", "snapshots.interval_seconds=null")
+    )
+    assert done.returncode == 0 and "the ledger ends here, training goes on" in done.stderr
+    assert done.stderr.count("warning") == 1 and "Traceback" not in done.stderr

@@ -430,6 +430,10 @@ def test_a_start_is_told_from_another_with_the_same_number(tmp_path: Path) -> No
         b'{"number": 1}',
         b'{"number": Infinity, "nonce": "", "host": "", "pid": 1, "since": ""}',
         b"[" * 100_000,
+        b'{"number": -5, "nonce": "0123456789ab", "host": "", "pid": 1, "since": ""}',
+        b'{"number": 1%s, "nonce": "0123456789ab", "host": "", "pid": 1, "since": ""}' % (b"0" * 300),
+        b'{"number": 1%s, "nonce": "0123456789ab", "host": "", "pid": 1, "since": ""}' % (b"0" * 5000),
+        b'{"number": 3, "nonce": "../../etc/x", "host": "", "pid": 1, "since": ""}',
     ],
     ids=lambda garbage: repr(garbage)[:30],
 )
