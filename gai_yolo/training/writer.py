@@ -158,7 +158,9 @@ def _read(connection: socket.socket, count: int) -> bytes:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
-        where = f" ({error.filename})" if error.filename else ""
+        # Of a rename the target, because the other is a random name and the same trouble is to be told in the same words.
+        name = error.filename2 or error.filename
+        where = f" ({name})" if name else ""
         return f"{error.strerror or error}{where}"
     if isinstance(error, Refusal):
         return str(error)
