@@ -54,8 +54,7 @@ class Answer:
 
 def main() -> None:
     """Serve the socket that standard input is, until it is closed."""
-    # Low, but not so low that on a busy machine (loader processes on all cores) a snapshot would wait for minutes.
-    os.nice(10)
+    os.nice(19)
     torch.set_num_threads(1)
     connection = socket.socket(fileno=0)
     run, fence, policy = receive(connection)[0]

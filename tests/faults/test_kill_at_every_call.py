@@ -19,7 +19,6 @@ STEPS, EPOCHS = 3, 30
 SETTINGS = (f"training.epochs={EPOCHS}", f"training.max_batches_per_epoch={STEPS}", "training.batch_size=4", "evaluation.interval=1000")
 SNAPSHOTS = (*SETTINGS, "snapshots.interval_steps=1", "training.checkpoint_interval=1000")
 CHECKPOINTS = (*SETTINGS, "snapshots.interval_seconds=null", "snapshots.keep_epochs=2")
-SYSTEM_CALLS = ("write", "fsync", "rename", "unlink")
 
 
 def newest_complete(folder: Path) -> Position | None:
@@ -120,7 +119,7 @@ def test_killed_by_strace_at_each_system_call_of_a_checkpoint(
 
 
 def kill_points() -> Iterator[tuple[str, int]]:
-    """The system calls of one checkpoint, by kind: 6 of data, 1 of manifest; data, manifest, folder twice; data, manifest; ..."""
-    for syscall, count in (("write", 7), ("fsync", 5), ("rename", 2), ("unlink", 2)):
-        for number in range(1, count + 1):
+    """Every fsync, rename and unlink of a checkpoint (data, manifest, folders), and the first, a middle and the last write."""
+    for syscall, numbers in (("write", (1, 4, 7)), ("fsync", range(1, 6)), ("rename", (1, 2)), ("unlink", (1, 2))):
+        for number in numbers:
             yield syscall, number
