@@ -78,7 +78,7 @@ def run_job(config: Config, options: Options) -> None:
             console.info(f"TensorBoard: {serve_tensorboard(site.folder.path.parent)}")
         run_in(config, options, site)
     except KeyboardInterrupt:
-        console.warning(f"interrupted; the same command goes on from the newest checkpoint in {site.folder.checkpoints}")
+        console.warning(f"interrupted; the same command goes on from the newest complete state in {site.folder.path}")
         raise
     finally:
         console.close()
