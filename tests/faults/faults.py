@@ -28,16 +28,13 @@ def strace_works() -> bool:
 class Call:
     """A file system call that the writer was about to make."""
 
-    name: str
-    file: str
+    what: str
+    """Its name, and the role of the file: `rename manifest`."""
+    struck: bool
 
-    @property
-    def what(self) -> str:
-        """The call, with the role of the file in place of its name."""
-        for part, role in (("best.pt", "best"), (".json", "manifest"), (".pt", "data"), ("checkpoints", "folder"), ("snapshots", "folder")):
-            if part in self.file:
-                return f"{self.name} {role}"
-        return f"{self.name} {self.file}"
+
+Place = int | tuple[str, int]
+"""A number among all calls, or the number among those of one kind; from 1."""
 
 
 class Faults:
@@ -52,9 +49,9 @@ class Faults:
         self.folder, self.run = folder, run
         self.log = folder / "calls.log"
 
-    def at(self, numbers: Sequence[int], action: Literal["kill", "stop"] | int) -> dict[str, str]:
-        """At the calls of these numbers (from 1): kill the job, stop the writer, or fail with an errno."""
-        return self._environment({"root": str(self.run), "log": str(self.log), "at": list(numbers), "action": action})
+    def at(self, places: Sequence[Place], action: Literal["kill", "stop"] | int) -> dict[str, str]:
+        """At these calls: kill the job, stop the writer, or fail with an errno."""
+        return self._environment({"root": str(self.run), "log": str(self.log), "at": list(places), "action": action})
 
     def strace(self, syscall: str, number: int) -> dict[str, str]:
         """Kill the writer with strace at its system call of that number (from 1) and kind, and the job with it."""
@@ -63,7 +60,8 @@ class Faults:
 
     def calls(self) -> list[Call]:
         """What the writer has called since `at`, the call it was struck at included."""
-        return [Call(*line.split()[2:]) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [Call(what, struck == "1") for _, struck, what in (line.split(maxsplit=2) for line in lines)]
 
     def _environment(self, settings: dict[str, object]) -> dict[str, str]:
         self.log.unlink(missing_ok=True)

@@ -36,26 +36,33 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> str:
     return state_digest(folder / "run" / LAST)
 
 
-def test_training_never_dies_of_a_failed_save(tmp_path: Path, cache: Path, undisturbed: str) -> None:
+WRITING = [
+    *(("open data", 1), ("write data", 2), ("write data", 9), ("fsync data", 3), ("close data", 3), ("open manifest", 3)),
+    *(("write manifest", 3), ("fsync manifest", 3), ("rename data", 3), ("rename manifest", 3)),
+]
+RETENTION = [("unlink manifest", 1), ("unlink data", 1)]
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
+def test_training_never_dies_of_a_failed_save(error: int, tmp_path: Path, cache: Path, undisturbed: str) -> None:
     """Loss: a full disk at night, and in the morning the job is gone though the disk has been free since."""
     faults = Faults(tmp_path, tmp_path / "run")
-    at = [2, 9, 14, 25, 40, 62, 90]
-    job = Running("main.py", small(tmp_path, cache, *SETTINGS), extra=faults.at(at, errno.ENOSPC))
+    job = Running("main.py", small(tmp_path, cache, *SETTINGS), extra=faults.at([*WRITING, *RETENTION], error))
     assert job.wait() == 0, job.output
-    calls = faults.calls()
-    struck = [calls[number - 1].what for number in at if number <= len(calls)]
-    assert len(struck) >= 4, "the faults have fired"
+    struck = sorted(call.what for call in faults.calls() if call.struck)
+    assert struck == sorted(what for what, _ in (*WRITING, *RETENTION)), "every fault has fired"
     told = re.findall(r"warning: (\S+) could not be written: (.+?); needed (\d+)\.\d MB, free (\d+)\.\d MB", job.output)
     again = re.findall(r"was written, after (\d+) failed tries", job.output)
-    assert told and all(os.strerror(errno.ENOSPC) in reason and int(needed) > 30 and int(free) > 0 for _, reason, needed, free in told)
-    beside = job.output.count("training and saving go on")  # of best.pt and retention, which hold no checkpoint up
-    assert len(told) == len(again) and sum(map(int, again)) + beside <= len(struck), "each outage is told once, and when it is over"
-    assert sum(map(int, again)) >= 2
+    assert told and all(os.strerror(error) in reason and int(needed) > 30 and int(free) > 0 for _, reason, needed, free in told)
+    assert len(told) == len(again) and sum(map(int, again)) == len(WRITING), "each outage is told once, and when it is over"
+    assert job.output.count("older checkpoints cannot be removed") == len(RETENTION), "retention holds no checkpoint up, and is told"
     assert state_digest(tmp_path / "run" / LAST) == undisturbed
     assert [row["epoch"] for row in metrics(tmp_path / "run")] == [1, 2, 3]
+    left = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert left == {"epoch_003.pt", "epoch_003.json", "best.pt", "training_metrics.json"}
+    assert not list((tmp_path / "run").rglob("*.tmp")), "failed tries clean up behind themselves"
     catalogue = Catalogue(tmp_path / "run")
     assert all(catalogue.flaw_of(one) is None for one in catalogue.listing().present)
-    assert not list((tmp_path / "run").rglob("*.tmp")), "failed tries clean up behind themselves"
 
 
 def test_folder_that_vanishes_while_training(tmp_path: Path, cache: Path) -> None:

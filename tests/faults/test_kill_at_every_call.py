@@ -99,6 +99,15 @@ def test_killed_at_each_call_of_a_snapshot(tmp_path: Path, cache: Path, undistur
         print(f"\nkilled at {len(victims)} calls of a snapshot, resumed each time: {', '.join(dict.fromkeys(victims))}")
 
 
+def test_killed_at_each_call_of_the_best_alias(tmp_path: Path, cache: Path) -> None:
+    """Loss: the alias for people costs the checkpoint that it leads to."""
+    chain = Chain(tmp_path, cache, (*CHECKPOINTS, "evaluation.interval=1"))
+    for call in ("link best", "rename best"):
+        chain.killed(chain.faults.at([(call, 1)], "kill"))
+        assert chain.faults.calls()[-1].what == call
+        assert chain.expected is not None, "the checkpoint was complete before"
+
+
 @pytest.mark.timeout(1200)
 @pytest.mark.skipif(not strace_works(), reason="needs strace and the right to trace")
 def test_killed_by_strace_at_each_system_call_of_a_checkpoint(
@@ -119,7 +128,7 @@ def test_killed_by_strace_at_each_system_call_of_a_checkpoint(
 
 
 def kill_points() -> Iterator[tuple[str, int]]:
-    """Every fsync, rename and unlink of a checkpoint (data, manifest, folders), and the first, a middle and the last write."""
-    for syscall, numbers in (("write", (1, 4, 7)), ("fsync", range(1, 6)), ("rename", (1, 2)), ("unlink", (1, 2))):
-        for number in numbers:
+    """The system calls of one checkpoint, by kind: 6 writes of data, 1 of manifest; fsyncs of data, manifest and folders; ..."""
+    for syscall, count in (("write", 7), ("fsync", 5), ("rename", 2), ("unlink", 2)):
+        for number in range(1, count + 1):
             yield syscall, number

@@ -88,45 +88,80 @@ def old_writer(run_folder: Path, number: int, nonce: str, extra: dict[str, str])
         process.communicate()
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to see that a process is stopped")
-@pytest.mark.parametrize("in_the_way", [False, True])
-def test_writer_stopped_at_any_call_and_replaced_changes_nothing_when_it_goes_on(in_the_way: bool, tmp_path: Path) -> None:
-    """Loss: a machine that was cut off wakes up and renames its checkpoint over that of its successor."""
-    victims = []
+def stopped_at_each_call(folder: Path, in_the_way: bool = False) -> Iterator[tuple[Path, subprocess.Popen[str], str]]:
+    """A writer that is about to publish epoch 2 on top of epoch 1, stopped right before each of its calls in turn: its run
+    folder, its process, and the call. It is killed when the next one is asked for."""
     for number in range(1, 100):
-        folder = tmp_path / str(number)
-        run_folder = folder / "run"
-        for name in ("checkpoints", "snapshots"):
-            (run_folder / name).mkdir(parents=True)
-        first = raise_fence(folder / ".run.fence")
+        run_folder = folder / str(number) / "run"
+        make_folders(run_folder)
+        first = raise_fence(run_folder.parent / ".run.fence")
         save(Store(run_folder, first), 1, OLD)
         if in_the_way:
             (run_folder / "checkpoints" / "epoch_002.pt").write_bytes(b"somebody's")
-        faults = Faults(folder, run_folder)
+        faults = Faults(run_folder.parent, run_folder)
         with old_writer(run_folder, first.number, first.nonce, faults.at([number], "stop")) as writer:
             while writer.poll() is None and len(faults.calls()) < number:
                 time.sleep(0.005)
             if writer.poll() is not None:
-                break
+                return
             wait_until_stopped(writer.pid)
-            successor = Store(run_folder, raise_fence(folder / ".run.fence"))
-            successor.sweep()
-            for epoch in (2, 3):
-                save(successor, epoch, NEW)
-            before = contents(run_folder)
-            writer.send_signal(signal.SIGCONT)
-            said, _ = writer.communicate(timeout=60)
-        victims.append(faults.calls()[number - 1].what)
-        if victims[-1] == "unlink data":
+            yield run_folder, writer, faults.calls()[-1].what
+
+
+def make_folders(run_folder: Path) -> None:
+    """As a start does."""
+    for name in ("checkpoints", "snapshots"):
+        (run_folder / name).mkdir(parents=True)
+
+
+def goes_on(writer: subprocess.Popen[str]) -> str:
+    """Wake a stopped writer; returns what it says at its end."""
+    writer.send_signal(signal.SIGCONT)
+    return writer.communicate(timeout=60)[0]
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to see that a process is stopped")
+
+
+@needs_proc
+@pytest.mark.parametrize("in_the_way", [False, True])
+def test_writer_stopped_at_any_call_and_replaced_changes_nothing_when_it_goes_on(in_the_way: bool, tmp_path: Path) -> None:
+    """Loss: a machine that was cut off wakes up and renames its checkpoint over that of its successor."""
+    victims = []
+    for run_folder, writer, victim in stopped_at_each_call(tmp_path, in_the_way):
+        successor = Store(run_folder, raise_fence(run_folder.parent / ".run.fence"))
+        successor.sweep()
+        for epoch in (2, 3):
+            save(successor, epoch, NEW)
+        before = contents(run_folder)
+        said = goes_on(writer)
+        if victim == "unlink data":
             del before["checkpoints/epoch_001.pt"]  # it had taken the manifest away before; this was no checkpoint any more
-        assert contents(run_folder) == before, f"changed by a writer that was stopped before {victims[-1]}"
+        assert contents(run_folder) == before, f"changed by a writer that was stopped before {victim}"
         listing = Catalogue(run_folder).listing()
         assert [one.position.epoch for one in listing.present] == [3] and all(successor.flaw_of(one) is None for one in listing.present)
-        assert said.startswith(("refused:", "gone:")) or victims[-1] in ("close folder", "open folder", "fsync folder", "unlink data"), (
-            victims[-1],
-            said,
-        )
+        assert said.startswith(("refused:", "gone:")) or victim in ("close folder", "open folder", "fsync folder", "unlink data"), said
+        victims.append(victim)
     assert {"open data", "rename data", "rename manifest", "link best", "rename best", "unlink manifest", "unlink data"} <= set(victims)
+    assert len(victims) > 20
+
+
+@needs_proc
+def test_writer_stopped_at_any_call_takes_nothing_away_from_a_run_that_was_started_over(tmp_path: Path) -> None:
+    """Loss: the new run's checkpoints have the old one's names; a late removal hits the wrong one."""
+    victims = []
+    for run_folder, writer, victim in stopped_at_each_call(tmp_path):
+        fence = raise_fence(run_folder.parent / ".run.fence")
+        run_folder.rename(run_folder.with_name("aside"))  # what --fresh does
+        make_folders(run_folder)
+        successor = Store(run_folder, fence)
+        successor.sweep()
+        save(successor, 1, NEW)
+        before = contents(run_folder)
+        goes_on(writer)
+        assert contents(run_folder) == before, f"changed by a writer that was stopped before {victim}"
+        victims.append(victim)
+    assert {"open data", "rename data", "rename manifest", "link best", "unlink manifest", "unlink data"} <= set(victims)
     assert len(victims) > 20
 
 
@@ -162,7 +197,7 @@ def test_second_job_is_refused_with_the_name_of_the_first_and_disturbs_nothing(t
         first.wait()
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to see that a process is stopped")
+@needs_proc
 def test_stopped_writer_of_a_killed_job_cannot_publish_over_the_next_job(tmp_path: Path, cache: Path) -> None:
     """Loss: as above, with the real job: the writer process outlives its training process and wakes up later."""
     run_folder = tmp_path / "run"
@@ -188,36 +223,3 @@ def test_stopped_writer_of_a_killed_job_cannot_publish_over_the_next_job(tmp_pat
     catalogue = Catalogue(run_folder)
     assert catalogue.listing().flaws == [] and all(catalogue.flaw_of(one) is None for one in catalogue.listing().present)
     assert not [name for name in before if name.endswith(".tmp")], "the drafts of the dead were swept"
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to see that a process is stopped")
-def test_writer_stopped_at_any_call_takes_nothing_away_from_a_run_that_was_started_over(tmp_path: Path) -> None:
-    """Loss: the new run's checkpoints have the old one's names; a late removal hits the wrong one."""
-    victims = []
-    for number in range(1, 100):
-        folder = tmp_path / str(number)
-        run_folder = folder / "run"
-        for name in ("checkpoints", "snapshots"):
-            (run_folder / name).mkdir(parents=True)
-        first = raise_fence(folder / ".run.fence")
-        save(Store(run_folder, first), 1, OLD)
-        faults = Faults(folder, run_folder)
-        with old_writer(run_folder, first.number, first.nonce, faults.at([number], "stop")) as writer:
-            while writer.poll() is None and len(faults.calls()) < number:
-                time.sleep(0.005)
-            if writer.poll() is not None:
-                break
-            wait_until_stopped(writer.pid)
-            fence = raise_fence(folder / ".run.fence")
-            run_folder.rename(folder / "aside")
-            for name in ("checkpoints", "snapshots"):
-                (run_folder / name).mkdir(parents=True)
-            successor = Store(run_folder, fence)
-            successor.sweep()
-            save(successor, 1, NEW)
-            before = contents(run_folder)
-            writer.send_signal(signal.SIGCONT)
-            writer.communicate(timeout=60)
-        victims.append(faults.calls()[number - 1].what)
-        assert contents(run_folder) == before, f"changed by a writer that was stopped before {victims[-1]}"
-    assert {"open data", "rename data", "rename manifest", "link best", "unlink manifest", "unlink data"} <= set(victims)

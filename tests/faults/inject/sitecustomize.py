@@ -1,8 +1,9 @@
 """Breaks the file system calls of a process of the job; Python imports this by itself where the folder is on PYTHONPATH.
 
-GAI_YOLO_FAULTS names a JSON file: {"root": folder, "log": file, "at": [numbers], "action": "kill" | "stop" | errno}. Calls of
-the writer process that create, change or sync something under the root are counted from 1 and logged; at the given numbers
-the whole process group is killed, the writer stopped, or the call fails.
+GAI_YOLO_FAULTS names a JSON file: {"root": folder, "log": file, "at": [places], "action": "kill" | "stop" | errno}. Calls of
+the writer process that create, change or sync something under the root are counted from 1 and logged with the role of their
+file; at the given places the whole process group is killed, the writer stopped, or the call fails. A place is a number among
+all calls, or ["fsync data", 2] for the second call of that kind. {"strace": options} runs the writer under strace instead.
 """
 
 import json
@@ -15,16 +16,28 @@ import threading
 WRITER = "gai_yolo.training.writer"
 
 
+def role(path):
+    name = os.path.basename(str(path))
+    for part, what in (("best.pt", "best"), (".json", "manifest"), (".pt", "data"), ("checkpoints", "folder"), ("snapshots", "folder")):
+        if part in name:
+            return what
+    return name
+
+
 def install(faults):
     descriptors = {}
     count = 0
+    kinds = {}
 
     def strike(name, path):
         nonlocal count
         count += 1
+        what = f"{name} {role(path)}"
+        kinds[what] = kinds.get(what, 0) + 1
+        struck = count in faults["at"] or [what, kinds[what]] in faults["at"]
         with open(faults["log"], "a") as log:
-            log.write(f"{os.getpid()} {count} {name} {os.path.basename(str(path))}\n")
-        if count not in faults["at"]:
+            log.write(f"{os.getpid()} {int(struck)} {what}\n")
+        if not struck:
             return
         if faults["action"] == "kill":
             os.killpg(0, signal.SIGKILL)
