@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {error.filename or given.run}: {error.strerror or error}; nothing complete was lost.", file=sys.stderr)
         return Refusal.exit_code
-    show(rows, given.json)
+    show(rows, given.json, NOTHING[given.command])
     bad = [row for row in rows if row.state == "bad"]
     if given.command == "adopt":
         for row in bad:
@@ -125,13 +125,17 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], list[Row]], str]] = {
 }
 
 
-def show(rows: list[Row], as_json: bool) -> None:
-    """Print a table, or JSON."""
+NOTHING = {"ls": "no checkpoints", "verify": "no checkpoints", "prune": "nothing to remove", "adopt": "nothing to adopt"}
+"""What is said of an empty result."""
+
+
+def show(rows: list[Row], as_json: bool, nothing: str) -> None:
+    """Print a table, or JSON, or the words for nothing."""
     if as_json:
         print(json.dumps([asdict(row) for row in rows], indent=1))
         return
     if not rows:
-        print("nothing there")
+        print(nothing)
         return
     from rich.console import Console
     from rich.table import Table

@@ -118,7 +118,7 @@ def test_prune_follows_the_runs_configuration_and_dry_run_only_says_so(run: Path
     code, out, _ = command(capsys, "prune", run, "--json")
     assert code == 0 and rows_of(out)["checkpoints/epoch_001.pt"]["state"] == "removed"
     assert {path.name for path in (run / "checkpoints").iterdir()} == before - {"epoch_001.pt", "epoch_001.json"}
-    assert command(capsys, "prune", run)[1] == "nothing there\n"
+    assert command(capsys, "prune", run)[1] == "nothing to remove\n"
 
 
 @pytest.mark.parametrize("name", ["ls", "verify", "prune", "adopt"])
