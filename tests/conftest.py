@@ -25,6 +25,22 @@ MakeBatch = Callable[[int, Sequence[int]], Batch]
 WriteImages = Callable[[int], list[ImageRecord]]
 
 
+@pytest.fixture
+def figure(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Says a figure that the end of the test run is to show, whichever worker ran the test."""
+    return lambda text: record_property("figure", text)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show the figures."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.getreports(kind)]
+    figures = [text for report in reports if report.when == "call" for name, text in report.user_properties if name == "figure"]
+    if figures:
+        terminalreporter.section("figures")
+        for text in figures:
+            terminalreporter.write_line(str(text))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Tests share the machine, and a sum over threads may round differently."""

@@ -99,6 +99,12 @@ class Running:
             assert self.process.poll() is None or text in self.output, f"ended before {text!r}:\n{self.output}"
             time.sleep(0.02)
 
+    def training_processes(self) -> list[int]:
+        """Process ids of the script itself: under torchrun its children. Reads /proc."""
+        pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+        children = [pid for pid in pids if _parent(pid) == self.process.pid and b"elastic_train.py" in _command_line(pid)]
+        return children or [self.process.pid]
+
     def send(self, signal_number: signal.Signals) -> None:
         """Signal every process of the job, as a terminal or a dying machine does."""
         os.killpg(self.process.pid, signal_number)
@@ -108,3 +114,17 @@ class Running:
         code = self.process.wait(PATIENCE)
         self._reader.join(10)
         return code
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return -1  # it has just ended
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -253,15 +253,12 @@ def check_all(disk: MemoryDisk) -> Counter[str]:
 
 
 @pytest.mark.parametrize("hard_links", [True, False])
-def test_every_state_that_a_crash_leaves_recovers_to_the_old_or_the_new_checkpoint(
-    hard_links: bool, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_state_that_a_crash_leaves_recovers_to_the_old_or_the_new_checkpoint(hard_links: bool, figure: Callable[[str], None]) -> None:
     """Loss: the one unlucky moment in which a power cut takes the old checkpoint and the new one."""
     disk = a_life(MemoryDisk(hard_links=hard_links))
     outcomes = check_all(disk)
     calls = sum(operation.kind != "mark" for operation in disk.log)
-    with capsys.disabled():
-        print(f"\ncrash states: {outcomes.total()} after {calls} calls, all recovered, {outcomes['nothing']} with nothing yet")
+    figure(f"crash states: {outcomes.total()} after {calls} calls, all recovered, {outcomes['nothing']} with nothing yet")
     assert outcomes.total() >= FEWEST_STATES
     assert {"nothing", "step_00000005", "epoch_001", "epoch_002", "epoch_003", "epoch_004", f"epoch_{LAST_EPOCH:03d}"} <= outcomes.keys()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -80,7 +80,7 @@ def assert_no_trace(folder: Path, undisturbed: Path) -> None:
 
 
 @pytest.mark.timeout(1200)
-def test_killed_at_each_call_of_a_snapshot(tmp_path: Path, cache: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_killed_at_each_call_of_a_snapshot(tmp_path: Path, cache: Path, undisturbed: Path, figure: Callable[[str], None]) -> None:
     """Loss: the one call between two others at which a kill costs the run."""
     chain = Chain(tmp_path, cache, SNAPSHOTS)
     victims: list[str] = []
@@ -95,8 +95,7 @@ def test_killed_at_each_call_of_a_snapshot(tmp_path: Path, cache: Path, undistur
     assert {"open manifest", "write manifest", "fsync manifest", "unlink manifest", "unlink data"} <= set(victims)
     chain.to_the_end()
     assert_no_trace(chain.run, undisturbed)
-    with capsys.disabled():
-        print(f"\nkilled at {len(victims)} calls of a snapshot, resumed each time: {', '.join(dict.fromkeys(victims))}")
+    figure(f"killed at {len(victims)} calls of a snapshot, resumed each time: {', '.join(dict.fromkeys(victims))}")
 
 
 @pytest.mark.parametrize("call", ["link best", "rename best"])
@@ -114,7 +113,7 @@ def test_killed_at_each_call_of_the_best_alias(call: str, tmp_path: Path, cache:
 @pytest.mark.timeout(1200)
 @pytest.mark.skipif(not strace_works(), reason="needs strace and the right to trace")
 def test_killed_by_strace_at_each_system_call_of_a_checkpoint(
-    tmp_path: Path, cache: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, cache: Path, undisturbed: Path, figure: Callable[[str], None]
 ) -> None:
     """Loss: as above, where the thin layer does not see what Python really calls."""
     chain = Chain(tmp_path, cache, CHECKPOINTS)
@@ -126,8 +125,7 @@ def test_killed_by_strace_at_each_system_call_of_a_checkpoint(
         struck[syscall] = number
     chain.to_the_end()
     assert_no_trace(chain.run, undisturbed)
-    with capsys.disabled():
-        print(f"\nkilled by strace at system calls of an epoch checkpoint, resumed each time: {struck}")
+    figure(f"killed by strace at system calls of an epoch checkpoint, resumed each time: {struck}")
 
 
 def kill_points() -> Iterator[tuple[str, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -251,14 +252,13 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.timeout(600)
-def test_store_keeps_its_promises_whatever_happens_in_whatever_order(capsys: pytest.CaptureFixture[str]) -> None:
+def test_store_keeps_its_promises_whatever_happens_in_whatever_order(figure: Callable[[str], None]) -> None:
     """Loss: the sequence of harmless events that nobody has thought of."""
     StoreMachine.steps_run, StoreMachine.fired = 0, {}
     health = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
     how = settings(max_examples=120, stateful_step_count=40, deadline=None, suppress_health_check=health, derandomize=True, database=None)
     run_state_machine_as_test(StoreMachine, settings=how)
-    with capsys.disabled():
-        print(f"\nstateful test of the store: {StoreMachine.steps_run} steps, {StoreMachine.fired}")
+    figure(f"stateful test of the store: {StoreMachine.steps_run} steps, {StoreMachine.fired}")
     assert StoreMachine.steps_run >= FEWEST_STEPS
     kinds = {"pruned", "crashed", "crashed while publishing", "failed while publishing", "taken over while publishing", "damaged"}
     assert kinds <= StoreMachine.fired.keys()
