@@ -17,7 +17,7 @@ from gai_yolo.config import load_config
 from gai_yolo.data.batch import Batch
 from gai_yolo.data.sources import load_indexes
 from gai_yolo.elastic.notices import Interrupt
-from gai_yolo.elastic.process import World
+from gai_yolo.elastic.process import World, fix_arithmetic
 from gai_yolo.job import Site, assemble, make_plan, make_state
 from gai_yolo.reporting.console import Silent
 from gai_yolo.store.run_folder import RunFolder
@@ -48,15 +48,17 @@ def main() -> None:
     print(f"ratio {loaded / bare:.3f} (medians of {given.rounds} interleaved epochs each)")
 
 
-def build(config_path: Path, overrides: list[str]) -> Run:
-    """The job as the configuration says, in a folder of its own."""
+def build(config_path: Path, overrides: list[str], world: World | None = None) -> Run:
+    """The job as the configuration says, in a folder of its own; `world` if there is one already."""
     config = load_config(config_path, overrides)
-    world = World(config.training.device, config.training.threads)
+    if config.training.exact:
+        fix_arithmetic()
+    world = world or World(config.training.device, config.training.threads)
     site = Site(world, RunFolder(config.run_folder), Silent(), Interrupt())
     site.folder.lock()
     site.folder.make()
     indexes = load_indexes(config.data)
-    config = settle(config, None, world.world_size, len(indexes[0]))
+    config = settle(config, None, world, len(indexes[0]))
     num_classes = len(indexes[0].categories)
     recipe = make_recipe(config.training, num_classes, make_plan(config, len(indexes[0])).steps_per_epoch)
     state = make_state(config, recipe, num_classes, site, None)

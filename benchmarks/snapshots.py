@@ -114,11 +114,11 @@ def window(run: Run, batches: list[Batch], steps: int, save: Save | None) -> tup
 
 
 def ours(run: Run) -> tuple[float, Callable[[], float]]:
-    """A mid-epoch snapshot; the interval of one step has passed."""
+    """A mid-epoch snapshot."""
     snapshots = run.snapshots
     assert isinstance(snapshots, Snapshots)
     before, count, seconds = snapshots.stall, snapshots.count, snapshots.write_seconds
-    snapshots.after_step(run.state)
+    snapshots.after_step(run.state, save=True)
 
     def wait() -> float:
         assert snapshots.writer.drain(120.0) and snapshots.count == count + 1

@@ -1,7 +1,8 @@
 """The command `gai-yolo`.
 
-`gai-yolo snapshots ls | verify | prune | adopt RUN_FOLDER` shows, checks, thins out and repairs the checkpoints of a run. Exit codes: 0 all
-is well, 1 `verify` found a bad one, 2 refused with one line that says why.
+`gai-yolo snapshots ls | verify | prune | adopt RUN_FOLDER` shows, checks, thins out and repairs the checkpoints of a run; `gai-yolo
+digest RUN_FOLDER ...` prints what its state is, to compare runs. Exit codes: 0 all is well, 1 `verify` found a bad one or the runs
+of `digest` differ, 2 refused with one line that says why.
 """
 
 from __future__ import annotations
@@ -49,28 +50,42 @@ class Row:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse and run one command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="gai-yolo", description="Tools around runs of elastic_train.py.")
-    snapshots = parser.add_subparsers(dest="tool", required=True).add_parser("snapshots", help="the checkpoints of a run")
+    tools = parser.add_subparsers(dest="tool", required=True)
+    snapshots = tools.add_parser("snapshots", help="the checkpoints of a run")
     commands = snapshots.add_subparsers(dest="command", required=True)
     for name, (command, text) in COMMANDS.items():
         one = commands.add_parser(name, help=text, description=text)
-        one.add_argument("run", type=Path, metavar="RUN_FOLDER", help="experiments/NAME")
-        one.add_argument("--json", action="store_true", help="print a JSON list in place of a table")
+        one.add_argument("runs", type=Path, nargs=1, metavar="RUN_FOLDER", help="experiments/NAME")
         if name == "prune":
             one.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
-        one.set_defaults(function=command)
+        one.set_defaults(function=lambda given, command=command: _on_snapshots(given, command))
+    text = "print the SHA-256 of the parts of a run's newest state; of several runs, and whether they are equal"
+    digest = tools.add_parser("digest", help=text, description=text)
+    digest.add_argument("runs", type=Path, nargs="+", metavar="RUN_FOLDER", help="experiments/NAME")
+    digest.add_argument("--checkpoint", metavar="NAME", help="epoch_010 or step_00000123, in place of the newest")
+    digest.set_defaults(function=digests)
+    for one in (*commands.choices.values(), digest):
+        one.add_argument("--json", action="store_true", help="print JSON in place of a table")
     given = parser.parse_args(arguments)
     try:
-        if not (given.run / FOLDERS["epoch"]).is_dir():
-            raise CheckpointError(
-                f"{given.run}: not the folder of a run; give one that holds {FOLDERS['epoch']}/, such as experiments/shapes."
-            )
-        rows: list[Row] = given.function(given)
+        for run in given.runs:
+            if not (run / FOLDERS["epoch"]).is_dir():
+                raise CheckpointError(
+                    f"{run}: not the folder of a run; give one that holds {FOLDERS['epoch']}/, such as experiments/shapes."
+                )
+        code: int = given.function(given)
     except Refusal as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return refusal.exit_code
     except OSError as error:
-        print(f"error: {error.filename or given.run}: {error.strerror or error}; nothing complete was lost.", file=sys.stderr)
+        print(f"error: {error.filename or given.runs[0]}: {error.strerror or error}; nothing complete was lost.", file=sys.stderr)
         return Refusal.exit_code
+    return code
+
+
+def _on_snapshots(given: argparse.Namespace, command: Callable[[argparse.Namespace], list[Row]]) -> int:
+    (given.run,) = given.runs
+    rows = command(given)
     show(rows, given.json, NOTHING[given.command])
     bad = [row for row in rows if row.state == "bad"]
     if given.command == "adopt":
@@ -78,6 +93,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"error: {row.note}", file=sys.stderr)
         return Refusal.exit_code if bad else 0
     return 1 if given.command == "verify" and bad else 0
+
+
+def digests(given: argparse.Namespace) -> int:
+    """Print the digests of the states of runs."""
+    from gai_yolo.training.digest import part_digests  # loads torch, which the other commands do without
+    from gai_yolo.training.snapshots import load, newest
+
+    found = []
+    for run in given.runs:
+        catalogue = Catalogue(run)
+        one = load(catalogue, given.checkpoint) if given.checkpoint else newest(catalogue, lambda text: print(text, file=sys.stderr))
+        if one is None:
+            raise CheckpointError(f"{run}: holds no complete checkpoint.")
+        found.append((run, one.path, part_digests(one.content)))
+    parts = found[0][2].keys()
+    differing = [part for part in parts if len({of_parts[part] for _, _, of_parts in found}) > 1]
+    if given.json:
+        print(json.dumps([{"run": str(run), "checkpoint": str(path), "digests": of_parts} for run, path, of_parts in found], indent=1))
+        return 1 if differing else 0
+    for run, path, of_parts in found:
+        print(f"{run}: {path.relative_to(run)}")
+        for part in parts:
+            print(f"  {part:<10} {of_parts[part]}{'   differs' if part in differing else ''}")
+    if len(found) > 1:
+        print(f"differ in {', '.join(differing)}" if differing else "equal, to the last bit")
+    return 1 if differing else 0
 
 
 def ls(given: argparse.Namespace) -> list[Row]:

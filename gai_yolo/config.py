@@ -114,7 +114,8 @@ class TrainingConfig(Section):
     batch_size: int = Field(default=64, ge=1, json_schema_extra=FIXED)
     """Global batch of one optimizer step, whatever the number of processes."""
     micro_batch_size: int | Literal["auto"] = Field(default="auto", json_schema_extra=FIXED)
-    """Images of one forward pass; `auto` is batch_size over the processes of the first start, and then stays."""
+    """Images of one forward pass; `auto` is batch_size over the larger of the first start's processes and
+    `elastic.max_world_size`, and then stays."""
     max_batches_per_epoch: int | None = Field(default=None, ge=1, json_schema_extra=FIXED)
     """End each epoch after this many steps; for trying things out."""
     optimizer: Literal["auto", "sgd", "adamw"] = Field(default="auto", json_schema_extra=FIXED)
@@ -147,8 +148,12 @@ class TrainingConfig(Section):
     """Memory format of images and weights; faster on most machines."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes the GPU of this process where there is one."""
-    threads: int | Literal["auto"] = "auto"
-    """Threads for each process; `auto` shares the machine's cores among its processes. The bits of a result depend on it."""
+    threads: int | Literal["auto"] = Field(default="auto", json_schema_extra=FIXED)
+    """Threads for each process. On a CPU the bits of a result depend on it: `auto` shares the cores of the first start's machine among
+    its processes, and then stays."""
+    exact: bool = Field(default=True, json_schema_extra=FIXED)
+    """Sums over micro-batches and processes that do not depend on their order, and deterministic kernels: no bit of the result depends
+    on the number of processes or on interruptions. `false`: plain DDP averaging."""
     checkpoint_interval: int = Field(default=1, ge=1)
     """Write `epoch_XXX.pt` every this many epochs (and always at the last)."""
 
@@ -181,6 +186,14 @@ class SnapshotsConfig(Section):
     """With a number in `keep_epochs`: every this many epochs the checkpoint is kept for ever."""
     patience_seconds: NonNegative = 600.0
     """How long the end of training waits for a disk that does not take the last checkpoint."""
+
+
+class ElasticConfig(Section):
+    max_world_size: int | None = Field(default=None, ge=1)
+    """Most processes that the run will ever have; `training.micro_batch_size: auto` leaves work for so many."""
+    check_interval: int = Field(default=100, ge=1)
+    """Steps between two comparisons of the state of all processes; it is also compared before each save. A difference (a broken GPU, a
+    bug) stops the job."""
 
 
 class EvaluationConfig(Section):
@@ -222,6 +235,8 @@ class Config(Section):
     """Optimisation."""
     snapshots: SnapshotsConfig = SnapshotsConfig()
     """Checkpoints and mid-epoch snapshots: when to save, what to keep."""
+    elastic: ElasticConfig = ElasticConfig()
+    """Several processes, and changes of their number."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """COCO evaluation."""
     reporting: ReportingConfig = ReportingConfig()

@@ -20,7 +20,7 @@ from gai_yolo.detector import YOLO12
 from gai_yolo.detector.loss import DetectionLoss
 from gai_yolo.detector.weights import load_weights
 from gai_yolo.elastic.notices import Interrupt
-from gai_yolo.elastic.process import World, launch_id, was_restarted
+from gai_yolo.elastic.process import World, fix_arithmetic, launch_id, was_restarted
 from gai_yolo.errors import CheckpointError, ConfigError, Refusal
 from gai_yolo.evaluation.evaluator import Evaluator
 from gai_yolo.reporting.console import Console, Silent
@@ -28,7 +28,8 @@ from gai_yolo.reporting.reporter import Reporter, rewind_ledger, write_metrics
 from gai_yolo.reporting.serve import serve_tensorboard
 from gai_yolo.reporting.tensorboard import TensorBoard
 from gai_yolo.store.run_folder import RunFolder
-from gai_yolo.training.continuation import check_continuation, finished_line, identity_of, settle
+from gai_yolo.training.continuation import advice, check_continuation, finished_line, identity_of, settle
+from gai_yolo.training.digest import DivergenceAlarm
 from gai_yolo.training.ema import EMA
 from gai_yolo.training.loop import Run, train
 from gai_yolo.training.optim import Recipe, make_optimizer, make_recipe
@@ -69,6 +70,8 @@ def run_job(config: Config, options: Options) -> None:
     Raises:
         Refusal: something the user must mend; raised alike on all ranks.
     """
+    if config.training.exact:
+        fix_arithmetic()
     world = World(config.training.device, config.training.threads)
     console = Console(config.training.epochs, config.reporting.log_interval) if world.is_first else Silent()
     site = Site(world, RunFolder(config.run_folder), console, Interrupt())
@@ -133,7 +136,9 @@ def run_in(config: Config, options: Options, site: Site) -> None:
         tell_about(index, site.console)
     site.world.from_first(lambda: open_folder(options, site))
     found = site.world.from_first(lambda: find(options, site))
-    config = settle(config, found, site.world.world_size, len(indexes[0]))
+    config = settle(config, found, site.world, len(indexes[0]))
+    assert config.training.threads != "auto"
+    site.world.set_threads(config.training.threads)
     identity = identity_of(config, indexes[0])
     if found is not None:
         for note in check_continuation(found, identity):
@@ -177,6 +182,7 @@ def assemble(
         state=state,
         loader=TrainingLoader(training_set, plan, world.rank, world.world_size, workers, pin_memory),
         step=TrainingStep(state, loss, recipe, world, training),
+        alarm=DivergenceAlarm(world, config.elastic.check_interval),
         evaluate=Evaluator(val_loader, indexes[1], loss, world, config.evaluation, training.amp, training.channels_last),
         snapshots=make_snapshots(config, identity, state, site),
         reporter=make_reporter(config, indexes[1], state, site),
@@ -278,3 +284,5 @@ def announce(config: Config, indexes: tuple[Index, Index], recipe: Recipe, site:
         f"{processes} on {world.device.type}, {world.threads} threads each; batch {training.batch_size} in micro-batches of "
         f"{training.micro_batch_size}; {recipe.optimizer}, lr {recipe.lr:g}, {recipe.total_steps} steps"
     )
+    for line in advice(config, world):
+        site.console.warning(line)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -13,20 +13,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from gai_yolo.data.batch import Batch
 from gai_yolo.data.dataset import EvaluationSet, Item, Key, TrainingSet, collate
-from gai_yolo.data.order import Plan
+from gai_yolo.data.order import Plan, split_evenly
 
 
 class _Requests:
-    """The list of batches that the DataLoader is to bring next."""
+    """The batches that the DataLoader is to bring next; it asks for them one by one, as far ahead as it prefetches."""
 
-    def __init__(self) -> None:
-        self.batches: list[list[Key]] = []
+    def __init__(self, batches: Iterable[list[Key]] = ()) -> None:
+        self.batches = batches
 
     def __iter__(self) -> Iterator[list[Key]]:
         return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
 
 
 class TrainingLoader:
@@ -46,14 +43,13 @@ class TrainingLoader:
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
         """The micro-batches of each step of an epoch (1-based), from `first_step` (0-based); an idle rank gets empty lists."""
-        order = self.plan.epoch_order(epoch)
-        steps = [
-            self.plan.rank_micro_batches(order, step, self.rank, self.world_size) for step in range(first_step, self.plan.steps_per_epoch)
-        ]
-        self._requests.batches = [[Key(epoch, position) for position in micro] for step in steps for micro in step]
+        order, steps = self.plan.order(epoch), range(first_step, self.plan.steps_per_epoch)
+        spans = (self.plan.rank_micro_batches(order, step, self.rank, self.world_size) for step in steps)
+        self._requests.batches = ([Key(epoch, position) for position in micro] for span in spans for micro in span)
         batches = iter(self._loader)
         for step in steps:
-            yield [next(batches) for _ in step]
+            num_micro_batches = len(split_evenly(range(self.plan.step_size(step)[0]), self.world_size)[self.rank])
+            yield [next(batches) for _ in range(num_micro_batches)]
 
 
 class EvaluationLoader:
@@ -67,9 +63,8 @@ class EvaluationLoader:
         batches = [[Key(0, p) for p in positions[i : i + batch_size]] for i in range(0, len(dataset), batch_size)]
         self.numbers = list(range(len(batches)))[rank::world_size]
         """Which batches of the whole set this rank computes."""
-        self._requests = _Requests()
-        self._requests.batches = [batches[number] for number in self.numbers]
-        self._loader = _make_loader(dataset, self._requests, workers, pin_memory, persistent=False)
+        requests = _Requests([batches[number] for number in self.numbers])
+        self._loader = _make_loader(dataset, requests, workers, pin_memory, persistent=False)
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(self._loader)

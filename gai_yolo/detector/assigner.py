@@ -58,10 +58,10 @@ def assign(probabilities: Tensor, predicted: Tensor, points: Tensor, box_image: 
 
     key = image * num_points + point
     claims = torch.zeros(predicted.shape[0] * num_points, dtype=torch.long, device=key.device).index_add_(0, key, claimed.long())
-    owner = torch.where(claims[key] > 1, _highest(key, overlap, len(claims)), claimed)
+    contested = (claims[key] > 1).nonzero(as_tuple=True)[0]
+    owner = claimed.index_put((contested,), _highest(key[contested], overlap[contested]))
+    best_metric, best_overlap = (_largest(values, box, point, owner, candidate.shape) for values in (metric, overlap))
     box, point, image, overlap, metric = (t[owner] for t in (box, point, image, overlap, metric))
-    best_metric = metric.new_zeros(num_boxes).scatter_reduce_(0, box, metric, "amax")
-    best_overlap = overlap.new_zeros(num_boxes).scatter_reduce_(0, box, overlap, "amax")
     score = metric * best_overlap[box] / (best_metric[box] + 1e-9)
     return Assignment(image, point, box, score)
 
@@ -74,10 +74,18 @@ def _inside(points: Tensor, boxes: Tensor) -> Tensor:
     return ((points > low[:, None] + 1e-9) & (points < high[:, None] - 1e-9)).all(dim=-1)
 
 
-def _highest(key: Tensor, overlap: Tensor, num_keys: int) -> Tensor:
+def _largest(values: Tensor, box: Tensor, point: Tensor, owner: Tensor, shape: torch.Size) -> Tensor:
+    """(M,) the largest value, or 0, of each box over the points that it owns. (`scatter_reduce` would need no table `(M, A)`, but PyTorch
+    refuses it on a GPU where deterministic algorithms are asked for.)"""
+    table = values.new_zeros(shape)
+    table[box, point] = values.where(owner, 0.0)
+    return table.amax(dim=1)
+
+
+def _highest(key: Tensor, overlap: Tensor) -> Tensor:
     """Mask of the candidates with the highest overlap of their key, the first one among equals."""
-    best = overlap.new_full((num_keys,), -1.0).scatter_reduce_(0, key, overlap, "amax")
-    highest = overlap == best[key]
-    order = torch.arange(len(key), device=key.device)
-    first = torch.full((num_keys,), len(key), device=key.device).scatter_reduce_(0, key[highest], order[highest], "amin")
-    return highest & (order == first[key])
+    by_overlap = overlap.argsort(descending=True, stable=True)
+    order = by_overlap[key[by_overlap].argsort(stable=True)]
+    first = torch.ones_like(key, dtype=torch.bool)
+    first[1:] = key[order][1:] != key[order][:-1]
+    return torch.zeros_like(first).index_put((order,), first)

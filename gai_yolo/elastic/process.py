@@ -44,6 +44,16 @@ def was_restarted() -> bool:
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
+def fix_arithmetic() -> None:
+    """Let PyTorch take kernels whose results depend on nothing but their inputs, the same on every rank and in every run; to
+    be called before the first computation. An operation that has no such kernel raises a RuntimeError that names it."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, and only hides bugs
+    torch.backends.cudnn.benchmark = False  # a choice by stop-watch is another one each time
+    torch.backends.cudnn.deterministic = True
+
+
 class World:
     """All processes of the job, as one of them sees it. Collectives must be called by every rank, in the same order.
 
@@ -61,13 +71,19 @@ class World:
         self.local_rank = environment_local_rank()
         local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self.device = _choose_device(device, self.local_rank, local_world_size)
-        self.threads = max(1, _cores() // local_world_size) if threads == "auto" else threads
+        self.local_world_size = local_world_size
+        self.threads = max(1, available_cores() // local_world_size) if threads == "auto" else threads
         torch.set_num_threads(self.threads)
         self._owns_group = False
         if self.world_size > 1 or "TORCHELASTIC_RUN_ID" in os.environ:
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=TIMEOUT)
             self._owns_group = True
+
+    def set_threads(self, threads: int) -> None:
+        """Compute with so many threads from now on."""
+        self.threads = threads
+        torch.set_num_threads(threads)
 
     @property
     def is_first(self) -> bool:
@@ -78,6 +94,12 @@ class World:
         """Sum a tensor over all ranks, in place."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
+        return tensor
+
+    def maximum(self, tensor: Tensor) -> Tensor:
+        """Element-wise maximum of a tensor over all ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor
 
     def gather(self, item: T) -> list[T]:
@@ -124,7 +146,7 @@ def _result(outcome: T | Refusal | None) -> T:
     return outcome  # type: ignore[return-value]
 
 
-def _cores() -> int:
+def available_cores() -> int:
     """Cores this process may use: containers and Slurm often give fewer than the machine has."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))

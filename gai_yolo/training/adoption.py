@@ -23,6 +23,7 @@ PARTS = (
     "best_metric",
     "history",
     "progress",
+    "gradient_exponents",
 )
 
 

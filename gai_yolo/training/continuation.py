@@ -7,22 +7,27 @@ from typing import Any
 
 from gai_yolo.config import Config, changed_keys, value_at
 from gai_yolo.data.index import Index
+from gai_yolo.elastic.process import World, available_cores
 from gai_yolo.errors import CheckpointError
 from gai_yolo.training.optim import choose_optimizer
 from gai_yolo.training.snapshots import Found
 from gai_yolo.training.state import TrainingState
 
 
-def settle(config: Config, found: Found | None, world_size: int, num_samples: int) -> Config:
-    """Fix what the first start decides for the whole life of a run: the micro-batch size and the kind of optimizer.
+def settle(config: Config, found: Found | None, world: World, num_samples: int) -> Config:
+    """Fix what the first start decides for the whole life of a run: the micro-batch size, the threads of a process and the kind of
+    optimizer.
 
-    Later starts take what the checkpoint recorded, so that neither a resize nor more epochs change them.
+    Later starts take what the checkpoint recorded, so that neither another machine nor more epochs change them.
     """
     training = config.training
     recorded = found.content.get("config", {}).get("training", {}) if found else {}
     settled: dict[str, Any] = {}
     if training.micro_batch_size == "auto":
-        settled["micro_batch_size"] = recorded.get("micro_batch_size") or math.ceil(training.batch_size / world_size)
+        most = max(world.world_size, config.elastic.max_world_size or 1)
+        settled["micro_batch_size"] = recorded.get("micro_batch_size") or math.ceil(training.batch_size / most)
+    if training.threads == "auto":
+        settled["threads"] = recorded.get("threads") or world.threads
     if training.optimizer == "auto":
         steps = math.ceil(num_samples / training.batch_size)
         steps = min(steps, training.max_batches_per_epoch or steps)
@@ -62,6 +67,33 @@ def check_continuation(found: Found, identity: dict[str, Any]) -> list[str]:
         )
     notes = [f"going on from {found.path} (epoch {found.content['epoch']}, step {found.content['step']})"]
     return notes + [f"changed since: {key} is {value_at(new, key)!r}, was {value_at(old, key)!r}" for key in harmless]
+
+
+def advice(config: Config, world: World) -> list[str]:
+    """What is slower than it need be under a settled configuration; one sentence each."""
+    training = config.training
+    assert training.micro_batch_size != "auto" and training.threads != "auto"
+    lines = []
+    batch, micro_batch = training.batch_size, training.micro_batch_size
+    num_micro_batches = math.ceil(batch / micro_batch)
+    if world.world_size > num_micro_batches:
+        lines.append(
+            f"{world.world_size - num_micro_batches} of {world.world_size} processes have nothing to do: a batch of {batch} is cut into "
+            f"{num_micro_batches} micro-batches of {micro_batch}, and stays so for the life of the run; start a run that is to grow with "
+            f"elastic.max_world_size={world.world_size}"
+        )
+    elif num_micro_batches % world.world_size:
+        lines.append(
+            f"{num_micro_batches} micro-batches do not share out evenly among {world.world_size} processes; a divisor of "
+            f"{num_micro_batches} would leave none waiting"
+        )
+    wanted, cores = world.local_world_size * training.threads, available_cores()
+    if world.device.type == "cpu" and wanted > cores:
+        lines.append(
+            f"{world.local_world_size} processes of {training.threads} threads share {cores} cores, which is slow; the run's threads stay "
+            "(their number shows in the bits): start a run that is to grow with training.threads: 1"
+        )
+    return lines
 
 
 def finished_line(state: TrainingState, epochs: int) -> str:

@@ -15,6 +15,7 @@ from gai_yolo.elastic.notices import Interrupt
 from gai_yolo.evaluation.coco_metrics import STAT_NAMES
 from gai_yolo.evaluation.evaluator import Evaluation
 from gai_yolo.reporting.reporter import Reporter
+from gai_yolo.training.digest import DivergenceAlarm
 from gai_yolo.training.snapshots import NoSnapshots
 from gai_yolo.training.state import LOSSES, TrainingState
 from gai_yolo.training.step import TrainingStep
@@ -33,6 +34,7 @@ class Run:
     state: TrainingState
     loader: TrainingLoader
     step: TrainingStep
+    alarm: DivergenceAlarm
     evaluate: Callable[[YOLO12], Evaluation]
     snapshots: NoSnapshots
     """`Snapshots` on the rank that writes."""
@@ -46,6 +48,7 @@ def train(run: Run) -> None:
         row = train_epoch(run, epoch)
         evaluate_epoch(run, epoch, row)
         run.state.end_epoch(row)
+        run.alarm.compare(run.state)
         run.snapshots.after_epoch(run.state)
         run.reporter.record(run.state.history)
     run.snapshots.finish()
@@ -60,12 +63,16 @@ def train_epoch(run: Run, epoch: int) -> dict[str, Any]:
     before, started = progress.seconds, time.monotonic()
     for number, batches in enumerate(run.loader.epoch(epoch, done), start=done):
         num_micro_batches, num_samples = run.plan.step_size(number)
-        result = run.step(batches, num_micro_batches, num_samples, run.config.data.image_size)
+        save = run.snapshots.is_due(state.step + 1)
+        result = run.step(batches, num_micro_batches, num_samples, run.config.data.image_size, announce=save)
         progress.losses = {name: progress.losses[name] + result.losses[name] for name in LOSSES}
         progress.seconds = before + time.monotonic() - started
+        if result.measured and state.step > 1:
+            run.reporter.console.info(f"step {state.step}: gradients jumped out of the range of the exact sum; measured, and summed anew")
         run.reporter.step(number + 1, state.step, result.losses, result.learning_rate, num_samples)
         run.reporter.trained(epoch, state.step, batches)
-        run.snapshots.after_step(state)
+        run.alarm.after_step(state, saving=result.announced)
+        run.snapshots.after_step(state, save)
         run.interrupt.check()
     means = {name: value / steps for name, value in progress.losses.items()}
     samples = sum(run.plan.step_size(number)[1] for number in range(steps))

@@ -35,8 +35,13 @@ class Found:
 class NoSnapshots:
     """What the ranks do that do not write: nothing."""
 
-    def after_step(self, state: TrainingState) -> None:
-        """To be called after each optimizer step."""
+    def is_due(self, step: int) -> bool:  # noqa: ARG002
+        """Whether the state after `step` steps is to be saved. Asked before the last of them, so that all ranks can be told to compare
+        their states first."""
+        return False
+
+    def after_step(self, state: TrainingState, save: bool) -> None:
+        """To be called after each optimizer step; `save` if it was due and the ranks agree."""
 
     def after_epoch(self, state: TrainingState) -> None:
         """To be called when an epoch is complete, its evaluation included."""
@@ -79,10 +84,16 @@ class Snapshots(NoSnapshots):
         self.count, self.write_seconds = 0, 0.0
         """Checkpoints that are complete on the disk, and the seconds that writing them took beside the training."""
 
-    def after_step(self, state: TrainingState) -> None:
+    def is_due(self, step: int) -> bool:
         started = time.monotonic()
         self.writer.poll()
-        if self.cadence.is_due(state.step) and self.writer.accepts_snapshots:
+        due = self.cadence.is_due(step) and self.writer.accepts_snapshots
+        self.stall += time.monotonic() - started
+        return due
+
+    def after_step(self, state: TrainingState, save: bool) -> None:
+        started = time.monotonic()
+        if save:
             self._save(self._manifest("step", state), state)
         self.stall += time.monotonic() - started
 
@@ -189,6 +200,27 @@ def newest(store: Catalogue, tell: Callable[[str], None]) -> Found | None:
     """
     found = store.newest(lambda file, manifest: _parse(store.data_path(manifest), file, manifest), tell)
     return None if found is None else Found(store.data_path(found[0]), found[1])
+
+
+def load(store: Catalogue, name: str) -> Found:
+    """The checkpoint of a name such as `epoch_010`, verified.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged or foreign.
+    """
+    by_name = {manifest.stem: manifest for manifest in store.listing().present}
+    if name not in by_name:
+        raise CheckpointError(f"{store.run}: has no checkpoint {name}; there are: {', '.join(sorted(by_name)) or 'none'}.")
+    manifest = by_name[name]
+    path = store.data_path(manifest)
+    reason = store.flaw_of(manifest)
+    try:
+        if reason is None:
+            with store.fs.open(path) as file:
+                return Found(path, _parse(path, file, manifest))
+    except Damaged as error:
+        reason = str(error)
+    raise CheckpointError(f"{path} {reason}.")
 
 
 def _parse(path: Path, file: BinaryIO, manifest: Manifest) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from gai_yolo.detector import YOLO12
 from gai_yolo.errors import CheckpointError
 from gai_yolo.training.ema import EMA
 
-FORMAT = 2
+FORMAT = 3
 """Version of the checkpoint's layout; raised when an older program could not continue from it."""
 
 
@@ -54,6 +54,8 @@ class TrainingState:
     """One row for each completed epoch, as in `training_metrics.json`."""
     progress: Progress = field(default_factory=Progress)
     """Of the epoch after the completed ones."""
+    gradient_exponents: list[int] | None = None
+    """What to expect of each trained parameter's gradient (`elastic.exact.GradientSum`); None before the first step."""
 
     def advance(self, samples: int) -> None:
         """Count a completed step."""
@@ -82,6 +84,7 @@ class TrainingState:
             "best_metric": self.best_metric,
             "history": self.history,
             "progress": asdict(self.progress),
+            "gradient_exponents": self.gradient_exponents,
             "train_loss": row.get("train_loss"),
             "val_loss": row.get("val_loss"),
         }
@@ -104,6 +107,8 @@ class TrainingState:
             self.best_metric = saved["best_metric"]
             self.history = list(saved["history"])
             self.progress = Progress(**saved["progress"])
+            exponents = saved["gradient_exponents"]
+            self.gradient_exponents = None if exponents is None else [int(exponent) for exponent in exponents]
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"the checkpoint does not fit this model and optimizer ({reason}).") from None

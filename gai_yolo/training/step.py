@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +16,18 @@ from gai_yolo.config import TrainingConfig
 from gai_yolo.data.batch import Batch
 from gai_yolo.detector.loss import DetectionLoss, normalised
 from gai_yolo.detector.precision import autocast, to_input
+from gai_yolo.elastic.exact import NOTHING, ExactSum, GradientSum, exponents_of, followed
 from gai_yolo.elastic.process import World
 from gai_yolo.errors import Refusal
 from gai_yolo.training.optim import Recipe, set_rates
 from gai_yolo.training.running_statistics import RunningStatistics
 from gai_yolo.training.state import TrainingState
+
+NUM_LOSSES = 4
+"""Numbers in `LossSums.detached()`; the last is the target scores."""
+ABOVE, ANNOUNCED = 0, 1
+"""Places of the counts that travel with the sums: a gradient was above what was expected; something is announced."""
+NUM_COUNTS = 2
 
 
 class Diverged(Refusal):
@@ -32,13 +41,19 @@ class StepResult:
     losses: dict[str, float]
     """box, cls, dfl of the global batch, normalised by its target scores, and their sum `total`."""
     learning_rate: float
+    announced: bool
+    """Whether a rank had something to announce."""
+    measured: bool
+    """Whether the gradients were measured before they were added up: in a run's first step, and after a jump."""
 
 
 class TrainingStep:
     """Forward, backward, reduction, clipping, optimizer and EMA update.
 
     The gradient is that of the global batch's loss times its number of samples: un-normalised gradients are summed over
-    micro-batches and ranks and then divided once by the target scores of the whole batch.
+    micro-batches and ranks and then divided once by the target scores of the whole batch. With `training.exact` the sum is
+    order-invariant (`elastic.exact`), so no bit depends on who computed which micro-batch. Losses and BatchNorm's statistics
+    are always summed so.
 
     Args:
         state: holds model, EMA, optimizer and scaler, all changed by each step.
@@ -48,50 +63,100 @@ class TrainingStep:
     def __init__(self, state: TrainingState, loss: DetectionLoss, recipe: Recipe, world: World, config: TrainingConfig) -> None:
         self.state, self.loss, self.recipe, self.world, self.config = state, loss, recipe, world, config
         self.model: nn.Module = state.model
-        if world.world_size > 1:
-            # Buffers are not broadcast: RunningStatistics makes them equal on all ranks.
-            devices = [world.device] if world.device.type == "cuda" else None
-            self.model = DistributedDataParallel(state.model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
-        self.statistics = RunningStatistics(state.model, world.sum)
         self.parameters = [p for p in state.model.parameters() if p.requires_grad]
+        self.gradients = GradientSum(self.parameters, world.world_size) if config.exact else None
+        if world.world_size > 1:
+            self.model = _parallel(state.model, world.device, self.gradients)
+        self.statistics = RunningStatistics(state.model)
 
-    def __call__(self, micro_batches: Sequence[Batch], num_micro_batches: int, num_samples: int, image_size: int) -> StepResult:
+    def __call__(
+        self, micro_batches: Sequence[Batch], num_micro_batches: int, num_samples: int, image_size: int, announce: bool = False
+    ) -> StepResult:
         """Train on this rank's part of one global batch.
 
         Args:
             micro_batches: of this rank; may be empty.
             num_micro_batches, num_samples: of the global batch.
             image_size: for the blank image of a rank without micro-batches.
+            announce: all ranks are to know of something after the step.
 
         Raises:
-            Diverged: the loss is not finite. Weights are unchanged.
+            Diverged: the loss or the gradient is not finite. Weights are unchanged.
         """
         learning_rate = set_rates(self.state.optimizer, self.recipe, self.state.step)
         self.statistics.begin_step()
-        sums = self._backward(micro_batches, image_size)
-        self.world.sum(sums)
-        self._check_finite(sums)
-        self._update(float(num_samples) * self.world.world_size / max(sums[3].item(), 1.0))
-        self.statistics.end_step(num_micro_batches, self.state.step + 1)
+        measured, finite = False, True
+        if self.gradients and self.state.gradient_exponents is None:
+            measured, finite = True, self._measure(micro_batches)
+        sums = self._accumulate(micro_batches, num_micro_batches, image_size, announce)
+        if sums.counts[ABOVE] and sums.is_finite:
+            # All ranks see it alike, and it does not depend on who computed what: each micro-batch has the same limits.
+            measured, finite = True, self._measure(micro_batches)
+            if finite:
+                sums = self._accumulate(micro_batches, num_micro_batches, image_size, announce)
+                assert not sums.counts[ABOVE]
+        self._check_finite(sums, finite)
+
+        losses, statistics = torch.split(sums.result(), [NUM_LOSSES, self.statistics.size])
+        factor = num_samples / max(losses[-1].item(), 1.0)
+        # Plain DDP averages over ranks.
+        self._update(factor if self.gradients else factor * self.world.world_size)
+        self.statistics.end_step(statistics / num_micro_batches, self.state.step + 1)
         self.state.ema.update(self.state.model)
         self.state.advance(num_samples)
-        return StepResult(normalised(sums), learning_rate)
+        return StepResult(normalised(losses), learning_rate, sums.counts[ANNOUNCED] > 0, measured)
 
-    def _backward(self, micro_batches: Sequence[Batch], image_size: int) -> Tensor:
-        """Gradients of un-normalised losses of all micro-batches, averaged over ranks; returns this rank's (4,) loss sums."""
+    def _accumulate(self, micro_batches: Sequence[Batch], num_micro_batches: int, image_size: int, announce: bool) -> ExactSum:
+        """Gradients of un-normalised losses and the sums of everything else, over all micro-batches and ranks."""
+        device = self.world.device
+        sums = ExactSum(NUM_LOSSES + self.statistics.size, NUM_COUNTS, device)
         self.state.optimizer.zero_grad(set_to_none=True)
-        sums = torch.zeros(4, dtype=torch.float64, device=self.world.device)
+        if self.gradients:
+            exponents = self.state.gradient_exponents
+            assert exponents is not None
+            self.gradients.begin(exponents, num_micro_batches, self.state.scaler.get_scale())
         for number, batch in enumerate(micro_batches, start=1):
-            with self._reduction(on=number == len(micro_batches)):
-                sums += self._forward_backward(batch.to(self.world.device), weight=1.0)
-            self.statistics.end_micro_batch()
+            last = number == len(micro_batches)
+            with self._reduction(on=last):
+                losses = self._forward_backward(batch.to(device), weight=1.0)
+            sums.add(torch.cat((losses, self.statistics.end_micro_batch())))
+            if self.gradients and not (last and self.world.world_size > 1):
+                self.gradients.take()
         if not micro_batches:
-            # Every rank must take part in the reduction: a blank image with weight zero adds nothing.
-            self._forward_backward(_blank(image_size, self.world.device), weight=0.0)
-            self.statistics.end_micro_batch(counts=False)
+            # Every rank must take part in the reduction: a blank image that adds nothing.
+            if self.gradients:
+                self.gradients.ignore_next()
+            self._forward_backward(_blank(image_size, device), weight=0.0)
+            self.statistics.end_micro_batch()
+        announced = torch.tensor([announce], device=device)
+        sums.count(torch.cat((self.gradients.above if self.gradients else torch.zeros_like(announced), announced)))
+        sums.reduce(self.world.sum)
+        if self.gradients:
+            self.gradients.finish()
         return sums
 
+    def _measure(self, micro_batches: Sequence[Batch]) -> bool:
+        """Find the gradients' exponents: those of the largest element of each over all micro-batches and ranks, which is the same
+        in any order. Returns whether all are finite."""
+        largest = torch.zeros(len(self.parameters), device=self.world.device)
+        for batch in micro_batches:
+            self.state.optimizer.zero_grad(set_to_none=True)
+            with self._reduction(on=False):
+                self._forward_backward(batch.to(self.world.device), weight=1.0)
+            self.statistics.end_micro_batch()
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            norms = torch.stack(torch._foreach_norm(gradients, torch.inf))
+            largest = torch.maximum(largest, norms.nan_to_num(nan=torch.inf))  # not every backend's maximum knows NaN
+        self.world.maximum(largest)
+        measured = exponents_of(largest / self.state.scaler.get_scale())
+        # Where there is no gradient now, a later one is expected to be at most as large as the others.
+        most = max(measured) if max(measured) != NOTHING else 0
+        before = self.state.gradient_exponents or [most] * len(measured)
+        self.state.gradient_exponents = [old if new == NOTHING else new for old, new in zip(before, measured, strict=True)]
+        return bool(largest.isfinite().all())
+
     def _forward_backward(self, batch: Batch, weight: float) -> Tensor:
+        """Adds to the gradients; returns the (4,) loss sums."""
         with autocast(self.world.device, self.config.amp):
             raw = self.model(to_input(batch.images, self.config.channels_last))
         height, width = batch.images.shape[-2:]
@@ -104,10 +169,16 @@ class TrainingStep:
             return contextlib.nullcontext()
         return self.model.no_sync()
 
-    def _check_finite(self, sums: Tensor) -> None:
-        if not bool(sums.isfinite().all()):
+    def _check_finite(self, sums: ExactSum, gradients_finite: bool) -> None:
+        what = "loss" if not sums.is_finite else "gradient" if not gradients_finite else None
+        if what == "gradient" and self.state.scaler.is_enabled():
+            # fp16's way of finding its loss scale: the scaler passes this step over and halves it.
+            for parameter in self.parameters:
+                assert parameter.grad is not None
+                parameter.grad.fill_(torch.inf)
+        elif what:
             raise Diverged(
-                f"the loss is not finite at step {self.state.step + 1}; the newest checkpoint is untouched: "
+                f"the {what} is not finite at step {self.state.step + 1}; the newest checkpoint is untouched: "
                 "lower training.lr or set training.amp: none, and start again."
             )
 
@@ -115,9 +186,25 @@ class TrainingStep:
         self.state.scaler.unscale_(self.state.optimizer)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         torch._foreach_mul_(gradients, gradient_factor)
-        nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
+        norms = torch.stack(torch._foreach_norm(gradients))
+        nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_norm, torch.linalg.vector_norm(norms))
+        if self.state.gradient_exponents is not None:
+            self.state.gradient_exponents = followed(self.state.gradient_exponents, exponents_of(norms / gradient_factor))
         self.state.scaler.step(self.state.optimizer)
         self.state.scaler.update()
+
+
+def _parallel(model: nn.Module, device: torch.device, gradients: GradientSum | None) -> DistributedDataParallel:
+    # Buffers are not broadcast: RunningStatistics makes them equal on all ranks. The option has a new name since torch 2.15.
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    options: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+    if device.type == "cuda":
+        options["device_ids"] = [device]
+    parallel = DistributedDataParallel(model, gradient_as_bucket_view=True, **options)
+    if gradients:
+        # DDP wants the types of a hook exactly so or not at all.
+        parallel.register_comm_hook(None, lambda _, bucket: gradients.hook(bucket))
+    return parallel
 
 
 def _blank(image_size: int, device: torch.device) -> Batch:

@@ -84,7 +84,7 @@ def test_workers_and_caches_do_not_change_a_bit(workers: int, cache: str, write_
     loader = TrainingLoader(training_set(records, tmp_path, cache=cache), plan, 0, 1, workers, pin_memory=False)
     for epoch in (1, 2, EPOCHS):
         steps = list(loader.epoch(epoch))
-        order = plan.epoch_order(epoch)
+        order = plan.order(epoch)
         assert len(steps) == plan.steps_per_epoch
         for step, batches in enumerate(steps):
             expected = [collate([dataset[Key(epoch, p)] for p in micro]) for micro in plan.micro_batches(order, step)]

@@ -648,6 +648,11 @@ def assert_equal(a: Any, b: Any, where: str = "checkpoint") -> None:
         assert a == b, where
 
 
+def step_ended(snapshots: Snapshots, state: TrainingState) -> None:
+    """What the loop does around a step."""
+    snapshots.after_step(state, snapshots.is_due(state.step))
+
+
 def test_epochs_are_saved_when_due_or_best_and_a_former_best_that_was_not_due_goes(run: Path, make_state: MakeState) -> None:
     """Loss: the best epoch is not kept because no interval asked for it; or every former best is, and the disk fills up."""
     config = config_of(training={"epochs": 7, "checkpoint_interval": 3}, snapshots={"interval_seconds": None})
@@ -660,7 +665,7 @@ def test_epochs_are_saved_when_due_or_best_and_a_former_best_that_was_not_due_go
             state.best_metric = max((value for value in metrics[:epoch] if value is not None), default=None)
             state.end_epoch({"epoch": epoch, "mAP50-95": metric, "train_loss": 1.0 / epoch, "val_loss": None})
             contents[f"epoch_{epoch:03d}"] = content_of(state)
-            snapshots.after_step(state)
+            step_ended(snapshots, state)
             snapshots.after_epoch(state)
         snapshots.finish()
         assert snapshots.writer.is_idle
@@ -698,7 +703,7 @@ def test_snapshots_come_at_their_interval_and_hold_the_state_and_whose_it_is(run
             state.progress.seconds += 2.0
             train_a_step(state, float(step))
             content = content_of(state) if step == 9 else content
-            snapshots.after_step(state)
+            step_ended(snapshots, state)
             assert snapshots.writer.drain(60.0)
             seen.append([path.stem for path in sorted((run / "snapshots").glob("*.pt"))])
         told_bytes = expected_bytes(state)
@@ -706,7 +711,7 @@ def test_snapshots_come_at_their_interval_and_hold_the_state_and_whose_it_is(run
         snapshots.after_epoch(state)  # neither due nor evaluated
         assert snapshots.writer.is_idle
         train_a_step(state, 12.0)
-        snapshots.after_step(state)
+        step_ended(snapshots, state)
         assert not snapshots.writer.is_idle
         snapshots.finish()
     three, six, nine, twelve = (f"step_{step:08d}" for step in (3, 6, 9, 12))

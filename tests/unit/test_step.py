@@ -182,7 +182,7 @@ def test_running_statistics_are_the_mean_over_the_micro_batches_of_the_step(
 
 
 class PoisonedLoss(DetectionLoss):
-    """A loss that is no number for batches with a given image."""
+    """A loss that is no number for the second of three micro-batches."""
 
     def __init__(self, value: float) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ class PoisonedLoss(DetectionLoss):
     def __call__(self, *arguments: Any) -> Any:
         self.calls += 1
         sums = super().__call__(*arguments)
-        return sums if self.calls != 2 else type(sums)(sums.box * self.value, sums.cls, sums.dfl, sums.target_scores)
+        return sums if self.calls % 3 != 2 else type(sums)(sums.box * self.value, sums.cls, sums.dfl, sums.target_scores)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -208,7 +208,7 @@ def test_a_loss_that_is_no_number_stops_and_leaves_the_weights(
     before = copy.deepcopy(state.capture())
     with pytest.raises(Diverged, match="not finite at step 1"):
         step([make_batch(0, (1, 2)), make_batch(0, (4,)), make_batch(0, (5,))], 3, 4, 64)
-    assert loss.calls == 3
+    assert loss.calls == 6, "measured, then summed"
     after = state.capture()
     for part in ("model_state_dict", "ema_state_dict"):
         for name, tensor in after[part].items():
@@ -216,3 +216,105 @@ def test_a_loss_that_is_no_number_stops_and_leaves_the_weights(
             assert name.endswith("num_batches_tracked") or torch.equal(tensor, before[part][name]), name
     assert after["optimizer_state_dict"]["state"] == {}
     assert (state.step, state.samples, state.ema.updates) == (0, 0, 0)
+
+
+# --- the exact sum ---------------------------------------------------------------------------------------------------------
+
+
+def test_exact_and_plain_gradients_agree_to_rounding(make_state: MakeState, make_batch: MakeBatch, world: World) -> None:
+    """Loss: a scale or a micro-batch lost in the order-invariant sum."""
+    exact, exact_result = stepped(make_state, make_batch, world, UNEVEN, channels_last=True)
+    plain, plain_result = stepped(make_state, make_batch, world, UNEVEN, channels_last=True, exact=False)
+    assert (exact - plain).norm() / plain.norm() < 1e-6
+    assert exact_result.losses == plain_result.losses and exact_result.measured and not plain_result.measured
+
+
+def test_the_order_of_micro_batches_leaves_no_trace(make_state: MakeState, make_batch: MakeBatch, world: World) -> None:
+    """Loss: as if another rank had been faster."""
+    one, result = stepped(make_state, make_batch, world, UNEVEN, channels_last=True)
+    other, other_result = stepped(make_state, make_batch, world, UNEVEN[::-1], channels_last=True)
+    assert torch.equal(one, other) and result.losses == other_result.losses
+    plain, plain_other = (stepped(make_state, make_batch, world, cut, channels_last=True, exact=False)[0] for cut in (UNEVEN, UNEVEN[::-1]))
+    assert not torch.equal(plain, plain_other), "the order matters where nothing is done about it"
+
+
+def three_steps(state: TrainingState, make_batch: MakeBatch, world: World, before_step: Callable[[int], None]) -> list[bool]:
+    """Whether the gradients were measured in each of three steps."""
+    state.model.train()
+    step, _ = make_step(state, world, config_of(lr=1e-5))
+    measured = []
+    for number in range(3):
+        before_step(number)
+        measured.append(step([make_batch(number, (1, 2)), make_batch(number, (4, 5))], 2, 4, 64).measured)
+    return measured
+
+
+def test_a_jump_of_the_gradients_is_measured_and_costs_no_bit(make_state: MakeState, make_batch: MakeBatch, world: World) -> None:
+    """Loss: an int64 that overflowed, silently; or a run that stops where another would go on."""
+    calm, surprised = make_state(), make_state()
+    assert three_steps(calm, make_batch, world, lambda _: None) == [True, False, False]
+
+    def forget(number: int) -> None:
+        if number == 2:
+            surprised.gradient_exponents = [-40] * len(calm.gradient_exponents or [])
+
+    assert three_steps(surprised, make_batch, world, forget) == [True, False, True]
+    for (name, a), b in zip(calm.model.named_parameters(), surprised.model.parameters(), strict=True):
+        # Another quantum, so other roundings, but each of them below float32's own.
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9, msg=name)
+
+
+class BadGradient(torch.autograd.Function):
+    """Changes nothing on the way forward and spoils the way back."""
+
+    @staticmethod
+    def forward(_context: Any, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(_context: Any, *gradients: Any) -> Any:
+        return gradients[0] * float("nan")
+
+
+class BadBackward(DetectionLoss):
+    """A finite loss whose gradient is no number."""
+
+    def __call__(self, *arguments: Any) -> Any:
+        sums = super().__call__(*arguments)
+        spoil: Any = BadGradient.apply
+        return type(sums)(spoil(sums.box), sums.cls, sums.dfl, sums.target_scores)
+
+
+def test_a_gradient_that_is_no_number_stops_and_leaves_the_weights(make_state: MakeState, make_batch: MakeBatch, world: World) -> None:
+    """Loss: a finite loss above weights full of NaN."""
+    state = make_state()
+    state.model.train()
+    config = config_of()
+    before = weights(state)
+    with pytest.raises(Diverged, match="gradient is not finite at step 1"):
+        TrainingStep(state, BadBackward(), make_recipe(config, 3, 10), world, config)([make_batch(0, (1, 2))], 1, 2, 64)
+    assert not change(state, before).any() and state.step == 0
+
+
+def test_a_loss_scale_that_is_too_large_is_halved_and_the_step_passed_over(
+    make_state: MakeState, make_batch: MakeBatch, world: World
+) -> None:
+    """Loss: fp16's way of finding its loss scale would stop the run."""
+    state = make_state()
+    state.model.train()
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    config = config_of()
+    before = weights(state)
+    TrainingStep(state, BadBackward(), make_recipe(config, 3, 10), world, config)([make_batch(0, (1, 2))], 1, 2, 64)
+    assert state.scaler.get_scale() == 2.0**9 and state.step == 1
+    assert not change(state, before).any()
+    result = TrainingStep(state, DetectionLoss(), make_recipe(config, 3, 10), world, config)([make_batch(0, (1, 2))], 1, 2, 64)
+    assert change(state, before).any() and result.losses["total"] > 0
+
+
+def test_a_step_tells_what_was_announced(make_state: MakeState, make_batch: MakeBatch, world: World) -> None:
+    """Loss: a state is saved that was not compared."""
+    state = make_state()
+    state.model.train()
+    step, _ = make_step(state, world, config_of())
+    assert [step([make_batch(0, (1, 2))], 1, 2, 64, announce).announced for announce in (False, True, False)] == [False, True, False]

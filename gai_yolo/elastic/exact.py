@@ -1,0 +1,224 @@
+"""Sums that do not depend on who adds up what in which order.
+
+Floating-point addition is not associative, so a sum over micro-batches and ranks would change in its last bits with every
+resize, and training makes much of a last bit. Here each summand is cut to a multiple of one quantum that all ranks know
+beforehand; multiples are added as int64, which is exact, so any order and grouping gives the same bits (Hallberg and
+Adcroft 2014, "An order-invariant real-to-integer conversion sum", Parallel Computing 40). What cannot be represented is
+flagged, and the flags are added up like everything else: all ranks see them in the same step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import GradBucket
+from torch.futures import Future
+
+HEADROOM_BITS = 12
+"""A micro-batch's gradient may be this many powers of two above the norm of the gradient before it."""
+SUM_BITS = 62
+"""Magnitude of a sum over all micro-batches, in powers of two; int64 has 63."""
+COARSE_BITS, FINE_BITS = 10, 50
+"""Of the two words of an `ExactSum`: quanta 2^-10 and 2^-60."""
+LARGEST_SUMMAND = 2.0**40
+"""Of an `ExactSum`: 2^50 quanta of the first word, so that 4096 summands fit."""
+NOTHING = -(2**15)
+"""Exponent of a gradient of which nothing is known."""
+
+
+class ExactSum:
+    """The order-invariant sum of rows of numbers, in two int64 words each: exact to 2^-60 a summand for magnitudes below 2^40.
+
+    For the few numbers of a step: losses, BatchNorm's statistics, and counts that all ranks are to know.
+
+    Args:
+        size: numbers in a row.
+        num_counts: whole numbers beside them.
+    """
+
+    def __init__(self, size: int, num_counts: int, device: torch.device) -> None:
+        # One more word counts the rows that could not be represented.
+        self._words = torch.zeros(2 * size + 1 + num_counts, dtype=torch.int64, device=device)
+        self._size = size
+
+    def add(self, row: Tensor) -> None:
+        """Add a row `(size,)`; float32 and float64 alike."""
+        row = row.double()
+        bad = ~(row.abs() < LARGEST_SUMMAND)
+        scaled = row.masked_fill(bad, 0.0) * 2.0**COARSE_BITS
+        coarse = scaled.trunc()
+        fine = (scaled - coarse) * 2.0**FINE_BITS
+        self._words[: 2 * self._size + 1] += torch.cat((coarse, fine, bad.any()[None])).to(torch.int64)
+
+    def count(self, counts: Tensor) -> None:
+        """Add to the counts `(num_counts,)`."""
+        self._words[2 * self._size + 1 :] += counts
+
+    def reduce(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> None:
+        """Add up the rows and counts of all ranks; to be called by all."""
+        sum_over_ranks(self._words)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether every summand so far was a number of a magnitude below 2^40."""
+        return not bool(self._words[2 * self._size])
+
+    @property
+    def counts(self) -> list[int]:
+        """The counts so far."""
+        counts: list[int] = self._words[2 * self._size + 1 :].tolist()
+        return counts
+
+    def result(self) -> Tensor:
+        """The sums `(size,)`, float64."""
+        coarse, fine = torch.split(self._words[: 2 * self._size].double(), self._size)
+        return coarse * 2.0**-COARSE_BITS + fine * 2.0 ** -(COARSE_BITS + FINE_BITS)
+
+
+class GradientSum:
+    """The order-invariant sum of a step's gradients over micro-batches and ranks, one int64 word an element.
+
+    Every parameter has its own quantum: so small that the largest element that is expected just fits, which leaves some 30
+    bits below the root mean square of the gradient's elements, where float32 has 24 (but not below 2^-100). What is expected
+    is said by exponents, which are the same on all ranks and part of the training state.
+
+    In a step: `begin`; after each backward pass `take`, but for the last one on several ranks, whose gradients pass through
+    `hook`; then `finish`. Memory: one int64 for each element, and another while they are sent.
+
+    Args:
+        parameters: dense.
+        world_size: with one rank, nothing is sent.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], world_size: int) -> None:
+        self._parameters, self._world_size = list(parameters), world_size
+        self._number = {id(parameter): number for number, parameter in enumerate(parameters)}
+        self._sizes, device = [p.numel() for p in parameters], parameters[0].device
+        self._sums = torch.zeros(sum(self._sizes), dtype=torch.int64, device=device)
+        # Not the views of DDP's buckets: kernels may sum in another order where memory is aligned in another way, and how
+        # buckets are cut depends on the number of ranks.
+        self._gradients = [torch.empty_like(parameter) for parameter in parameters]
+        self._factors: list[float] = []
+        self._limit = 0.0
+        self._above = torch.zeros(1, dtype=torch.bool, device=device)
+        self._taken, self._hook_counts = 0, True
+        self._sent: list[_Sent] = []
+
+    def begin(self, exponents: Sequence[int], num_micro_batches: int, loss_scale: float = 1.0) -> None:
+        """Begin a step, or begin it anew.
+
+        Args:
+            exponents: for each parameter e, with every element of its gradient expected below 2^(e + `HEADROOM_BITS`).
+            num_micro_batches: of the step, over all ranks.
+            loss_scale: a power of two by which gradients are too large.
+        """
+        bits = SUM_BITS - (num_micro_batches - 1).bit_length()
+        # Powers of two that float32 can hold; multiplying by them is exact.
+        self._factors = [2.0 ** max(-100, min(100, bits - HEADROOM_BITS - exponent)) / loss_scale for exponent in exponents]
+        self._limit = 2.0**bits
+        if self._taken:
+            self._sums.zero_()
+        self._above = torch.zeros_like(self._above)
+        self._taken, self._hook_counts = 0, True
+        self._sent = []
+
+    def take(self) -> None:
+        """Add the gradients of the parameters, which are left without."""
+        gradients = []
+        for parameter in self._parameters:
+            assert parameter.grad is not None
+            gradients.append(memory_order(parameter.grad))
+            parameter.grad = None
+        flat = torch.cat(gradients)
+        self._scale(flat, range(len(gradients)))
+        self._sums += flat.to(torch.int64)
+        self._taken += 1
+
+    def ignore_next(self) -> None:
+        """The gradients that come to `hook` in this step are those of a blank image: only what was taken before counts."""
+        self._hook_counts = False
+
+    def hook(self, bucket: GradBucket) -> Future[Tensor]:
+        """DDP's communication hook, called in backward when a bucket of gradients is complete, and only then.
+
+        The bucket must hold the gradients of this rank's last micro-batch alone. DDP is told that it is done at once; what
+        is under way is waited for by `finish`, in the main thread, which has the configured number of threads.
+        """
+        flat = bucket.buffer()
+        numbers = [self._number[id(parameter)] for parameter in bucket.parameters()]
+        if self._hook_counts:
+            self._scale(flat, numbers)
+            words = flat.to(torch.int64)
+        else:
+            words = torch.zeros_like(flat, dtype=torch.int64)
+        if self._taken:
+            sums = torch.split(self._sums, self._sizes)
+            words += torch.cat([sums[number] for number in numbers])
+        work = dist.all_reduce(words, async_op=True)
+        assert work is not None
+        self._sent.append(_Sent(work, words, numbers))
+        done: Future[Tensor] = Future()
+        done.set_result(flat)
+        return done
+
+    @property
+    def above(self) -> Tensor:
+        """`(1,)` bool: whether an element that this rank has added was not below what was expected, or no number."""
+        return self._above
+
+    def finish(self) -> None:
+        """End the step: the gradients of the parameters are the sums; worthless if `above` holds on any rank."""
+        if self._world_size == 1:
+            self._decode(self._sums, range(len(self._sizes)))
+        for sent in self._sent:
+            sent.work.wait()
+            self._decode(sent.words, sent.numbers)
+        self._sent = []
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+            parameter.grad = gradient
+
+    def _scale(self, flat: Tensor, numbers: Sequence[int]) -> None:
+        """Express gradients one behind the other, in place, as multiples of their quanta. What is cut off when they are
+        made whole numbers is less than one."""
+        parts = list(torch.split(flat, [self._sizes[number] for number in numbers]))
+        torch._foreach_mul_(parts, [self._factors[number] for number in numbers])
+        low, high = torch.aminmax(flat)  # no numbers where there is one that is none
+        self._above |= ~((low > -self._limit) & (high < self._limit))
+
+    def _decode(self, words: Tensor, numbers: Sequence[int]) -> None:
+        gradients = [memory_order(self._gradients[number]) for number in numbers]
+        torch._foreach_copy_(gradients, list(torch.split(words, [self._sizes[number] for number in numbers])))
+        torch._foreach_mul_(gradients, [1 / self._factors[number] for number in numbers])
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A bucket on its way."""
+
+    work: dist.Work
+    words: Tensor
+    numbers: list[int]
+    """Positions of the parameters, in the order of the bucket."""
+
+
+def exponents_of(magnitudes: Tensor) -> list[int]:
+    """For each of `(P,)` float32 magnitudes the least e with magnitude < 2^e; 0 and what is not finite give `NOTHING`."""
+    known = magnitudes.isfinite() & (magnitudes > 0)
+    exponents = torch.frexp(magnitudes)[1]
+    result: list[int] = exponents.masked_fill(~known, NOTHING).tolist()
+    return result
+
+
+def followed(exponents: Sequence[int], measured: Sequence[int]) -> list[int]:
+    """The exponents to expect after gradients of `measured` ones: up at once, down by one a step, so that one step without
+    objects does not make the next one's gradients a surprise."""
+    return [old if new == NOTHING else max(new, old - 1) for old, new in zip(exponents, measured, strict=True)]
+
+
+def memory_order(tensor: Tensor) -> Tensor:
+    """A view `(N,)` of a dense tensor in the order of its memory, whatever its memory format."""
+    return tensor.as_strided((tensor.numel(),), (1,))
