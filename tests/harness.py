@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
@@ -104,6 +104,19 @@ class Running:
         pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
         children = [pid for pid in pids if _parent(pid) == self.process.pid and b"elastic_train.py" in _command_line(pid)]
         return children or [self.process.pid]
+
+    def hold_until(self, condition: Callable[[], bool]) -> None:
+        """Stop the training until something is so, and let it go on: a busy machine's writer has all the time that it needs.
+        A signal to the job still reaches it."""
+        training = self.training_processes()
+        for pid in training:
+            os.kill(pid, signal.SIGSTOP)
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert self.process.poll() is None and time.monotonic() < deadline, self.output
+            time.sleep(0.01)
+        for pid in training:
+            os.kill(pid, signal.SIGCONT)
 
     def send(self, signal_number: signal.Signals) -> None:
         """Signal every process of the job, as a terminal or a dying machine does."""

@@ -12,7 +12,7 @@ import cv2
 from torch.utils.data import DataLoader, Dataset
 
 from gai_yolo.data.batch import Batch
-from gai_yolo.data.dataset import EvaluationSet, Item, Key, TrainingSet, collate
+from gai_yolo.data.dataset import EvaluationSet, Item, Key, collate
 from gai_yolo.data.order import Plan, split_evenly
 
 
@@ -35,7 +35,7 @@ class TrainingLoader:
         pin_memory: for asynchronous copies to a GPU.
     """
 
-    def __init__(self, dataset: TrainingSet, plan: Plan, rank: int, world_size: int, workers: int, pin_memory: bool) -> None:
+    def __init__(self, dataset: Dataset[Item], plan: Plan, rank: int, world_size: int, workers: int, pin_memory: bool) -> None:
         self.plan = plan
         self.rank, self.world_size = rank, world_size
         self._requests = _Requests()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import time
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import PATIENCE, Running, run, small
+from tests.harness import Running, run, small
 from tests.runs import ledger, metrics, scalar_steps, state_digest
 
 STEPS = 25
@@ -25,19 +24,10 @@ def _arguments(folder: Path, cache: Path) -> list[str]:
 
 
 def wait_for_epoch_2(job: Running, run_folder: Path) -> None:
-    """Until the job is in the middle of epoch 2, and the checkpoint of epoch 1 is complete. The training is stopped meanwhile,
-    so that the writer has all the time that it needs on a busy machine; a signal to the job still reaches it."""
+    """Until the job is in the middle of epoch 2, and the checkpoint of epoch 1 is complete."""
     job.wait_for("epoch 2/2  step 2/25")
-    training = job.training_processes()
-    for pid in training:
-        os.kill(pid, signal.SIGSTOP)
-    deadline = time.monotonic() + PATIENCE
-    while not (run_folder / "checkpoints" / "epoch_001.json").exists():
-        assert job.process.poll() is None and time.monotonic() < deadline, job.output
-        time.sleep(0.01)
+    job.hold_until((run_folder / "checkpoints" / "epoch_001.json").exists)
     assert "epoch 2/2 done" not in job.output
-    for pid in training:
-        os.kill(pid, signal.SIGCONT)
 
 
 @pytest.fixture(scope="module")

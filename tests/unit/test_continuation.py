@@ -1,0 +1,68 @@
+"""What the first start decides for the whole life of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gai_yolo.config import Config, parse_config
+from gai_yolo.elastic.process import World, available_cores
+from gai_yolo.training.continuation import advice, settle
+from gai_yolo.training.snapshots import Found
+
+
+def config_of(elastic: dict[str, Any] | None = None, **training: Any) -> Config:
+    return parse_config({"training": {"batch_size": 64, **training}, "elastic": elastic or {}}, "test")
+
+
+def world_of(world: World, processes: int, local: int = 1, threads: int = 1) -> World:
+    world.world_size, world.local_world_size, world.threads = processes, local, threads
+    return world
+
+
+@pytest.mark.parametrize(
+    ("processes", "most", "expected"), [(1, None, 64), (2, None, 32), (3, None, 22), (2, 8, 8), (1, 4, 16), (8, 4, 8), (100, None, 1)]
+)
+def test_automatic_micro_batches_leave_work_for_the_largest_world(processes: int, most: int | None, expected: int, world: World) -> None:
+    """Loss: a run that starts on one spot machine cannot use the other seven when they come."""
+    settled = settle(config_of({"max_world_size": most}), None, world_of(world, processes), 1000)
+    assert settled.training.micro_batch_size == expected
+
+
+def test_what_the_first_start_settled_stays(world: World) -> None:
+    """Loss: after a resize BatchNorm sees other groups of images and sums are threaded otherwise: another run."""
+    first = settle(config_of({"max_world_size": 4}), None, world_of(world, 2, threads=3), 1000)
+    assert (first.training.micro_batch_size, first.training.threads) == (16, 3)
+    found = Found(Path("x"), {"config": first.dump()})
+    later = settle(config_of(), found, world_of(world, 7, threads=1), 1000)
+    assert later.training == first.training
+
+
+def test_numbers_in_the_configuration_are_taken(world: World) -> None:
+    """Loss: the machine decides over the configuration."""
+    settled = settle(config_of({"max_world_size": 4}, micro_batch_size=5, threads=2), None, world_of(world, 2, threads=7), 1000)
+    assert (settled.training.micro_batch_size, settled.training.threads) == (5, 2)
+
+
+def test_idle_processes_are_told_of_with_advice(world: World) -> None:
+    """Loss: rented machines that wait, and nobody knows why."""
+    (line,) = advice(config_of(micro_batch_size=32, threads=1), world_of(world, 5))
+    assert line.startswith("3 of 5 processes have nothing to do: a batch of 64 is cut into 2 micro-batches of 32")
+    assert line.endswith("elastic.max_world_size=5")
+
+
+def test_uneven_shares_and_too_many_threads_are_told(world: World) -> None:
+    """Loss: half the speed, silently."""
+    (line,) = advice(config_of(micro_batch_size=16, threads=1), world_of(world, 3))
+    assert line == "4 micro-batches do not share out evenly among 3 processes; a divisor of 4 would leave none waiting"
+    cores = available_cores()
+    (line,) = advice(config_of(micro_batch_size=32, threads=cores), world_of(world, 2, local=2))
+    assert line.startswith(f"2 processes of {cores} threads share {cores} cores")
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_nothing_is_told_where_all_is_well(processes: int, world: World) -> None:
+    """Loss: warnings that people learn to overlook."""
+    assert advice(config_of(micro_batch_size=16, threads=1), world_of(world, processes)) == []
