@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
@@ -107,26 +108,46 @@ class Running:
 
     def hold_until(self, condition: Callable[[], bool]) -> None:
         """Stop the training until something is so, and let it go on: a busy machine's writer has all the time that it needs.
-        A signal to the job still reaches it."""
+
+        A signal to the job still reaches it. What waits for the writer waits in the training process, so every few seconds
+        that one is let go until it says something, which is a step.
+        """
         training = self.training_processes()
-        for pid in training:
-            os.kill(pid, signal.SIGSTOP)
         deadline = time.monotonic() + PATIENCE
         while not condition():
+            _signal(training, signal.SIGSTOP)
+            _wait(condition, 4.0)
+            said = self.output
+            _signal(training, signal.SIGCONT)
+            if not condition():
+                _wait(partial(self._has_said_more, said), 10.0)
             assert self.process.poll() is None and time.monotonic() < deadline, self.output
-            time.sleep(0.01)
-        for pid in training:
-            os.kill(pid, signal.SIGCONT)
+
+    def _has_said_more(self, than: str) -> bool:
+        return self.output != than
 
     def send(self, signal_number: signal.Signals) -> None:
-        """Signal every process of the job, as a terminal or a dying machine does."""
-        os.killpg(self.process.pid, signal_number)
+        """Signal every process of the job, as a terminal or a dying machine does. Under torchrun each process has a session of its
+        own, and would outlive its agent."""
+        for group in {self.process.pid, *self.training_processes()}:
+            os.killpg(group, signal_number)
 
     def wait(self) -> int:
         """Exit code, after all output was read."""
         code = self.process.wait(PATIENCE)
         self._reader.join(10)
         return code
+
+
+def _signal(pids: Sequence[int], number: signal.Signals) -> None:
+    for pid in pids:
+        os.kill(pid, number)
+
+
+def _wait(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def _parent(pid: int) -> int:

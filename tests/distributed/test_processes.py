@@ -19,12 +19,12 @@ from tests.harness import Running, run, small
 from tests.runs import ledger, scalars
 
 WORLD_SIZES = (1, 2, 3, 4)
-STEPS = 8
+STEPS = 20
 SETTINGS = (
-    # 400 images: seven steps of four uneven micro-batches and one of a single image, for which most ranks have nothing.
+    # 400 images: 19 steps of four uneven micro-batches and one of a single image, for which most ranks have nothing.
     "training.max_batches_per_epoch=null",
-    "training.batch_size=57",
-    "training.micro_batch_size=15",
+    "training.batch_size=21",
+    "training.micro_batch_size=6",
     # The first epoch with mosaic and mixup, the second without.
     "augment.close_mosaic=1",
     "augment.mixup=0.5",
@@ -58,7 +58,7 @@ def resized(folder: Path, cache: Path, sizes: tuple[int, ...], *values: str, see
     run_folder = folder / "run"
     for epoch, processes in enumerate(sizes[:-1], start=1):
         job = Running("elastic_train.py", arguments(folder, cache, *values), processes)
-        job.wait_for(f"epoch {epoch}/2  step {rng.randrange(3, STEPS - 1)}/{STEPS}")
+        job.wait_for(f"epoch {epoch}/2  step {rng.randrange(1, STEPS // 2)}/{STEPS}")
         job.hold_until(partial(has_snapshot_after, run_folder, (epoch - 1) * STEPS))
         job.send(signal.SIGKILL)
         job.wait()
