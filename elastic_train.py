@@ -1,6 +1,7 @@
 """The training job: `uv run elastic_train.py` or `torchrun --nproc-per-node 2 elastic_train.py`.
 
-Exit codes: 0 done (or nothing left to do), 2 refused with one line that says why, 130 interrupted with Ctrl-C.
+Exit codes: 0 done (or nothing left to do), 2 refused with one line that says why, 3 a process has another state than the others,
+130 interrupted with Ctrl-C.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run_job(load_config(given.config, given.set), Options(given.resume, given.fresh, given.tensorboard))
     except Refusal as refusal:
-        if environment_local_rank() == 0:
+        if environment_local_rank() == 0 and not refusal.told:
             print(f"error: {refusal}", file=sys.stderr)
         return refusal.exit_code
     except KeyboardInterrupt:

@@ -81,6 +81,7 @@ def step(run: Run, kind: str, batches: list[list[Batch]], number: int) -> float:
         fix_arithmetic()
     else:
         torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.deterministic = False
     run.state.model.train()
     num_micro_batches, num_samples = run.plan.step_size(0)
     world = run.step.world

@@ -25,10 +25,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("experiments/quality"))
     parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE")
     given = parser.parse_args()
+    given.folder = REPOSITORY / given.folder
     kinds = ("exact", "plain")
     for seed in given.seeds:
         pair = [start(given, kind, seed) for kind in kinds]
-        if any(process.wait() for process in pair):
+        if any([process.wait() for process in pair]):  # noqa: C419 -- both are waited for
             sys.exit(f"seed {seed}: a run failed; see {given.folder}/*.log")
         for kind in kinds:
             print(f"seed {seed} {kind}: last {last(given, kind, seed):.4f}, best {best(given, kind, seed):.4f}", flush=True)
@@ -48,7 +49,7 @@ def start(given: argparse.Namespace, kind: str, seed: int) -> subprocess.Popen[b
         "training.threads=1",
         "training.micro_batch_size=8",  # so that there is something to sum
         "snapshots.keep_epochs=1",
-        f"evaluation.interval={given.epochs // 3}",
+        f"evaluation.interval={max(1, given.epochs // 3)}",
         *given.set,
     ]
     given.folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +62,7 @@ def start(given: argparse.Namespace, kind: str, seed: int) -> subprocess.Popen[b
 
 def rows(given: argparse.Namespace, kind: str, seed: int) -> list[float]:
     """mAP50-95 of the evaluated epochs."""
-    text = (REPOSITORY / given.folder / f"{kind}_{seed}" / "checkpoints" / "training_metrics.json").read_text()
+    text = (given.folder / f"{kind}_{seed}" / "checkpoints" / "training_metrics.json").read_text()
     return [row["mAP50-95"] for row in json.loads(text) if row["mAP50-95"] is not None]
 
 

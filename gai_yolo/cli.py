@@ -103,10 +103,17 @@ def digests(given: argparse.Namespace) -> int:
     found = []
     for run in given.runs:
         catalogue = Catalogue(run)
-        one = load(catalogue, given.checkpoint) if given.checkpoint else newest(catalogue, lambda text: print(text, file=sys.stderr))
+        one = (
+            load(catalogue, given.checkpoint)
+            if given.checkpoint is not None
+            else newest(catalogue, lambda text: print(text, file=sys.stderr))
+        )
         if one is None:
             raise CheckpointError(f"{run}: holds no complete checkpoint.")
-        found.append((run, one.path, part_digests(one.content)))
+        try:
+            found.append((run, one.path, part_digests(one.content)))
+        except (KeyError, TypeError, AttributeError):
+            raise CheckpointError(f"{one.path}: does not hold a whole training state; it was not written by this program.") from None
     parts = found[0][2].keys()
     differing = [part for part in parts if len({of_parts[part] for _, _, of_parts in found}) > 1]
     if given.json:

@@ -111,7 +111,7 @@ class LossConfig(Section):
 class TrainingConfig(Section):
     epochs: int = Field(default=600, ge=1)
     """Passes over the training set."""
-    batch_size: int = Field(default=64, ge=1, json_schema_extra=FIXED)
+    batch_size: int = Field(default=64, ge=1, le=2**22, json_schema_extra=FIXED)
     """Global batch of one optimizer step, whatever the number of processes."""
     micro_batch_size: int | Literal["auto"] = Field(default="auto", json_schema_extra=FIXED)
     """Images of one forward pass; `auto` is batch_size over the larger of the first start's processes and

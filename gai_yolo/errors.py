@@ -9,6 +9,8 @@ class Refusal(ValueError):
     """The user asked for something that cannot be done; nothing was lost or overwritten."""
 
     exit_code = 2
+    told = False
+    """Whether it was printed already."""
 
 
 class ConfigError(Refusal):
@@ -25,3 +27,7 @@ class CheckpointError(Refusal):
 
 class RunFolderBusy(Refusal):
     """Another job is writing to the same run folder."""
+
+
+class Stop(Refusal):
+    """Training cannot go on; raised on all ranks alike, at the same place."""

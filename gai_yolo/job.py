@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from gai_yolo.detector.loss import DetectionLoss
 from gai_yolo.detector.weights import load_weights
 from gai_yolo.elastic.notices import Interrupt
 from gai_yolo.elastic.process import World, fix_arithmetic, launch_id, was_restarted
-from gai_yolo.errors import CheckpointError, ConfigError, Refusal
+from gai_yolo.errors import CheckpointError, ConfigError, Refusal, Stop
 from gai_yolo.evaluation.evaluator import Evaluator
 from gai_yolo.reporting.console import Console, Silent
 from gai_yolo.reporting.reporter import Reporter, rewind_ledger, write_metrics
@@ -76,18 +77,28 @@ def run_job(config: Config, options: Options) -> None:
     console = Console(config.training.epochs, config.reporting.log_interval) if world.is_first else Silent()
     site = Site(world, RunFolder(config.run_folder), console, Interrupt())
     try:
-        world.from_first(site.folder.lock)
-        if options.tensorboard and world.is_first:
-            console.info(f"TensorBoard: {serve_tensorboard(site.folder.path.parent)}")
+        run_at(site, config, options)
+    except Stop:
+        # A launcher kills the other processes when one has left, and rank 0 may have something to bring to the disk.
+        world.wait_for_all()
+        raise
+    world.close()
+
+
+def run_at(site: Site, config: Config, options: Options) -> None:
+    """The same at a place that is left in order, whatever happens."""
+    try:
+        site.world.from_first(site.folder.lock)
+        if options.tensorboard and site.world.is_first:
+            site.console.info(f"TensorBoard: {serve_tensorboard(site.folder.path.parent)}")
         run_in(config, options, site)
     except KeyboardInterrupt:
-        console.warning(f"interrupted; the same command goes on from the newest complete state in {site.folder.path}")
+        site.console.warning(f"interrupted; the same command goes on from the newest complete state in {site.folder.path}")
         raise
     finally:
-        console.close()
+        site.console.close()
         site.folder.release()
         site.interrupt.close()
-    world.close()
 
 
 def open_folder(options: Options, site: Site) -> None:
@@ -153,6 +164,11 @@ def run_in(config: Config, options: Options, site: Site) -> None:
         run = assemble(config, indexes, recipe, state, site, identity)
         try:
             train(run)
+        except Stop as stop:
+            if site.world.is_first:
+                print(f"error: {stop}", file=sys.stderr, flush=True)
+            stop.told = True
+            raise
         finally:
             run.snapshots.close(CLOSING_PATIENCE)
             run.reporter.close()
@@ -284,5 +300,5 @@ def announce(config: Config, indexes: tuple[Index, Index], recipe: Recipe, site:
         f"{processes} on {world.device.type}, {world.threads} threads each; batch {training.batch_size} in micro-batches of "
         f"{training.micro_batch_size}; {recipe.optimizer}, lr {recipe.lr:g}, {recipe.total_steps} steps"
     )
-    for line in advice(config, world):
+    for line in advice(config, make_plan(config, len(train_index)), world):
         site.console.warning(line)

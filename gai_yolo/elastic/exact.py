@@ -18,37 +18,41 @@ from torch import Tensor
 from torch._C._distributed_c10d import GradBucket
 from torch.futures import Future
 
-HEADROOM_BITS = 12
-"""A micro-batch's gradient may be this many powers of two above the norm of the gradient before it."""
+HEADROOM_BITS = 20
+"""A micro-batch's gradient may be this many powers of two above what is expected."""
+FALL_BITS = 4
+"""The first gradient of a parameter may be this many powers of two below what is expected, and still has more bits than in float32."""
 SUM_BITS = 62
 """Magnitude of a sum over all micro-batches, in powers of two; int64 has 63."""
-COARSE_BITS, FINE_BITS = 10, 50
-"""Of the two words of an `ExactSum`: quanta 2^-10 and 2^-60."""
-LARGEST_SUMMAND = 2.0**40
-"""Of an `ExactSum`: 2^50 quanta of the first word, so that 4096 summands fit."""
+COARSE_BITS, FINE_BITS = 20, 40
+"""Of the two words of an `ExactSum`: quanta 2^-20 and 2^-60."""
 NOTHING = -(2**15)
-"""Exponent of a gradient of which nothing is known."""
+"""Exponent of a gradient that is zero, or of which nothing is known."""
 
 
 class ExactSum:
-    """The order-invariant sum of rows of numbers, in two int64 words each: exact to 2^-60 a summand for magnitudes below 2^40.
+    """The order-invariant sum of rows of numbers, in two int64 words each: exact to 2^-60 a summand.
 
     For the few numbers of a step: losses, BatchNorm's statistics, and counts that all ranks are to know.
 
     Args:
         size: numbers in a row.
         num_counts: whole numbers beside them.
+        num_rows: that will be added at most, over all ranks; up to 2^22. Magnitudes must be below 2^42 over the next power of two.
     """
 
-    def __init__(self, size: int, num_counts: int, device: torch.device) -> None:
+    def __init__(self, size: int, num_counts: int, num_rows: int, device: torch.device) -> None:
         # One more word counts the rows that could not be represented.
         self._words = torch.zeros(2 * size + 1 + num_counts, dtype=torch.int64, device=device)
         self._size = size
+        bits = (num_rows - 1).bit_length()
+        assert bits + FINE_BITS <= SUM_BITS
+        self._limit = 2.0 ** (SUM_BITS - COARSE_BITS - bits)
 
     def add(self, row: Tensor) -> None:
         """Add a row `(size,)`; float32 and float64 alike."""
         row = row.double()
-        bad = ~(row.abs() < LARGEST_SUMMAND)
+        bad = ~(row.abs() < self._limit)
         scaled = row.masked_fill(bad, 0.0) * 2.0**COARSE_BITS
         coarse = scaled.trunc()
         fine = (scaled - coarse) * 2.0**FINE_BITS
@@ -64,7 +68,7 @@ class ExactSum:
 
     @property
     def is_finite(self) -> bool:
-        """Whether every summand so far was a number of a magnitude below 2^40."""
+        """Whether every summand so far was a number, and below the limit."""
         return not bool(self._words[2 * self._size])
 
     @property
@@ -82,7 +86,7 @@ class ExactSum:
 class GradientSum:
     """The order-invariant sum of a step's gradients over micro-batches and ranks, one int64 word an element.
 
-    Every parameter has its own quantum: so small that the largest element that is expected just fits, which leaves some 30
+    Every parameter has its own quantum: so small that an element 2^20 times above what is expected just fits, which leaves some 30
     bits below the root mean square of the gradient's elements, where float32 has 24 (but not below 2^-100). What is expected
     is said by exponents, which are the same on all ranks and part of the training state.
 
@@ -112,13 +116,14 @@ class GradientSum:
         """Begin a step, or begin it anew.
 
         Args:
-            exponents: for each parameter e, with every element of its gradient expected below 2^(e + `HEADROOM_BITS`).
+            exponents: for each parameter e, with every element of its gradient expected below 2^(e + `HEADROOM_BITS`); a parameter
+                of which `NOTHING` is known is expected to be at most as large as the others.
             num_micro_batches: of the step, over all ranks.
             loss_scale: a power of two by which gradients are too large.
         """
         bits = SUM_BITS - (num_micro_batches - 1).bit_length()
         # Powers of two that float32 can hold; multiplying by them is exact.
-        self._factors = [2.0 ** max(-100, min(100, bits - HEADROOM_BITS - exponent)) / loss_scale for exponent in exponents]
+        self._factors = [2.0 ** max(-100, min(100, bits - HEADROOM_BITS - exponent)) / loss_scale for exponent in expected(exponents)]
         self._limit = 2.0**bits
         if self._taken:
             self._sums.zero_()
@@ -213,10 +218,34 @@ def exponents_of(magnitudes: Tensor) -> list[int]:
     return result
 
 
-def followed(exponents: Sequence[int], measured: Sequence[int]) -> list[int]:
-    """The exponents to expect after gradients of `measured` ones: up at once, down by one a step, so that one step without
-    objects does not make the next one's gradients a surprise."""
-    return [old if new == NOTHING else max(new, old - 1) for old, new in zip(exponents, measured, strict=True)]
+def expected(exponents: Sequence[int]) -> list[int]:
+    """Exponents with the largest one in place of `NOTHING`."""
+    most = max(exponents)
+    return [most if exponent == NOTHING else exponent for exponent in exponents] if most != NOTHING else [0] * len(exponents)
+
+
+def is_too_coarse(exponents: Sequence[int], norms: Sequence[int]) -> bool:
+    """Whether a parameter of which nothing was known has got its first gradient (exponent of its norm in `norms`), and one so small that
+    float32 would sum it with more bits."""
+    pairs = zip(exponents, expected(exponents), norms, strict=True)
+    return any(known == NOTHING and norm != NOTHING and norm < limit - FALL_BITS for known, limit, norm in pairs)
+
+
+def followed(exponents: Sequence[int] | None, given: Sequence[int]) -> list[int] | None:
+    """What to expect after the optimizer was given gradients with norms of these exponents: up at once, down by one a step.
+
+    Momentum falls by less a step, so that a gradient far below what is expected, whose bits are few, is added to something
+    that float32 holds with a coarser quantum still.
+
+    Args:
+        exponents: what was expected before; None at the beginning.
+
+    Returns:
+        None while nothing is known of any parameter.
+    """
+    if exponents is None:
+        return None if set(given) <= {NOTHING} else list(given)
+    return [old if new == NOTHING else max(new, old - 1) for old, new in zip(exponents, given, strict=True)]
 
 
 def memory_order(tensor: Tensor) -> Tensor:

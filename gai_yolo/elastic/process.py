@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -126,6 +127,11 @@ class World:
             if refusal is not None:
                 raise refusal
         return _result(outcome)
+
+    def wait_for_all(self) -> None:
+        """Wait until every rank has come here, or one has died."""
+        with contextlib.suppress(RuntimeError):
+            self.sum(torch.zeros(1, device=self.device))
 
     def close(self) -> None:
         """Leave the process group in order; not to be called when peers may be dead."""

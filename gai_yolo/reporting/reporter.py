@@ -42,6 +42,7 @@ class Reporter:
         self.folder, self.config, self.index, self.rank = folder, config, index, rank
         self.console, self.tensorboard = console, tensorboard
         self._unreadable: set[int] = set()
+        self._measured = 0
         self._ledger = folder.ledger / f"rank_{rank}.jsonl" if config.ledger else None
         if config.ledger:
             with contextlib.suppress(OSError):  # told when it is written to
@@ -56,6 +57,13 @@ class Reporter:
         self.console.step(step_in_epoch, losses, learning_rate, samples)
         if self.tensorboard:
             self.tensorboard.batch(step, losses, learning_rate)
+
+    def measured(self, step: int) -> None:
+        """Gradients were not what the exact sum expected, and were measured; told three times at most."""
+        self._measured += 1
+        if self._measured <= 3:
+            last = "; not told again" if self._measured == 3 else ""
+            self.console.info(f"step {step}: the gradients jumped; measured before they were summed, which costs no bit but time{last}")
 
     def trained(self, epoch: int, step: int, batches: Sequence[Batch]) -> None:
         """What this rank trained on in a step."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from gai_yolo.config import Config, changed_keys, value_at
 from gai_yolo.data.index import Index
+from gai_yolo.data.order import Plan
 from gai_yolo.elastic.process import World, available_cores
 from gai_yolo.errors import CheckpointError
 from gai_yolo.training.optim import choose_optimizer
@@ -69,29 +70,33 @@ def check_continuation(found: Found, identity: dict[str, Any]) -> list[str]:
     return notes + [f"changed since: {key} is {value_at(new, key)!r}, was {value_at(old, key)!r}" for key in harmless]
 
 
-def advice(config: Config, world: World) -> list[str]:
+def advice(config: Config, plan: Plan, world: World) -> list[str]:
     """What is slower than it need be under a settled configuration; one sentence each."""
     training = config.training
-    assert training.micro_batch_size != "auto" and training.threads != "auto"
+    assert training.threads != "auto"
     lines = []
-    batch, micro_batch = training.batch_size, training.micro_batch_size
-    num_micro_batches = math.ceil(batch / micro_batch)
-    if world.world_size > num_micro_batches:
-        lines.append(
-            f"{world.world_size - num_micro_batches} of {world.world_size} processes have nothing to do: a batch of {batch} is cut into "
-            f"{num_micro_batches} micro-batches of {micro_batch}, and stays so for the life of the run; start a run that is to grow with "
-            f"elastic.max_world_size={world.world_size}"
+    num_micro_batches, samples = plan.step_size(0)
+    idle = world.world_size - num_micro_batches
+    if idle > 0:
+        line = (
+            f"{idle} of {world.world_size} processes have nothing to do: a batch of {samples} is cut into {num_micro_batches} micro-batches"
         )
+        if samples > num_micro_batches:
+            line += (
+                f" of {plan.micro_batch_size}, and stays so for the life of the run; start a run that is to grow with "
+                f"training.micro_batch_size={max(1, samples // world.world_size)}, or auto and elastic.max_world_size={world.world_size}"
+            )
+        lines.append(line)
     elif num_micro_batches % world.world_size:
         lines.append(
             f"{num_micro_batches} micro-batches do not share out evenly among {world.world_size} processes; a divisor of "
             f"{num_micro_batches} would leave none waiting"
         )
     wanted, cores = world.local_world_size * training.threads, available_cores()
-    if world.device.type == "cpu" and wanted > cores:
+    if world.device.type == "cpu" and wanted > cores and training.threads > 1:
         lines.append(
             f"{world.local_world_size} processes of {training.threads} threads share {cores} cores, which is slow; the run's threads stay "
-            "(their number shows in the bits): start a run that is to grow with training.threads: 1"
+            "(their number shows in the bits): start a run that is to grow with training.threads=1"
         )
     return lines
 

@@ -6,14 +6,14 @@ import hashlib
 import json
 import socket
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gai_yolo.elastic.process import World
-from gai_yolo.errors import Refusal
+from gai_yolo.errors import Stop
 from gai_yolo.training.state import TrainingState
 
 TIMES = ("seconds", "images_per_second")
@@ -22,7 +22,7 @@ WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Whole numbers of as many bytes as an element has."""
 
 
-class RankDiffers(Refusal):
+class RankDiffers(Stop):
     """A rank has another state than the others: broken hardware, or a bug."""
 
     exit_code = 3
@@ -77,7 +77,10 @@ def quick_digest(state: TrainingState) -> str:
         tensors += [value for value in entry.values() if isinstance(value, Tensor)]
     device = tensors[0].device
     sums = torch.stack([t.detach().view(WORDS[t.element_size()]).sum(dtype=torch.int64).to(device) for t in tensors])
-    rest = (state.epoch, state.step, state.samples, state.gradient_exponents)
+    rest = {
+        name: value for name, value in state.capture().items() if name not in ("model_state_dict", "ema_state_dict", "optimizer_state_dict")
+    }
+    rest["history"], rest["progress"] = _without_times(state.history), state.progress.losses
     return hashlib.sha256(f"{sums.tolist()} {rest}".encode()).hexdigest()
 
 
@@ -96,7 +99,7 @@ def part_digests(content: Mapping[str, Any]) -> dict[str, str]:
         "ema": content["ema_state_dict"],
         "optimizer": content["optimizer_state_dict"],
         "metrics": {
-            "rows": [{name: value for name, value in row.items() if name not in TIMES} for row in content["history"]],
+            "rows": _without_times(content["history"]),
             "epoch so far": content["progress"]["losses"],
         },
         "position": {name: content[name] for name in rest},
@@ -108,6 +111,10 @@ def part_digests(content: Mapping[str, Any]) -> dict[str, str]:
             hasher.update(chunk)
         digests[part] = hasher.hexdigest()
     return digests
+
+
+def _without_times(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
 
 
 def _encoded(value: Any, name: str = "") -> Iterator[bytes]:

@@ -68,7 +68,7 @@ def train_epoch(run: Run, epoch: int) -> dict[str, Any]:
         progress.losses = {name: progress.losses[name] + result.losses[name] for name in LOSSES}
         progress.seconds = before + time.monotonic() - started
         if result.measured and state.step > 1:
-            run.reporter.console.info(f"step {state.step}: gradients jumped out of the range of the exact sum; measured, and summed anew")
+            run.reporter.measured(state.step)
         run.reporter.step(number + 1, state.step, result.losses, result.learning_rate, num_samples)
         run.reporter.trained(epoch, state.step, batches)
         run.alarm.after_step(state, saving=result.announced)

@@ -16,9 +16,9 @@ from gai_yolo.config import TrainingConfig
 from gai_yolo.data.batch import Batch
 from gai_yolo.detector.loss import DetectionLoss, normalised
 from gai_yolo.detector.precision import autocast, to_input
-from gai_yolo.elastic.exact import NOTHING, ExactSum, GradientSum, exponents_of, followed
+from gai_yolo.elastic.exact import ExactSum, GradientSum, exponents_of, followed, is_too_coarse
 from gai_yolo.elastic.process import World
-from gai_yolo.errors import Refusal
+from gai_yolo.errors import Stop
 from gai_yolo.training.optim import Recipe, set_rates
 from gai_yolo.training.running_statistics import RunningStatistics
 from gai_yolo.training.state import TrainingState
@@ -30,7 +30,7 @@ ABOVE, ANNOUNCED = 0, 1
 NUM_COUNTS = 2
 
 
-class Diverged(Refusal):
+class Diverged(Stop):
     """The loss is no longer a number; going on would only overwrite good weights."""
 
 
@@ -85,40 +85,38 @@ class TrainingStep:
         """
         learning_rate = set_rates(self.state.optimizer, self.recipe, self.state.step)
         self.statistics.begin_step()
-        measured, finite = False, True
-        if self.gradients and self.state.gradient_exponents is None:
-            measured, finite = True, self._measure(micro_batches)
-        sums = self._accumulate(micro_batches, num_micro_batches, image_size, announce)
-        if sums.counts[ABOVE] and sums.is_finite:
+        exponents = self.state.gradient_exponents or self._measure(micro_batches)
+        sums, norms = self._accumulate(micro_batches, num_micro_batches, image_size, exponents, announce)
+        measured = self.gradients is not None and self.state.gradient_exponents is None
+        if not measured and self._is_out_of_range(sums, norms):
             # All ranks see it alike, and it does not depend on who computed what: each micro-batch has the same limits.
-            measured, finite = True, self._measure(micro_batches)
-            if finite:
-                sums = self._accumulate(micro_batches, num_micro_batches, image_size, announce)
-                assert not sums.counts[ABOVE]
-        self._check_finite(sums, finite)
+            measured, exponents = True, self._measure(micro_batches)
+            sums, norms = self._accumulate(micro_batches, num_micro_batches, image_size, exponents, announce)
+        self._check_finite(sums, norms)
 
         losses, statistics = torch.split(sums.result(), [NUM_LOSSES, self.statistics.size])
         factor = num_samples / max(losses[-1].item(), 1.0)
         # Plain DDP averages over ranks.
-        self._update(factor if self.gradients else factor * self.world.world_size)
+        self._update(norms, factor if self.gradients else factor * self.world.world_size)
         self.statistics.end_step(statistics / num_micro_batches, self.state.step + 1)
         self.state.ema.update(self.state.model)
         self.state.advance(num_samples)
         return StepResult(normalised(losses), learning_rate, sums.counts[ANNOUNCED] > 0, measured)
 
-    def _accumulate(self, micro_batches: Sequence[Batch], num_micro_batches: int, image_size: int, announce: bool) -> ExactSum:
-        """Gradients of un-normalised losses and the sums of everything else, over all micro-batches and ranks."""
+    def _accumulate(
+        self, micro_batches: Sequence[Batch], num_micro_batches: int, image_size: int, exponents: Sequence[int], announce: bool
+    ) -> tuple[ExactSum, Tensor]:
+        """Gradients of un-normalised losses and the sums of everything else, over all micro-batches and ranks; returns these sums
+        and the gradients' norms `(P,)`, without the loss scale."""
         device = self.world.device
-        sums = ExactSum(NUM_LOSSES + self.statistics.size, NUM_COUNTS, device)
+        sums = ExactSum(NUM_LOSSES + self.statistics.size, NUM_COUNTS, num_micro_batches, device)
         self.state.optimizer.zero_grad(set_to_none=True)
         if self.gradients:
-            exponents = self.state.gradient_exponents
-            assert exponents is not None
             self.gradients.begin(exponents, num_micro_batches, self.state.scaler.get_scale())
         for number, batch in enumerate(micro_batches, start=1):
             last = number == len(micro_batches)
             with self._reduction(on=last):
-                losses = self._forward_backward(batch.to(device), weight=1.0)
+                losses = self._forward_backward(self.model, batch.to(device))
             sums.add(torch.cat((losses, self.statistics.end_micro_batch())))
             if self.gradients and not (last and self.world.world_size > 1):
                 self.gradients.take()
@@ -126,39 +124,44 @@ class TrainingStep:
             # Every rank must take part in the reduction: a blank image that adds nothing.
             if self.gradients:
                 self.gradients.ignore_next()
-            self._forward_backward(_blank(image_size, device), weight=0.0)
+            self._forward_backward(self.model, _blank(image_size, device), weight=0.0)
             self.statistics.end_micro_batch()
         announced = torch.tensor([announce], device=device)
         sums.count(torch.cat((self.gradients.above if self.gradients else torch.zeros_like(announced), announced)))
         sums.reduce(self.world.sum)
         if self.gradients:
             self.gradients.finish()
-        return sums
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norms = torch.stack(torch._foreach_norm(gradients)) / self.state.scaler.get_scale()
+        # What did not fit into the sum is some number in it.
+        return sums, norms if not sums.counts[ABOVE] else norms.fill_(torch.inf)
 
-    def _measure(self, micro_batches: Sequence[Batch]) -> bool:
-        """Find the gradients' exponents: those of the largest element of each over all micro-batches and ranks, which is the same
-        in any order. Returns whether all are finite."""
+    def _is_out_of_range(self, sums: ExactSum, norms: Tensor) -> bool:
+        """Whether the gradients are not what was expected, so that their sum is wrong, or worse than one in float32."""
+        exponents = self.state.gradient_exponents
+        if exponents is None or not sums.is_finite:
+            return False
+        return sums.counts[ABOVE] > 0 or is_too_coarse(exponents, exponents_of(norms))
+
+    def _measure(self, micro_batches: Sequence[Batch]) -> list[int]:
+        """The exponents of the largest element of each gradient over all micro-batches and ranks, which are the same in any
+        order."""
+        if self.gradients is None:
+            return []
         largest = torch.zeros(len(self.parameters), device=self.world.device)
         for batch in micro_batches:
             self.state.optimizer.zero_grad(set_to_none=True)
-            with self._reduction(on=False):
-                self._forward_backward(batch.to(self.world.device), weight=1.0)
+            # Not through DDP, whose forward pass may need all ranks (it rebuilds its buckets once), and some may be idle.
+            self._forward_backward(self.state.model, batch.to(self.world.device))
             self.statistics.end_micro_batch()
-            gradients = [p.grad for p in self.parameters if p.grad is not None]
-            norms = torch.stack(torch._foreach_norm(gradients, torch.inf))
+            norms = torch.stack(torch._foreach_norm([p.grad for p in self.parameters if p.grad is not None], torch.inf))
             largest = torch.maximum(largest, norms.nan_to_num(nan=torch.inf))  # not every backend's maximum knows NaN
-        self.world.maximum(largest)
-        measured = exponents_of(largest / self.state.scaler.get_scale())
-        # Where there is no gradient now, a later one is expected to be at most as large as the others.
-        most = max(measured) if max(measured) != NOTHING else 0
-        before = self.state.gradient_exponents or [most] * len(measured)
-        self.state.gradient_exponents = [old if new == NOTHING else new for old, new in zip(before, measured, strict=True)]
-        return bool(largest.isfinite().all())
+        return exponents_of(self.world.maximum(largest) / self.state.scaler.get_scale())
 
-    def _forward_backward(self, batch: Batch, weight: float) -> Tensor:
+    def _forward_backward(self, model: nn.Module, batch: Batch, weight: float = 1.0) -> Tensor:
         """Adds to the gradients; returns the (4,) loss sums."""
         with autocast(self.world.device, self.config.amp):
-            raw = self.model(to_input(batch.images, self.config.channels_last))
+            raw = model(to_input(batch.images, self.config.channels_last))
         height, width = batch.images.shape[-2:]
         part = self.loss(raw, height, width, batch.box_image, batch.classes, batch.boxes)
         self.state.scaler.scale(part.total * weight).backward()  # type: ignore[no-untyped-call]
@@ -169,27 +172,30 @@ class TrainingStep:
             return contextlib.nullcontext()
         return self.model.no_sync()
 
-    def _check_finite(self, sums: ExactSum, gradients_finite: bool) -> None:
-        what = "loss" if not sums.is_finite else "gradient" if not gradients_finite else None
-        if what == "gradient" and self.state.scaler.is_enabled():
+    def _check_finite(self, sums: ExactSum, norms: Tensor) -> None:
+        finite = bool(norms.isfinite().all())
+        if sums.is_finite and not finite and self.state.scaler.is_enabled():
             # fp16's way of finding its loss scale: the scaler passes this step over and halves it.
             for parameter in self.parameters:
                 assert parameter.grad is not None
                 parameter.grad.fill_(torch.inf)
-        elif what:
+        elif not sums.is_finite or not finite:
+            what = "gradient is not finite" if sums.is_finite else "loss or a BatchNorm statistic is not finite (or beyond all bounds)"
             raise Diverged(
-                f"the {what} is not finite at step {self.state.step + 1}; the newest checkpoint is untouched: "
+                f"the {what} at step {self.state.step + 1}; the newest checkpoint is untouched: "
                 "lower training.lr or set training.amp: none, and start again."
             )
 
-    def _update(self, gradient_factor: float) -> None:
+    def _update(self, norms: Tensor, gradient_factor: float) -> None:
         self.state.scaler.unscale_(self.state.optimizer)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         torch._foreach_mul_(gradients, gradient_factor)
-        norms = torch.stack(torch._foreach_norm(gradients))
-        nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_norm, torch.linalg.vector_norm(norms))
-        if self.state.gradient_exponents is not None:
-            self.state.gradient_exponents = followed(self.state.gradient_exponents, exponents_of(norms / gradient_factor))
+        total = torch.linalg.vector_norm(norms) * gradient_factor
+        nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_norm, total)
+        if self.gradients:
+            # What is kept of a spike is what the optimizer was given of it.
+            given = norms * (self.config.clip_norm / total).clamp(max=1.0)
+            self.state.gradient_exponents = followed(self.state.gradient_exponents, exponents_of(given))
         self.state.scaler.step(self.state.optimizer)
         self.state.scaler.update()
 

@@ -8,18 +8,25 @@ from typing import Any
 import pytest
 
 from gai_yolo.config import Config, parse_config
+from gai_yolo.data.order import Plan
 from gai_yolo.elastic.process import World, available_cores
 from gai_yolo.training.continuation import advice, settle
 from gai_yolo.training.snapshots import Found
 
 
 def config_of(elastic: dict[str, Any] | None = None, **training: Any) -> Config:
-    return parse_config({"training": {"batch_size": 64, **training}, "elastic": elastic or {}}, "test")
+    return parse_config({"training": {"batch_size": 64} | training, "elastic": elastic or {}}, "test")
 
 
 def world_of(world: World, processes: int, local: int = 1, threads: int = 1) -> World:
     world.world_size, world.local_world_size, world.threads = processes, local, threads
     return world
+
+
+def said(world: World, micro_batch: int, batch: int = 64, samples: int = 1000, threads: int = 1) -> list[str]:
+    """The advice for a run."""
+    plan = Plan(samples, batch, micro_batch, seed=0)
+    return advice(config_of(batch_size=batch, micro_batch_size=micro_batch, threads=threads), plan, world)
 
 
 @pytest.mark.parametrize(
@@ -48,21 +55,30 @@ def test_numbers_in_the_configuration_are_taken(world: World) -> None:
 
 def test_idle_processes_are_told_of_with_advice(world: World) -> None:
     """Loss: rented machines that wait, and nobody knows why."""
-    (line,) = advice(config_of(micro_batch_size=32, threads=1), world_of(world, 5))
-    assert line.startswith("3 of 5 processes have nothing to do: a batch of 64 is cut into 2 micro-batches of 32")
-    assert line.endswith("elastic.max_world_size=5")
+    (line,) = said(world_of(world, 5), 32)
+    assert line.startswith("3 of 5 processes have nothing to do: a batch of 64 is cut into 2 micro-batches of 32, and stays so")
+    assert line.endswith("training.micro_batch_size=12, or auto and elastic.max_world_size=5")
+    (line,) = said(world_of(world, 5), 1, batch=3)
+    assert line == "2 of 5 processes have nothing to do: a batch of 3 is cut into 3 micro-batches", "nothing helps"
+    (line,) = said(world_of(world, 3), 32, samples=40)
+    assert line.startswith("1 of 3 processes have nothing to do: a batch of 40 is cut into 2 micro-batches of 32"), "a small set"
 
 
 def test_uneven_shares_and_too_many_threads_are_told(world: World) -> None:
     """Loss: half the speed, silently."""
-    (line,) = advice(config_of(micro_batch_size=16, threads=1), world_of(world, 3))
+    (line,) = said(world_of(world, 3), 16)
     assert line == "4 micro-batches do not share out evenly among 3 processes; a divisor of 4 would leave none waiting"
     cores = available_cores()
-    (line,) = advice(config_of(micro_batch_size=32, threads=cores), world_of(world, 2, local=2))
+    (line,) = said(world_of(world, 2, local=2), 32, threads=cores)
     assert line.startswith(f"2 processes of {cores} threads share {cores} cores")
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_nothing_is_told_where_all_is_well(processes: int, world: World) -> None:
     """Loss: warnings that people learn to overlook."""
-    assert advice(config_of(micro_batch_size=16, threads=1), world_of(world, processes)) == []
+    assert said(world_of(world, processes), 16) == []
+
+
+def test_more_processes_than_cores_with_one_thread_each_are_nothing_to_tell(world: World) -> None:
+    """Loss: advice that was followed already."""
+    assert said(world_of(world, 8, local=8 * available_cores()), 8) == []

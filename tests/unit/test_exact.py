@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from gai_yolo.elastic.exact import HEADROOM_BITS, NOTHING, ExactSum, GradientSum, exponents_of, followed, memory_order
+from gai_yolo.elastic.exact import (
+    FALL_BITS,
+    HEADROOM_BITS,
+    NOTHING,
+    ExactSum,
+    GradientSum,
+    expected,
+    exponents_of,
+    followed,
+    is_too_coarse,
+    memory_order,
+)
 
 CPU = torch.device("cpu")
 SHAPES = [(16, 3, 3, 3), (7,), (32, 16, 1, 1), (1,), (40, 5)]
@@ -36,7 +47,7 @@ def shuffled_groups(count: int, seed: int) -> list[list[int]]:
 
 def summed(groups: Sequence[Sequence[Tensor]], size: int) -> ExactSum:
     """As ranks would: each sums its rows, then all words are added up."""
-    parts = [ExactSum(size, 2, CPU) for _ in groups]
+    parts = [ExactSum(size, 2, 16, CPU) for _ in groups]
     for part, group in zip(parts, groups, strict=True):
         for row in group:
             part.add(row)
@@ -52,13 +63,13 @@ def summed(groups: Sequence[Sequence[Tensor]], size: int) -> ExactSum:
 def test_a_sum_has_the_same_bits_in_any_order_and_grouping(dtype: torch.dtype) -> None:
     """Loss: BatchNorm's statistics and the loss's divisor differ in the last bit after a resize, and so does every weight."""
     numbers = rows(13, 50, dtype)
-    expected = summed([numbers], 50).result()
+    wanted = summed([numbers], 50).result()
     naive = {tuple(sum(random.Random(seed).sample(numbers, 13), torch.zeros(50, dtype=dtype)).tolist()) for seed in range(20)}
     assert len(naive) > 1, "the numbers are such that the order matters"
     for seed in range(30):
         groups = shuffled_groups(13, seed)
         found = summed([[numbers[i] for i in group] for group in groups], 50)
-        assert torch.equal(found.result(), expected)
+        assert torch.equal(found.result(), wanted)
         assert found.is_finite and found.counts == [13, len(groups)]
 
 
@@ -72,13 +83,28 @@ def test_a_sum_is_as_good_as_float64_can_hold() -> None:
         assert abs(result[place].item() - exact) <= 9 * 2.0**-60 + abs(exact) * 2.0**-52
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 2.0**40, -1e30])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 2.0**38, -1e30])
 def test_what_a_sum_cannot_represent_is_known_to_all(bad: float) -> None:
     """Loss: a NaN on one rank becomes a plausible number on all."""
     numbers = rows(6, 4)
     numbers[3] = torch.tensor([1.0, bad, 2.0, 3.0])
     for seed in range(5):
         assert not summed([[numbers[i] for i in group] for group in shuffled_groups(6, seed)], 4).is_finite
+
+
+@pytest.mark.parametrize("num_rows", [1, 16, 4096, 2**22])
+def test_as_many_rows_as_were_announced_fit_up_to_the_limit(num_rows: int) -> None:
+    """Loss: int64 overflows silently, on a machine with many small micro-batches."""
+    limit = 2.0 ** (42 - (num_rows - 1).bit_length())
+    largest = math.nextafter(limit, 0.0)
+    sums = ExactSum(1, 0, num_rows, CPU)
+    sums.add(torch.tensor([-largest], dtype=torch.float64))
+    sent: list[Tensor] = []
+    sums.reduce(lambda words: sent.append(words.clone()) or words)  # type: ignore[func-returns-value]
+    assert all(abs(word) * num_rows < 2**63 for word in sent[0].tolist()), "in Python's own integers"
+    assert sums.is_finite and sums.result().item() == pytest.approx(-largest)
+    sums.add(torch.tensor([limit]))
+    assert not sums.is_finite
 
 
 # --- GradientSum -----------------------------------------------------------------------------------------------------------
@@ -132,11 +158,11 @@ def test_gradients_have_the_same_bits_in_any_order() -> None:
     """Loss: the whole promise."""
     parts = gradients(6)
     exponents = measured(parts)
-    expected, _ = gradient_sum(parts, exponents)
+    wanted, _ = gradient_sum(parts, exponents)
     for seed in range(20):
         found, above = gradient_sum(random.Random(seed).sample(parts, 6), exponents)
         assert not above
-        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 def test_a_second_step_does_not_remember_the_first() -> None:
@@ -215,8 +241,8 @@ def test_extreme_magnitudes_are_summed(exponent: int) -> None:
     parts = [[torch.full(shape, value) for shape in SHAPES] for _ in range(2)]
     found, above = gradient_sum(parts, [exponent] * len(SHAPES))
     assert not above
-    expected = torch.tensor([2 * value], dtype=torch.float32)
-    assert all(torch.equal(g, expected.expand_as(g)) for g in found)
+    wanted = torch.tensor([2 * value], dtype=torch.float32)
+    assert all(torch.equal(g, wanted.expand_as(g)) for g in found)
 
 
 def test_exponents_are_the_next_powers_of_two() -> None:
@@ -227,7 +253,77 @@ def test_exponents_are_the_next_powers_of_two() -> None:
 
 def test_expectations_rise_at_once_and_fall_slowly() -> None:
     """Loss: one batch without objects makes the next one overflow; a parameter without gradient forgets what it was."""
-    assert followed([3, 3, 3, 3], [9, 3, -20, NOTHING]) == [9, 3, 2, 3]
+    assert followed([3, 3, 3, 3, NOTHING], [9, 3, -20, NOTHING, 5]) == [9, 3, 2, 3, 5]
+    assert followed(None, [4, NOTHING]) == [4, NOTHING]
+    assert followed(None, [NOTHING, NOTHING]) is None, "fp16 that has not found its scale yet"
+
+
+def test_what_was_never_seen_is_expected_to_be_as_large_as_the_others() -> None:
+    """Loss: the first gradient of a parameter overflows."""
+    assert expected([3, NOTHING, -7]) == [3, 3, -7]
+    assert expected([NOTHING, NOTHING]) == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("exponents", "norms", "answer"),
+    [
+        ([5, 5], [5, -50], False),  # what it is added to is larger
+        ([5, 5], [5, NOTHING], False),
+        ([5, NOTHING], [5, NOTHING], False),
+        ([5, NOTHING], [5, 5 - FALL_BITS], False),
+        ([5, NOTHING], [5, 4 - FALL_BITS], True),
+        ([5, NOTHING], [5, 99], False),
+    ],
+)
+def test_a_first_gradient_that_is_small_is_too_coarse(exponents: list[int], norms: list[int], answer: bool) -> None:
+    """Loss: the first gradients of a branch are rounded to a few bits, or to zero, silently."""
+    assert is_too_coarse(exponents, norms) is answer
+
+
+def test_a_first_gradient_that_is_not_too_coarse_is_rounded_below_float32() -> None:
+    """Loss: the limit is drawn where the damage is done."""
+    shape, parts = (64, 64, 3, 3), 8
+    generator = torch.Generator().manual_seed(0)
+    stack = torch.randn((parts, *shape), generator=generator)
+    truth = stack.double().sum(dim=0)
+    own = nn.Parameter(torch.zeros(shape))
+    sums = GradientSum([own], 1)
+    sums.begin([exponents_of(truth.norm().float()[None])[0] + FALL_BITS], parts)
+    plain = torch.zeros(shape)
+    for one in stack:
+        own.grad = one.clone()
+        sums.take()
+        plain += one
+    sums.finish()
+    assert own.grad is not None
+    assert (own.grad.double() - truth).norm() <= (plain.double() - truth).norm()
+
+
+def test_after_a_fall_the_rounding_is_below_that_of_the_momentum(figure: Callable[[str], None]) -> None:
+    """Loss: after a spike, or where a branch has no objects for a while, momentum drifts by what is cut off."""
+    generator = torch.Generator().manual_seed(0)
+    shape, beta = (64, 64, 3, 3), 0.9
+    own = nn.Parameter(torch.zeros(shape))
+    sums = GradientSum([own], 1)
+    exact, ours, theirs = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape), torch.zeros(shape)
+    exponents: list[int] | None = None
+    for step in range(60):
+        # From a large gradient to one 2^-30 of it, at once, and slowly back.
+        scale = 1.0 if step < 5 else 2.0 ** (min(0, step - 35))
+        parts = [torch.randn(shape, generator=generator) * scale for _ in range(4)]
+        sums.begin(exponents or exponents_of(parts[0].abs().max()[None]), len(parts))
+        for one in parts:
+            own.grad = one.clone()
+            sums.take()
+        sums.finish()
+        assert own.grad is not None and not sums.above
+        exponents = followed(exponents, exponents_of(own.grad.norm()[None]))
+        plain = parts[0] + parts[1] + parts[2] + parts[3]
+        exact = beta * exact + torch.stack(parts).double().sum(dim=0)
+        ours, theirs = beta * ours + own.grad, beta * theirs + plain
+        error, error_of_float32 = (ours.double() - exact).norm(), (theirs.double() - exact).norm()
+        assert error <= 1.05 * error_of_float32, step
+    figure(f"momentum after a fall of the gradients by 2^30: error {error / error_of_float32:.3f} of float32's")
 
 
 def test_memory_order_sees_every_element_of_a_channels_last_tensor_once() -> None:

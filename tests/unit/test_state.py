@@ -230,7 +230,7 @@ def rank_step(parts: Sequence[Tensor], total: int, sum_over_ranks: Callable[[Ten
     """One rank's step on its micro-batches; an idle rank has a forward pass that does not count."""
     model = small_model()
     statistics = RunningStatistics(model)
-    sums = ExactSum(statistics.size, 0, torch.device("cpu"))
+    sums = ExactSum(statistics.size, 0, total, torch.device("cpu"))
     statistics.begin_step()
     for part in parts:
         model(part)

@@ -206,7 +206,7 @@ def test_a_loss_that_is_no_number_stops_and_leaves_the_weights(
     loss = PoisonedLoss(value)
     step = TrainingStep(state, loss, make_recipe(config, 3, 10), world, config)
     before = copy.deepcopy(state.capture())
-    with pytest.raises(Diverged, match="not finite at step 1"):
+    with pytest.raises(Diverged, match=r"statistic is not finite .* at step 1"):
         step([make_batch(0, (1, 2)), make_batch(0, (4,)), make_batch(0, (5,))], 3, 4, 64)
     assert loss.calls == 6, "measured, then summed"
     after = state.capture()
@@ -245,20 +245,21 @@ def three_steps(state: TrainingState, make_batch: MakeBatch, world: World, befor
     measured = []
     for number in range(3):
         before_step(number)
-        measured.append(step([make_batch(number, (1, 2)), make_batch(number, (4, 5))], 2, 4, 64).measured)
+        measured.append(step([make_batch(number, (1, 2, 4)), make_batch(number, (5, 7, 8))], 2, 6, 64).measured)
     return measured
 
 
 def test_a_jump_of_the_gradients_is_measured_and_costs_no_bit(make_state: MakeState, make_batch: MakeBatch, world: World) -> None:
     """Loss: an int64 that overflowed, silently; or a run that stops where another would go on."""
     calm, surprised = make_state(), make_state()
-    assert three_steps(calm, make_batch, world, lambda _: None) == [True, False, False]
+    # In the second step a branch that had no objects in the first gets its first gradient, a small one.
+    assert three_steps(calm, make_batch, world, lambda _: None) == [True, True, False]
 
     def forget(number: int) -> None:
         if number == 2:
             surprised.gradient_exponents = [-40] * len(calm.gradient_exponents or [])
 
-    assert three_steps(surprised, make_batch, world, forget) == [True, False, True]
+    assert three_steps(surprised, make_batch, world, forget) == [True, True, True]
     for (name, a), b in zip(calm.model.named_parameters(), surprised.model.parameters(), strict=True):
         # Another quantum, so other roundings, but each of them below float32's own.
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9, msg=name)

@@ -1,0 +1,55 @@
+"""The real job in trouble. TROUBLE is the kind, TROUBLE_STEP when, TROUBLE_RANK whose (any of them, if it is not set):
+
+- `flip`: after the step, one bit of one weight is another, as with bad memory.
+- `jump`: in the step, the gradients are far above what is expected.
+- `nan`: in the step, the gradients are no numbers.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elastic_train import main
+from gai_yolo import job
+from gai_yolo.elastic.exact import memory_order
+from gai_yolo.training.step import StepResult, TrainingStep
+
+KIND, STEP = os.environ["TROUBLE"], int(os.environ["TROUBLE_STEP"])
+IS_MINE = os.environ.get("TROUBLE_RANK") in (None, os.environ.get("RANK", "0"))
+
+
+class TroubledStep(TrainingStep):
+    """A step that may go wrong."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> StepResult:
+        now = IS_MINE and self.state.step + 1 == STEP
+        handle = None
+        if now and KIND == "jump":
+            assert self.state.gradient_exponents is not None
+            self.state.gradient_exponents = [-60] * len(self.state.gradient_exponents)
+        if now and KIND == "nan":
+            handle = self.parameters[7].register_hook(_spoiled)
+        if now:
+            print(f"trouble: {KIND}", flush=True)
+        result = super().__call__(*arguments, **options)
+        if handle is not None:
+            handle.remove()
+        if now and KIND == "flip":
+            memory_order(self.parameters[0].detach()).view(torch.uint8)[0] ^= 1
+        if now and KIND == "jump":
+            print(f"measured: {result.measured}", flush=True)
+        return result
+
+
+def _spoiled(gradient: Tensor) -> Tensor:
+    return gradient * float("nan")
+
+
+if __name__ == "__main__":
+    vars(job)["TrainingStep"] = TroubledStep
+    sys.exit(main())
