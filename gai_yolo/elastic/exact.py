@@ -91,7 +91,8 @@ class GradientSum:
     is said by exponents, which are the same on all ranks and part of the training state.
 
     In a step: `begin`; after each backward pass `take`, but for the last one on several ranks, whose gradients pass through
-    `hook`; then `finish`. Memory: one int64 for each element, and another while they are sent.
+    `hook`; then `finish`. Memory: for each element a float32, an int64 if it is sent, and two int64 and a float32 more if a rank has
+    several micro-batches.
 
     Args:
         parameters: dense.
@@ -102,7 +103,9 @@ class GradientSum:
         self._parameters, self._world_size = list(parameters), world_size
         self._number = {id(parameter): number for number, parameter in enumerate(parameters)}
         self._sizes, device = [p.numel() for p in parameters], parameters[0].device
-        self._sums = torch.zeros(sum(self._sizes), dtype=torch.int64, device=device)
+        # Kept from step to step, because fresh memory of this size costs a CPU more than what is computed in it.
+        self._sums, self._whole, self._flat = torch.empty(0), torch.empty(0), torch.empty(0)
+        self._words: dict[int, Tensor] = {}  # for each bucket; DDP cuts them anew once
         # Not the views of DDP's buckets: kernels may sum in another order where memory is aligned in another way, and how
         # buckets are cut depends on the number of ranks.
         self._gradients = [torch.empty_like(parameter) for parameter in parameters]
@@ -125,8 +128,6 @@ class GradientSum:
         # Powers of two that float32 can hold; multiplying by them is exact.
         self._factors = [2.0 ** max(-100, min(100, bits - HEADROOM_BITS - exponent)) / loss_scale for exponent in expected(exponents)]
         self._limit = 2.0**bits
-        if self._taken:
-            self._sums.zero_()
         self._above = torch.zeros_like(self._above)
         self._taken, self._hook_counts = 0, True
         self._sent = []
@@ -138,9 +139,16 @@ class GradientSum:
             assert parameter.grad is not None
             gradients.append(memory_order(parameter.grad))
             parameter.grad = None
-        flat = torch.cat(gradients)
-        self._scale(flat, range(len(gradients)))
-        self._sums += flat.to(torch.int64)
+        if not len(self._sums):
+            self._flat = torch.empty(sum(self._sizes), device=gradients[0].device)
+            self._sums, self._whole = (torch.empty_like(self._flat, dtype=torch.int64) for _ in range(2))
+        torch.cat(gradients, out=self._flat)
+        self._scale(self._flat, range(len(gradients)))
+        if self._taken:
+            self._whole.copy_(self._flat)
+            self._sums += self._whole
+        else:
+            self._sums.copy_(self._flat)
         self._taken += 1
 
     def ignore_next(self) -> None:
@@ -155,14 +163,18 @@ class GradientSum:
         """
         flat = bucket.buffer()
         numbers = [self._number[id(parameter)] for parameter in bucket.parameters()]
+        words = self._words.get(bucket.index())
+        if words is None or len(words) != len(flat):
+            words = self._words[bucket.index()] = torch.empty_like(flat, dtype=torch.int64)
         if self._hook_counts:
             self._scale(flat, numbers)
-            words = flat.to(torch.int64)
+            words.copy_(flat)
         else:
-            words = torch.zeros_like(flat, dtype=torch.int64)
+            words.zero_()
         if self._taken:
             sums = torch.split(self._sums, self._sizes)
-            words += torch.cat([sums[number] for number in numbers])
+            parts = torch.split(words, [self._sizes[number] for number in numbers])
+            torch._foreach_add_(list(parts), [sums[number] for number in numbers])
         work = dist.all_reduce(words, async_op=True)
         assert work is not None
         self._sent.append(_Sent(work, words, numbers))
