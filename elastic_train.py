@@ -1,20 +1,24 @@
 """The training job: `uv run elastic_train.py` or `torchrun --nproc-per-node 2 elastic_train.py`.
 
-Exit codes: 0 done (or nothing left to do), 2 refused with one line that says why, 3 a process has another state than the others,
-130 interrupted with Ctrl-C.
+Exit codes: 0 done (or nothing left to do), 2 refused with one line that says why, 3 a process has another state than the others, 4 no
+progress: started again in vain, 75 left after a notice (SIGTERM, SIGUSR1, the cloud's) with the state saved, 76 to be started again (a
+peer was lost, or a step hung), 130 interrupted with Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from gai_yolo.config import load_config
+from gai_yolo.elastic import outcome
 from gai_yolo.elastic.process import environment_local_rank
-from gai_yolo.errors import Refusal
-from gai_yolo.job import Options, run_job
+from gai_yolo.errors import INTERRUPTED, Departure, Refusal
+from gai_yolo.job import run_job
+from gai_yolo.start import Options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,10 +35,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run_job(load_config(given.config, given.set), Options(given.resume, given.fresh, given.tensorboard))
     except Refusal as refusal:
         if environment_local_rank() == 0 and not refusal.told:
-            print(f"error: {refusal}", file=sys.stderr)
+            print(f"error: {refusal}", file=sys.stderr, flush=True)
+        outcome.end_agent()
         return refusal.exit_code
+    except Departure as departure:
+        # Peers may be dead and loaders in mid-batch: an orderly end of the interpreter would wait for them.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if not departure.launcher_knows:
+            outcome.end_agent()
+        os._exit(departure.exit_code)
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     return 0
 
 

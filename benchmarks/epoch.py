@@ -13,17 +13,21 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from gai_yolo.assembly import assemble, make_plan, make_state
 from gai_yolo.config import load_config
 from gai_yolo.data.batch import Batch
 from gai_yolo.data.sources import load_indexes
-from gai_yolo.elastic.notices import Interrupt
+from gai_yolo.elastic.goodput import Recorder
+from gai_yolo.elastic.metadata import CloudWatch
+from gai_yolo.elastic.notices import Notices
 from gai_yolo.elastic.process import World, fix_arithmetic
-from gai_yolo.job import Site, assemble, make_plan, make_state
+from gai_yolo.elastic.watchdog import Watchdog
 from gai_yolo.reporting.console import Silent
 from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.training.continuation import settle
 from gai_yolo.training.loop import Run
 from gai_yolo.training.optim import make_recipe
+from gai_yolo.training.site import Site
 
 
 def main() -> None:
@@ -54,7 +58,9 @@ def build(config_path: Path, overrides: list[str], world: World | None = None) -
     if config.training.exact:
         fix_arithmetic()
     world = world or World(config.training.device, config.training.threads)
-    site = Site(world, RunFolder(config.run_folder), Silent(), Interrupt())
+    notices = Notices(CloudWatch("none"))
+    watchdog = Watchdog(notices, 15.0, 60.0, lambda *_: None)  # looks at nothing until it is started
+    site = Site(world, RunFolder(config.run_folder), Silent(), notices, watchdog, Recorder(time.time()))
     site.folder.lock()
     site.folder.make()
     indexes = load_indexes(config.data)
@@ -62,7 +68,7 @@ def build(config_path: Path, overrides: list[str], world: World | None = None) -
     num_classes = len(indexes[0].categories)
     recipe = make_recipe(config.training, num_classes, make_plan(config, len(indexes[0])).steps_per_epoch)
     state = make_state(config, recipe, num_classes, site, None)
-    return assemble(config, indexes, recipe, state, site, {})
+    return assemble(config, indexes, recipe, state, site, {}, None, [])
 
 
 def train(run: Run, steps: Iterable[list[Batch]]) -> float:

@@ -27,7 +27,6 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from benchmarks.epoch import build
 from gai_yolo.data.batch import Batch
 from gai_yolo.training.loop import Run
-from gai_yolo.training.snapshots import Snapshots
 
 SETTINGS = (
     *("data.path=shapes", "data.image_size=160", "data.workers=0", "training.batch_size=4", "training.micro_batch_size=4"),
@@ -73,7 +72,7 @@ def main() -> None:
             for name in rotated(list(arms), number):
                 measured[name].append(window(run, batches, steps, arms[name]))
         size = max(path.stat().st_size for path in Path(folder).rglob("*.pt"))
-        run.snapshots.close(60.0)
+        run.saver.close(60.0)
     show(given.size, run, steps, size, measured)
 
 
@@ -99,15 +98,16 @@ def train(run: Run, batches: list[Batch], steps: int) -> None:
 
 def window(run: Run, batches: list[Batch], steps: int, save: Save | None) -> tuple[float, float, float]:
     """Seconds of the whole, seconds that the loop stood still, seconds until the snapshot was complete."""
-    assert isinstance(run.snapshots, Snapshots)
+    snapshots = run.saver.durable
+    assert snapshots is not None
     started = time.perf_counter()
     train(run, batches, 1)
     blocked, wait = save() if save else (0.0, lambda: 0.0)
     for _ in range(steps - 1):
         train(run, batches, 1)
-        if save is not None and not run.snapshots.writer.is_idle:
+        if save is not None and not snapshots.writer.is_idle:
             polled = time.perf_counter()
-            run.snapshots.writer.poll()  # as the loop does at every step
+            snapshots.writer.poll()  # as the loop does at every step
             blocked += time.perf_counter() - polled
     whole = time.perf_counter() - started
     return whole, blocked, wait()
@@ -115,16 +115,18 @@ def window(run: Run, batches: list[Batch], steps: int, save: Save | None) -> tup
 
 def ours(run: Run) -> tuple[float, Callable[[], float]]:
     """A mid-epoch snapshot."""
-    snapshots = run.snapshots
-    assert isinstance(snapshots, Snapshots)
-    before, count, seconds = snapshots.stall, snapshots.count, snapshots.write_seconds
-    snapshots.after_step(run.state, save=True)
+    snapshots = run.saver.durable
+    assert snapshots is not None
+    count, seconds = snapshots.count, snapshots.write_seconds
+    started = time.perf_counter()
+    snapshots.save_step(run.state)
+    blocked = time.perf_counter() - started
 
     def wait() -> float:
         assert snapshots.writer.drain(120.0) and snapshots.count == count + 1
         return snapshots.write_seconds - seconds
 
-    return snapshots.stall - before, wait
+    return blocked, wait
 
 
 def plain(run: Run, path: Path) -> tuple[float, Callable[[], float]]:

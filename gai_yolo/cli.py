@@ -1,8 +1,9 @@
 """The command `gai-yolo`.
 
 `gai-yolo snapshots ls | verify | prune | adopt RUN_FOLDER` shows, checks, thins out and repairs the checkpoints of a run; `gai-yolo
-digest RUN_FOLDER ...` prints what its state is, to compare runs. Exit codes: 0 all is well, 1 `verify` found a bad one or the runs
-of `digest` differ, 2 refused with one line that says why.
+digest RUN_FOLDER ...` prints what its state is, to compare runs; `gai-yolo status RUN_FOLDER` says where it is and what its
+interruptions cost; `gai-yolo launch -- SCRIPT ...` keeps a job going on this node. Exit codes: 0 all is well, 1 `verify` found a bad one
+or the runs of `digest` differ, 2 refused with one line that says why; those of `launch` are in its `--help`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from pathlib import Path
 
 from gai_yolo.config import load_config
 from gai_yolo.errors import CheckpointError, Refusal
+from gai_yolo.launching.arguments import add_arguments
+from gai_yolo.launching.launch import main as launch
 from gai_yolo.store.catalogue import NO_MANIFEST, Catalogue
 from gai_yolo.store.manifest import FOLDERS, Kind, Manifest
 from gai_yolo.store.retention import Policy, decide
@@ -64,12 +67,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     digest.add_argument("runs", type=Path, nargs="+", metavar="RUN_FOLDER", help="experiments/NAME")
     digest.add_argument("--checkpoint", metavar="NAME", help="epoch_010 or step_00000123, in place of the newest")
     digest.set_defaults(function=digests)
-    for one in (*commands.choices.values(), digest):
+    text = "show where a run is, its interruptions and where its time went; on a terminal a live view"
+    status = tools.add_parser("status", help=text, description=text)
+    status.add_argument("runs", type=Path, nargs=1, metavar="RUN_FOLDER", help="experiments/NAME")
+    status.add_argument("--once", action="store_true", help="print one report on a terminal too")
+    status.set_defaults(function=_status)
+    text = "run a training job on this node, and keep it going"
+    launching = tools.add_parser("launch", help=text, description=text)
+    add_arguments(launching)
+    launching.set_defaults(function=launch, runs=[])
+    for one in (*commands.choices.values(), digest, status):
         one.add_argument("--json", action="store_true", help="print JSON in place of a table")
     given = parser.parse_args(arguments)
     try:
         for run in given.runs:
-            if not (run / FOLDERS["epoch"]).is_dir():
+            if given.tool != "status" and not (run / FOLDERS["epoch"]).is_dir():
                 raise CheckpointError(
                     f"{run}: not the folder of a run; give one that holds {FOLDERS['epoch']}/, such as experiments/shapes."
                 )
@@ -93,6 +105,13 @@ def _on_snapshots(given: argparse.Namespace, command: Callable[[argparse.Namespa
             print(f"error: {row.note}", file=sys.stderr)
         return Refusal.exit_code if bad else 0
     return 1 if given.command == "verify" and bad else 0
+
+
+def _status(given: argparse.Namespace) -> int:
+    from gai_yolo.reporting.status import show_status  # loads rich, which JSON of the other commands does without
+
+    show_status(given.runs[0], given.json, given.once)
+    return 0
 
 
 def digests(given: argparse.Namespace) -> int:

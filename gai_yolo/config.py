@@ -138,6 +138,9 @@ class TrainingConfig(Section):
     """Momentum at the first step; rises to `momentum` over the warm-up."""
     clip_norm: Positive = 10.0
     """The gradient's norm is clipped to this."""
+    max_bad_steps: int = Field(default=10, ge=0)
+    """A step whose loss or gradient is not finite is passed over and counted. After more than this many in a row the run goes back
+    to its last good checkpoint; the third time it stops."""
     ema_decay: float = Field(default=0.9999, ge=0.0, lt=1.0)
     """Decay of the weights' moving average, which is what is evaluated."""
     ema_tau: Positive = 2000.0
@@ -194,6 +197,22 @@ class ElasticConfig(Section):
     check_interval: int = Field(default=100, ge=1)
     """Steps between two comparisons of the state of all processes; it is also compared before each save. A difference (a broken GPU, a
     bug) stops the job."""
+    memory_interval_steps: Annotated[int, Field(ge=1)] | Literal["auto"] | None = "auto"
+    """Each node keeps the newest state in memory, renewed every this many steps, so that a crashed process costs no more than these.
+    `auto`: as often as `snapshots.max_overhead` allows; `null`: never."""
+    memory_folder: Path = Path("/dev/shm")
+    """Memory-backed storage of a node. What is there goes with the node, and survives its processes."""
+    notices: Literal["auto", "aws", "gcp", "azure", "none"] = "auto"
+    """Whose metadata service announces that a spot machine goes away; `auto` finds out."""
+    notices_endpoint: str | None = Field(default=None, pattern=r"^https?://\S+$")
+    """Address of the metadata service in place of the cloud's own, such as `http://10.0.0.1:8080`."""
+    grace_seconds: float = Field(default=15.0, ge=2.0)
+    """Time between a notice and the end of the machine: the state is saved and the process gone well within it."""
+    step_timeout_seconds: Positive = 60.0
+    """A step that takes longer than this and 10 times the median hangs: the process says where, saves its state and ends, to be
+    started again."""
+    timeout_seconds: Positive = 300.0
+    """How long processes wait for each other outside of steps (data checks, evaluation)."""
 
 
 class EvaluationConfig(Section):

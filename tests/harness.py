@@ -41,13 +41,13 @@ def small(folder: Path, cache: Path, *more: str) -> list[str]:
     return [argument for value in values for argument in ("--set", value)]
 
 
-def command(script: str, arguments: Sequence[str], processes: int = 1) -> list[str]:
-    """The command line of a script of this repository, under torchrun if it is to have several processes."""
+def command(script: str, arguments: Sequence[str], processes: int = 1, restarts: int = 0) -> list[str]:
+    """The command line of a script of this repository, under torchrun if it is to have several processes or to be started again."""
     path = str(REPOSITORY / script)
-    if processes == 1:
+    if processes == 1 and not restarts:
         return [sys.executable, path, *arguments]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [*launcher, path, *arguments]
+    return [*launcher, f"--max-restarts={restarts}", path, *arguments]
 
 
 def environment() -> dict[str, str]:
@@ -73,9 +73,11 @@ def run(script: str, arguments: Sequence[str], processes: int = 1) -> subprocess
 class Running:
     """A job in the background, in a process group of its own, whose output can be waited for."""
 
-    def __init__(self, script: str, arguments: Sequence[str], processes: int = 1, extra: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, script: str, arguments: Sequence[str], processes: int = 1, extra: Mapping[str, str] | None = None, restarts: int = 0
+    ) -> None:
         self.process = subprocess.Popen(
-            command(script, arguments, processes),
+            command(script, arguments, processes, restarts),
             cwd=REPOSITORY,
             env={**environment(), "PYTHONUNBUFFERED": "1", **(extra or {})},
             stdout=subprocess.PIPE,
@@ -101,10 +103,10 @@ class Running:
             time.sleep(0.02)
 
     def training_processes(self) -> list[int]:
-        """Process ids of the script itself: under torchrun its children. Reads /proc."""
-        pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
-        children = [pid for pid in pids if _parent(pid) == self.process.pid and b"elastic_train.py" in _command_line(pid)]
-        return children or [self.process.pid]
+        """Process ids of the script itself: under torchrun its children, by rank. Reads /proc."""
+        if b"torch.distributed.run" not in _command_line(self.process.pid):
+            return [self.process.pid]
+        return sorted(children_of(self.process.pid)) or [self.process.pid]
 
     def hold_until(self, condition: Callable[[], bool]) -> None:
         """Stop the training until something is so, and let it go on: a busy machine's writer has all the time that it needs.
@@ -137,6 +139,11 @@ class Running:
         code = self.process.wait(PATIENCE)
         self._reader.join(10)
         return code
+
+
+def children_of(pid: int) -> list[int]:
+    """Process ids of the children of a process. Reads /proc."""
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit() and _parent(int(path.name)) == pid]
 
 
 def _signal(pids: Sequence[int], number: signal.Signals) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -14,6 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from gai_yolo.data.batch import Batch
 from gai_yolo.data.dataset import EvaluationSet, Item, Key, collate
 from gai_yolo.data.order import Plan, split_evenly
+
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2)."""
 
 
 class _Requests:
@@ -74,15 +80,26 @@ def _make_loader(dataset: Dataset[Item], requests: _Requests, workers: int, pin_
     options: dict[str, Any] = {}
     if workers:
         # Forked workers share images cached in memory; they use NumPy and OpenCV only, never the GPU.
-        options = {"multiprocessing_context": "fork", "persistent_workers": persistent, "worker_init_fn": _start_worker}
+        start = partial(_start_worker, os.getpid())
+        options = {"multiprocessing_context": "fork", "persistent_workers": persistent, "worker_init_fn": start}
     return DataLoader(dataset, batch_sampler=requests, collate_fn=collate, num_workers=workers, pin_memory=pin_memory, **options)
 
 
-def _start_worker(_worker: int) -> None:
+def _start_worker(parent: int, _worker: int) -> None:
     cv2.setNumThreads(0)
-    # Ctrl-C reaches the whole process group; the training process ends its workers itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with(parent)
+    # These reach the whole process group; the training process, which may have to end a step first, ends its workers itself.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     sys.excepthook = _say_unless_parent_is_gone
+
+
+def end_with(parent: int) -> None:
+    """Let the kernel end this process when its parent dies (Linux); otherwise PyTorch notices within seconds."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
 
 
 def _say_unless_parent_is_gone(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

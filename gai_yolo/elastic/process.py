@@ -12,13 +12,12 @@ from typing import Literal, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from gai_yolo.errors import ConfigError, Refusal
 
 T = TypeVar("T")
-
-TIMEOUT = timedelta(minutes=10)
-"""A collective that takes longer fails; long enough for the slowest rank's evaluation and data checks."""
 
 
 def environment_rank() -> int:
@@ -61,15 +60,20 @@ class World:
     Args:
         device: `auto`, `cpu` or `cuda`.
         threads: of this process, or `auto`: the machine's cores over its processes.
+        timeout: seconds that processes wait for each other in a collective before it fails.
 
     Raises:
         ConfigError: `cuda` is asked for and there is no GPU for this process.
     """
 
-    def __init__(self, device: Literal["auto", "cpu", "cuda"] = "auto", threads: int | Literal["auto"] = "auto") -> None:
+    def __init__(
+        self, device: Literal["auto", "cpu", "cuda"] = "auto", threads: int | Literal["auto"] = "auto", timeout: float = 300.0
+    ) -> None:
         self.rank = environment_rank()
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self.local_rank = environment_local_rank()
+        self.node = int(os.environ.get("GROUP_RANK", "0"))
+        """Number of this machine among the job's."""
         local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self.device = _choose_device(device, self.local_rank, local_world_size)
         self.local_world_size = local_world_size
@@ -78,8 +82,20 @@ class World:
         self._owns_group = False
         if self.world_size > 1 or "TORCHELASTIC_RUN_ID" in os.environ:
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=TIMEOUT)
+            store = self._store(timedelta(seconds=timeout))
+            dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world_size, timeout=timedelta(seconds=timeout))
             self._owns_group = True
+
+    def _store(self, timeout: timedelta) -> Store:
+        """Where the processes of this start find each other.
+
+        On one machine torchrun keeps one store for all starts, and gloo would find the addresses of dead processes in it. With
+        several, `TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1` gives each start its own; the agents' counts of restarts differ there.
+        """
+        store: Store = next(rendezvous("env://", timeout=timeout))[0]
+        if self.world_size > self.local_world_size:
+            return store
+        return PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
     def set_threads(self, threads: int) -> None:
         """Compute with so many threads from now on."""
@@ -90,6 +106,11 @@ class World:
     def is_first(self) -> bool:
         """Whether this rank writes files and talks to people."""
         return self.rank == 0
+
+    @property
+    def is_first_on_node(self) -> bool:
+        """Whether this rank looks after what each node has once."""
+        return self.local_rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over all ranks, in place."""
@@ -110,6 +131,17 @@ class World:
         items: list[T | None] = [None] * self.world_size
         dist.all_gather_object(items, item)
         return items  # type: ignore[return-value]
+
+    def broadcast_bytes(self, data: bytes, source: int) -> bytes:
+        """The bytes that rank `source` gives, on every rank."""
+        if self.world_size == 1:
+            return data
+        size = torch.tensor([len(data)], device=self.device)
+        dist.broadcast(size, source)
+        mine = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+        buffer = (mine if self.rank == source else torch.empty(int(size), dtype=torch.uint8)).to(self.device)
+        dist.broadcast(buffer, source)
+        return data if self.rank == source else buffer.cpu().numpy().tobytes()
 
     def from_first(self, make: Callable[[], T]) -> T:
         """Call `make` on rank 0 and return its result, or raise its refusal, on every rank."""
@@ -137,6 +169,20 @@ class World:
         """Leave the process group in order; not to be called when peers may be dead."""
         if self._owns_group:
             dist.destroy_process_group()
+
+
+LOST = ("gloo/transport", "gloo::", "Gloo ", "NCCL", "timed out", "Timed out", "DataLoader worker")
+"""In messages about processes that are gone."""
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether an error says that another process, a loader's too, cannot be reached, or did not answer in time. gloo and PyTorch's
+    loaders have no class for it."""
+    if isinstance(error, (dist.DistNetworkError, dist.DistStoreError, dist.DistBackendError, ConnectionError)):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        word in str(error) for word in ("gloo/transport", "gloo::", "NCCL", "timed out", "Timed out")
+    )
 
 
 def _attempt(make: Callable[[], T]) -> T | Refusal:

@@ -18,6 +18,7 @@ from gai_yolo.config import ReportingConfig
 from gai_yolo.data.batch import Batch
 from gai_yolo.data.images import decode
 from gai_yolo.data.index import Index
+from gai_yolo.elastic.accounting import REPORT_FILE, Report, as_json, scalars
 from gai_yolo.evaluation.coco_metrics import ImageDetections
 from gai_yolo.evaluation.evaluator import Evaluation
 from gai_yolo.reporting.console import Silent
@@ -57,6 +58,21 @@ class Reporter:
         self.console.step(step_in_epoch, losses, learning_rate, samples)
         if self.tensorboard:
             self.tensorboard.batch(step, losses, learning_rate)
+
+    def bad_step(self, step_in_epoch: int, step: int) -> None:
+        """A step's loss or gradient was not finite, and it was passed over."""
+        self.console.warning(f"step {step} (step {step_in_epoch} of the epoch): the loss or the gradient is not finite; it is passed over")
+        if self.tensorboard:
+            self.tensorboard.bad_step(step)
+
+    def goodput(self, step: int | None, report: Report) -> None:
+        """Where the time of the whole job went, up to now."""
+        try:
+            self.folder.store.publish_text(self.folder.path / REPORT_FILE, as_json(report))
+        except OSError as error:
+            self.console.warning(f"{self.folder.path / REPORT_FILE}: cannot be written ({error.strerror}); training goes on")
+        if self.tensorboard and step is not None:
+            self.tensorboard.goodput(step, scalars(report))
 
     def measured(self, step: int) -> None:
         """Gradients were not what the exact sum expected, and were measured; told three times at most."""

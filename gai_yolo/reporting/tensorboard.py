@@ -56,6 +56,14 @@ class TensorBoard:
         """Log the losses (total, box, cls, dfl) and the learning rate of an optimizer step."""
         self._scalars(step, {**_loss_tags("Loss/Train_Batch", losses), "Learning_Rate": learning_rate})
 
+    def goodput(self, step: int, shares: Mapping[str, float]) -> None:
+        """Where the time went, in percent."""
+        self._scalars(step, dict(shares))
+
+    def bad_step(self, step: int) -> None:
+        """A step that was passed over: it has no losses."""
+        self._scalars(step, {"Bad_Steps": 1.0})
+
     def epoch(self, step: int, train_losses: Mapping[str, float]) -> None:
         """Log the mean training losses of the epoch that ended with `step`."""
         self._scalars(step, _loss_tags("Loss/Train", train_losses))

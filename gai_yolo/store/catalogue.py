@@ -26,7 +26,7 @@ NO_MANIFEST = "has no manifest and is not trusted"
 
 
 class Damaged(Exception):
-    """What a parser raises if verified bytes do not hold what they should; the message says in what way."""
+    """A checkpoint to be passed over; the message says why. Parsers raise it if verified bytes do not hold what they should."""
 
 
 @dataclass(frozen=True)
@@ -87,31 +87,47 @@ class Catalogue:
         """The newest complete checkpoint, parsed; what is newer and bad is told, left in place and passed over.
 
         Args:
-            parse: is handed the verified file at its beginning. Raises `Damaged` for a checkpoint to be passed over.
+            parse: as for `read`.
 
         Raises:
             CheckpointError: as `listing`, or from `parse`.
         """
         listing = self.listing()
+        self.tell_flaws(listing, tell)
+        for manifest in listing.present:
+            try:
+                return manifest, self.read(manifest, parse)
+            except Damaged as error:
+                tell(f"{self.data_path(manifest)} {error}; it is left in place and passed over.")
+        return None
+
+    def tell_flaws(self, listing: Listing, tell: Callable[[str], None]) -> None:
+        """Say of files under a checkpoint's name why they are none, one sentence for each reason."""
         for reason, flaws in itertools.groupby(sorted(listing.flaws, key=lambda flaw: flaw.reason), key=lambda flaw: flaw.reason):
             first, *others = flaws
             more = f", and so are {len(others)} others" if others else ""
             advice = f" (`gai-yolo snapshots adopt {self.run}` verifies and adopts it)" if reason == NO_MANIFEST else ""
             tell(f"{first.path} {reason}{advice}; it is left in place and passed over{more}.")
-        for manifest in listing.present:
-            path = self.data_path(manifest)
-            try:
-                with self.fs.open(path) as file:
-                    reason = self._digest_flaw(manifest, path, file)
-                    if reason is None:
-                        file.seek(0)
-                        return manifest, parse(file, manifest)
-            except OSError as error:
-                reason = f"cannot be read ({error.strerror or error})"
-            except Damaged as error:
-                reason = str(error)
-            tell(f"{path} {reason}; it is left in place and passed over.")
-        return None
+
+    def read(self, manifest: Manifest, parse: Callable[[BinaryIO, Manifest], T]) -> T:
+        """A listed checkpoint, verified and parsed.
+
+        Args:
+            parse: is handed the verified file at its beginning. Raises `Damaged` for a checkpoint to be passed over.
+
+        Raises:
+            Damaged: it cannot be read, is not what was written, or `parse` says so.
+        """
+        path = self.data_path(manifest)
+        try:
+            with self.fs.open(path) as file:
+                reason = self._digest_flaw(manifest, path, file)
+                if reason is None:
+                    file.seek(0)
+                    return parse(file, manifest)
+        except OSError as error:
+            reason = f"cannot be read ({error.strerror or error})"
+        raise Damaged(reason)
 
     def flaw_of(self, manifest: Manifest) -> str | None:
         """Why a listed checkpoint is not complete, or None if its digest fits. Files that have not changed are not read again."""

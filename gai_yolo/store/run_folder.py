@@ -30,7 +30,9 @@ class RunFolder:
         self.ledger = path / "ledger"
         self.metrics = self.checkpoints / "training_metrics.json"
         self.config = path / "config.yaml"
+        self.goodput = path / "goodput"
         self._marker = path / ".fresh"
+        self._run_id = path / ".run_id"
         self._lease = Lease(path)
         self._store: Store | None = None
 
@@ -83,6 +85,18 @@ class RunFolder:
     def mark_started_over(self, job: str) -> None:
         """Remember which job started this run with `--fresh`."""
         publish_text(self._marker, job)
+
+    def run_id(self) -> str | None:
+        """The name, drawn at random, of the run whose folder this is; None for a new one."""
+        try:
+            return self._run_id.read_text(errors="replace")
+        except OSError:
+            return None
+
+    def set_run_id(self, run_id: str) -> None:
+        """Remember whose folder this is; raises `OSError`."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        publish_text(self._run_id, run_id)
 
     def make(self) -> None:
         """Create the folders.

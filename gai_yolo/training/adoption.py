@@ -24,6 +24,7 @@ PARTS = (
     "history",
     "progress",
     "gradient_exponents",
+    "bad_in_row",
 )
 
 

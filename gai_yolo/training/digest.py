@@ -80,7 +80,7 @@ def quick_digest(state: TrainingState) -> str:
     rest = {
         name: value for name, value in state.capture().items() if name not in ("model_state_dict", "ema_state_dict", "optimizer_state_dict")
     }
-    rest["history"], rest["progress"] = _without_times(state.history), state.progress.losses
+    rest["history"], rest["progress"] = _without_times(state.history), (state.progress.losses, state.progress.bad_steps)
     return hashlib.sha256(f"{sums.tolist()} {rest}".encode()).hexdigest()
 
 
@@ -92,7 +92,7 @@ def part_digests(content: Mapping[str, Any]) -> dict[str, str]:
     """
     model = content["model_state_dict"]
     statistics = {name: tensor for name, tensor in model.items() if "running_" in name or name.endswith("num_batches_tracked")}
-    rest = ("epoch", "step", "samples", "ema_updates", "best_metric", "scaler_state_dict", "gradient_exponents")
+    rest = ("epoch", "step", "samples", "ema_updates", "best_metric", "scaler_state_dict", "gradient_exponents", "bad_in_row")
     parts: dict[str, Any] = {
         "weights": {name: tensor for name, tensor in model.items() if name not in statistics},
         "batch_norm": statistics,
@@ -100,7 +100,7 @@ def part_digests(content: Mapping[str, Any]) -> dict[str, str]:
         "optimizer": content["optimizer_state_dict"],
         "metrics": {
             "rows": _without_times(content["history"]),
-            "epoch so far": content["progress"]["losses"],
+            "epoch so far": {name: value for name, value in content["progress"].items() if name not in TIMES},
         },
         "position": {name: content[name] for name in rest},
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +11,17 @@ from gai_yolo.config import Config
 from gai_yolo.data.loader import TrainingLoader
 from gai_yolo.data.order import Plan
 from gai_yolo.detector import YOLO12
-from gai_yolo.elastic.notices import Interrupt
+from gai_yolo.elastic.accounting import report
+from gai_yolo.elastic.records import FINISHED, Phase
+from gai_yolo.errors import LEFT, RESTART, Departure
 from gai_yolo.evaluation.coco_metrics import STAT_NAMES
 from gai_yolo.evaluation.evaluator import Evaluation
 from gai_yolo.reporting.reporter import Reporter
 from gai_yolo.training.digest import DivergenceAlarm
-from gai_yolo.training.snapshots import NoSnapshots
+from gai_yolo.training.saver import Saver
+from gai_yolo.training.site import Site
 from gai_yolo.training.state import LOSSES, TrainingState
-from gai_yolo.training.step import TrainingStep
+from gai_yolo.training.step import StepResult, TrainingStep, Wishes
 
 TRAIN_COLUMNS = ("train_loss", "train_box", "train_cls", "train_dfl")
 VAL_COLUMNS = ("val_loss", "val_box", "val_cls", "val_dfl")
@@ -36,56 +39,119 @@ class Run:
     step: TrainingStep
     alarm: DivergenceAlarm
     evaluate: Callable[[YOLO12], Evaluation]
-    snapshots: NoSnapshots
-    """`Snapshots` on the rank that writes."""
+    saver: Saver
     reporter: Reporter
-    interrupt: Interrupt
+    site: Site
+    accounts: Sequence[Mapping[str, Any]]
+    """Records of earlier starts."""
 
 
 def train(run: Run) -> None:
-    """Train from where the state stands to the last epoch; each is evaluated, recorded and saved as configured."""
+    """Train from where the state stands to the last epoch; each is evaluated, recorded and saved as configured.
+
+    Raises:
+        Departure: a process has to leave; the state after the last step is saved.
+        Stop: training cannot go on.
+    """
     for epoch in range(run.state.epoch + 1, run.config.training.epochs + 1):
         row = train_epoch(run, epoch)
+        run.site.enter(Phase.EVALUATION)
         evaluate_epoch(run, epoch, row)
         run.state.end_epoch(row)
+        run.site.enter(Phase.SNAPSHOT)
         run.alarm.compare(run.state)
-        run.snapshots.after_epoch(run.state)
+        run.saver.after_epoch()
+        run.site.enter(Phase.REPORTING)
         run.reporter.record(run.state.history)
-    run.snapshots.finish()
+        tell_goodput(run, run.state.step)
+    run.site.enter(Phase.CLOSING)
+    run.saver.finish()
+    run.site.recorder.ended(FINISHED)
+    tell_goodput(run, None)
 
 
 def train_epoch(run: Run, epoch: int) -> dict[str, Any]:
     """The steps of an epoch that are not done yet; returns the row of metrics of all of them."""
-    state, progress, steps = run.state, run.state.progress, run.plan.steps_per_epoch
+    state, steps, enter = run.state, run.plan.steps_per_epoch, run.site.enter
     done = state.step - (epoch - 1) * steps
     state.model.train()
     run.reporter.start_epoch(epoch, steps, done)
-    before, started = progress.seconds, time.monotonic()
-    for number, batches in enumerate(run.loader.epoch(epoch, done), start=done):
+    before, started = state.progress.seconds, time.monotonic()
+    micro_batches = run.loader.epoch(epoch, done)
+    for number in range(done, steps):
+        enter(Phase.DATA)
+        batches = next(micro_batches)
+        enter(Phase.STEP)
         num_micro_batches, num_samples = run.plan.step_size(number)
-        save = run.snapshots.is_due(state.step + 1)
-        result = run.step(batches, num_micro_batches, num_samples, run.config.data.image_size, announce=save)
-        progress.losses = {name: progress.losses[name] + result.losses[name] for name in LOSSES}
-        progress.seconds = before + time.monotonic() - started
-        if result.measured and state.step > 1:
-            run.reporter.measured(state.step)
-        run.reporter.step(number + 1, state.step, result.losses, result.learning_rate, num_samples)
+        result = run.step(batches, num_micro_batches, num_samples, run.config.data.image_size, wishes(run))
+        state.progress.seconds = before + time.monotonic() - started
+        run.site.step_done(state.step, epoch)
+        enter(Phase.REPORTING)
+        report_step(run, number + 1, result, num_samples)
         run.reporter.trained(epoch, state.step, batches)
-        run.alarm.after_step(state, saving=result.announced)
-        run.snapshots.after_step(state, save)
-        run.interrupt.check()
-    means = {name: value / steps for name, value in progress.losses.items()}
+        enter(Phase.SNAPSHOT)
+        run.alarm.after_step(state, saving=result.wishes.save)
+        run.saver.after_step(agreed=result.wishes.save)
+        if result.wishes.leave:
+            leave(run)
+    good = max(1, steps - state.progress.bad_steps)
+    means = {name: value / good for name, value in state.progress.losses.items()}
     samples = sum(run.plan.step_size(number)[1] for number in range(steps))
-    run.reporter.end_epoch(state.step, means, progress.seconds, samples)
+    run.reporter.end_epoch(state.step, means, state.progress.seconds, samples)
     return {
         "epoch": epoch,
         "step": state.step,
         "samples": state.samples,
         **dict(zip(TRAIN_COLUMNS, means.values(), strict=True)),
         "learning_rate": run.step.recipe.learning_rate(state.step - 1),
-        "images_per_second": round(samples / progress.seconds, 3),
-        "seconds": round(progress.seconds, 3),
+        "images_per_second": round(samples / state.progress.seconds, 3),
+        "seconds": round(state.progress.seconds, 3),
     }
+
+
+def report_step(run: Run, step_in_epoch: int, result: StepResult, num_samples: int) -> None:
+    """Tell of a step."""
+    if result.losses is None:
+        run.reporter.bad_step(step_in_epoch, run.state.step)
+    else:
+        run.reporter.step(step_in_epoch, run.state.step, result.losses, result.learning_rate, num_samples)
+    if result.measured and run.state.step > 1:
+        run.reporter.measured(run.state.step)
+
+
+def wishes(run: Run) -> Wishes:
+    """What this rank wants all to do after the next step."""
+    advice = run.site.notices.take_advice()
+    if advice is not None:
+        run.site.tell(f"{advice}: the state is saved, and training goes on")
+    return Wishes(run.saver.is_due(run.state.step + 1, at_once=advice is not None), run.site.notices.pending() is not None)
+
+
+def leave(run: Run) -> None:
+    """End after this step, which all ranks have agreed on: those of the nodes under notice for good, the others to be started
+    again without them.
+
+    Raises:
+        Departure: unless the notice was withdrawn meanwhile.
+    """
+    run.alarm.compare(run.state)
+    failures = run.saver.save_now()
+    world, notice = run.site.world, run.site.notices.pending()
+    causes = dict(found for found in world.gather((world.node, notice.cause) if notice else None) if found)
+    if not causes:
+        return
+    step = f"after step {run.state.step}" + "".join(f"; {failure}" for failure in failures)
+    if world.node in causes:
+        code, launcher_knows = (notice.exit_code, notice.launcher_knows) if notice else (LEFT, True)
+        raise Departure(f"{causes[world.node]}: left {step}", code, launcher_knows)
+    nodes = ", ".join(f"node {node} ({cause})" for node, cause in sorted(causes.items()))
+    raise Departure(f"peer left: {nodes}, {step}", RESTART)
+
+
+def tell_goodput(run: Run, step: int | None) -> None:
+    """Bring the account of where the time went up to date, in TensorBoard at a step if one is given."""
+    if run.site.world.is_first:
+        run.reporter.goodput(step, report([*run.accounts, run.site.recorder.record()], time.time()))
 
 
 def evaluate_epoch(run: Run, epoch: int, row: dict[str, Any]) -> None:
@@ -97,5 +163,3 @@ def evaluate_epoch(run: Run, epoch: int, row: dict[str, Any]) -> None:
     row.update(zip(VAL_COLUMNS, (evaluation.losses[name] for name in LOSSES), strict=True))
     row.update({name: value if value >= 0 else None for name, value in evaluation.metrics.stats.items()})
     run.reporter.evaluated(epoch, run.state.step, evaluation)
-    metric = evaluation.metrics.stats["mAP50-95"]
-    run.state.best_metric = metric if run.state.best_metric is None else max(metric, run.state.best_metric)

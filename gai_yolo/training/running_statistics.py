@@ -7,6 +7,8 @@ every rank has the same.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -15,13 +17,16 @@ class RunningStatistics:
     """The running means and variances of a model's BatchNorm layers, taken out after each micro-batch of a step."""
 
     def __init__(self, model: nn.Module) -> None:
-        norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+        norms = {name: module for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
         self._running: list[Tensor] = []
         self._counters: list[Tensor] = []
-        for norm in norms:
+        for norm in norms.values():
             assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
             self._running += [norm.running_mean, norm.running_var]
             self._counters.append(norm.num_batches_tracked)
+        self._names = [f"{name}.{kind}" for name in norms for kind in ("running_mean", "running_var")]
+        self._counter_names = [f"{name}.num_batches_tracked" for name in norms]
+        self._in_step = False
         self._start = [torch.empty_like(t) for t in self._running]
         self._sizes = [t.numel() for t in self._running]
         self.size = sum(self._sizes)
@@ -31,6 +36,7 @@ class RunningStatistics:
     def begin_step(self) -> None:
         """Remember the statistics that every micro-batch of the step starts from."""
         torch._foreach_copy_(self._start, self._running)
+        self._in_step = True
 
     @torch.no_grad()
     def end_micro_batch(self) -> Tensor:
@@ -43,5 +49,22 @@ class RunningStatistics:
     def end_step(self, means: Tensor, steps: int) -> None:
         """Set the means `(size,)` over all micro-batches; `steps` completed steps go into `num_batches_tracked`."""
         torch._foreach_copy_(self._running, list(torch.split(means, self._sizes)))
+        self._end(steps)
+
+    @torch.no_grad()
+    def pass_over(self, steps: int) -> None:
+        """End a step that is not to change anything but the count of steps."""
+        torch._foreach_copy_(self._running, self._start)
+        self._end(steps)
+
+    def before_step(self, weights: Mapping[str, Tensor], steps: int) -> dict[str, Tensor]:
+        """The model's state dict as it was before the step that is under way, if one is; `steps` are completed."""
+        if not self._in_step:
+            return dict(weights)
+        counters = {name: torch.full_like(counter, steps) for name, counter in zip(self._counter_names, self._counters, strict=True)}
+        return {**weights, **dict(zip(self._names, self._start, strict=True)), **counters}
+
+    def _end(self, steps: int) -> None:
         for counter in self._counters:
             counter.fill_(steps)
+        self._in_step = False

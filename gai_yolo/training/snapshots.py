@@ -14,7 +14,7 @@ from gai_yolo.config import Config, fingerprint
 from gai_yolo.detector.weights import DamagedFile, load_checkpoint
 from gai_yolo.errors import CheckpointError
 from gai_yolo.store.catalogue import Catalogue, Damaged
-from gai_yolo.store.manifest import Manifest, Position
+from gai_yolo.store.manifest import Kind, Manifest, Position
 from gai_yolo.store.retention import Policy
 from gai_yolo.store.store import Store
 from gai_yolo.training.buffers import StateBuffer
@@ -30,36 +30,13 @@ class Found:
 
     path: Path
     content: dict[str, Any]
+    tier: str
+    """Where it was read: `disk`, `memory`, or another node."""
+    manifest: Manifest
 
 
-class NoSnapshots:
-    """What the ranks do that do not write: nothing."""
-
-    def is_due(self, step: int) -> bool:  # noqa: ARG002
-        """Whether the state after `step` steps is to be saved. Asked before the last of them, so that all ranks can be told to compare
-        their states first."""
-        return False
-
-    def after_step(self, state: TrainingState, save: bool) -> None:
-        """To be called after each optimizer step; `save` if it was due and the ranks agree."""
-
-    def after_epoch(self, state: TrainingState) -> None:
-        """To be called when an epoch is complete, its evaluation included."""
-
-    def finish(self) -> None:
-        """To be called after the last epoch: everything is on the disk on return."""
-
-    @property
-    def summary(self) -> str | None:
-        """For people, at the end."""
-        return None
-
-    def close(self, patience: float) -> None:
-        """To be called whatever happened; waits at most so many seconds for what is on its way to the disk."""
-
-
-class Snapshots(NoSnapshots):
-    """Saves the state of a run in the background, mid-epoch and after epochs.
+class Snapshots:
+    """Saves the state of a run on the disk, in the background, mid-epoch and after epochs. On the rank that writes.
 
     Args:
         store: with the right to publish.
@@ -72,6 +49,7 @@ class Snapshots(NoSnapshots):
         self, store: Store, config: Config, identity: dict[str, Any], state: TrainingState, pinned: bool, tell: Callable[[str], None]
     ) -> None:
         self.config, self.identity, self.pinned, self._tell = config, identity, pinned, tell
+        self.store = store
         run, fence, policy = store.run, store.fence, policy_of(config)
         self.writer = BackgroundWriter(lambda: WriterProcess(run, fence, policy), tell, self._written, lambda: store.fs.free_bytes(run))
         self._fingerprint = fingerprint(config)
@@ -79,34 +57,37 @@ class Snapshots(NoSnapshots):
         # Made now, so that the first capture does not wait for memory.
         self._first_buffer: StateBuffer | None = StateBuffer(self._expected, pinned)
         self.cadence = Cadence(config.snapshots, state.step, self._expected)
-        self.stall = 0.0
-        """Seconds that the training loop has stood still for snapshots."""
         self.count, self.write_seconds = 0, 0.0
         """Checkpoints that are complete on the disk, and the seconds that writing them took beside the training."""
 
     def is_due(self, step: int) -> bool:
-        started = time.monotonic()
+        """Whether the state after `step` steps is to be saved; to be called before each step."""
         self.writer.poll()
-        due = self.cadence.is_due(step) and self.writer.accepts_snapshots
-        self.stall += time.monotonic() - started
-        return due
+        return self.cadence.is_due(step) and self.writer.accepts_snapshots
 
-    def after_step(self, state: TrainingState, save: bool) -> None:
-        started = time.monotonic()
-        if save:
-            self._save(self._manifest("step", state), state)
-        self.stall += time.monotonic() - started
+    def save_step(self, state: TrainingState) -> None:
+        """Save the state after a step."""
+        self._save(make_manifest("step", state, self._fingerprint), state)
 
     def after_epoch(self, state: TrainingState) -> None:
-        started = time.monotonic()
+        """To be called when an epoch is complete, its evaluation included."""
         due = is_due(state.epoch, self.config)
         metric: float | None = state.history[-1]["mAP50-95"]
         # Written anew as the first of equals only, so that a run that does not improve does not write.
         best = metric is not None and all(row["mAP50-95"] is None or row["mAP50-95"] < metric for row in state.history[:-1])
         if due or best:
-            self._save(self._manifest("epoch", state, metric, due), state)
+            self._save(make_manifest("epoch", state, self._fingerprint, metric, due), state)
         self.writer.poll()
-        self.stall += time.monotonic() - started
+
+    def save_now(self, manifest: Manifest, content: dict[str, Any]) -> None:
+        """Write a state in the calling thread, whichever that is; it is complete on return. What the writer has in hand at the
+        same time does not matter: each has its own temporary files.
+
+        Raises:
+            OSError: the disk refuses.
+            RunFolderBusy: another job has taken the run over.
+        """
+        self.store.publish(manifest, lambda file: torch.save(content, file))
 
     def finish(self) -> None:
         """Wait until everything is on the disk.
@@ -121,11 +102,12 @@ class Snapshots(NoSnapshots):
             )
 
     @property
-    def summary(self) -> str | None:
-        written = f"{self.count} checkpoints and snapshots written, in {self.write_seconds:.1f} s beside the training"
-        return f"{written}, which stood still for {self.stall:.2f} s"
+    def summary(self) -> str:
+        """For people, at the end."""
+        return f"{self.count} checkpoints and snapshots written, in {self.write_seconds:.1f} s beside the training"
 
     def close(self, patience: float) -> None:
+        """To be called whatever happened; waits at most so many seconds for what is on its way to the disk."""
         deadline = time.monotonic() + patience
         self.writer.drain(patience)
         self.writer.close(max(0.0, deadline - time.monotonic()))
@@ -138,25 +120,32 @@ class Snapshots(NoSnapshots):
         self.writer.submit(Job(manifest, buffer, time.monotonic() - started))
         self.cadence.saved(state.step)
 
-    def _manifest(self, kind: Any, state: TrainingState, metric: float | None = None, due: bool = True) -> Manifest:
-        return Manifest(
-            kind=kind,
-            position=Position(state.step, state.epoch, state.samples),
-            size=0,
-            sha256="",
-            fence=0,
-            config_fingerprint=self._fingerprint,
-            torch_version=torch.__version__,
-            time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            metric=metric,
-            due=due,
-        )
-
     def _written(self, job: Job, answer: Answer) -> None:
         self.count += 1
         self.write_seconds += answer.seconds
         cores = max(1, self.config.training.threads if isinstance(self.config.training.threads, int) else torch.get_num_threads())
         self.cadence.measured(Cost(answer.seconds, job.stall, answer.cpu_seconds / cores))
+
+
+def make_manifest(kind: Kind, state: TrainingState, fingerprint: str, metric: float | None = None, due: bool = True) -> Manifest:
+    """The manifest of a state, without size and digest.
+
+    Args:
+        metric: mAP50-95 of the epoch.
+        due: whether the checkpoint interval asks for it.
+    """
+    return Manifest(
+        kind=kind,
+        position=Position(state.step, state.epoch, state.samples),
+        size=0,
+        sha256="",
+        fence=0,
+        config_fingerprint=fingerprint,
+        torch_version=torch.__version__,
+        time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        metric=metric,
+        due=due,
+    )
 
 
 def policy_of(config: Config) -> Policy:
@@ -193,13 +182,13 @@ def expected_bytes(state: TrainingState) -> int:
 
 
 def newest(store: Catalogue, tell: Callable[[str], None]) -> Found | None:
-    """The checkpoint to go on from, mid-epoch or after an epoch; damaged ones are told, left in place and passed over.
+    """The newest checkpoint under a run folder, mid-epoch or after an epoch; damaged ones are told, left in place and passed over.
 
     Raises:
         CheckpointError: the newest complete one carries program code, or was written by another version of this program.
     """
-    found = store.newest(lambda file, manifest: _parse(store.data_path(manifest), file, manifest), tell)
-    return None if found is None else Found(store.data_path(found[0]), found[1])
+    found = store.newest(lambda file, manifest: parse(store.data_path(manifest), file, manifest), tell)
+    return None if found is None else Found(store.data_path(found[0]), found[1], "disk", found[0])
 
 
 def load(store: Catalogue, name: str) -> Found:
@@ -217,13 +206,19 @@ def load(store: Catalogue, name: str) -> Found:
     try:
         if reason is None:
             with store.fs.open(path) as file:
-                return Found(path, _parse(path, file, manifest))
+                return Found(path, parse(path, file, manifest), "disk", manifest)
     except Damaged as error:
         reason = str(error)
     raise CheckpointError(f"{path} {reason}.")
 
 
-def _parse(path: Path, file: BinaryIO, manifest: Manifest) -> dict[str, Any]:
+def parse(path: Path, file: BinaryIO, manifest: Manifest) -> dict[str, Any]:
+    """The state in a verified file.
+
+    Raises:
+        Damaged: it does not hold what its manifest says.
+        CheckpointError: it carries program code, or was written by another version of this program.
+    """
     try:
         content = load_checkpoint(path, file)
     except DamagedFile:

@@ -6,6 +6,8 @@ functions of (config, seed, step) and therefore not here.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,7 +18,7 @@ from gai_yolo.detector import YOLO12
 from gai_yolo.errors import CheckpointError
 from gai_yolo.training.ema import EMA
 
-FORMAT = 3
+FORMAT = 4
 """Version of the checkpoint's layout; raised when an older program could not continue from it."""
 
 
@@ -31,6 +33,8 @@ class Progress:
     """Sums over the epoch's steps so far."""
     seconds: float = 0.0
     """Time spent on them, over all starts of the job."""
+    bad_steps: int = 0
+    """Steps of the epoch that were passed over, and have no losses."""
 
 
 @dataclass
@@ -56,17 +60,32 @@ class TrainingState:
     """Of the epoch after the completed ones."""
     gradient_exponents: list[int] | None = None
     """What to expect of each trained parameter's gradient (`elastic.exact.GradientSum`); None before the first step."""
+    bad_in_row: int = 0
+    """Steps in a row, up to the last one, that were passed over."""
+    changing: threading.RLock = field(default_factory=threading.RLock)
+    """Held while the state goes from one step to the next. Whoever holds it in another thread sees a whole step's state, but for
+    BatchNorm's statistics (`TrainingStep.boundary`)."""
 
-    def advance(self, samples: int) -> None:
-        """Count a completed step."""
+    def advance(self, samples: int, losses: Mapping[str, float] | None) -> None:
+        """Count a completed step; without losses it was passed over."""
         self.step += 1
         self.samples += samples
+        if losses is None:
+            self.progress.bad_steps += 1
+            self.bad_in_row += 1
+        else:
+            self.progress.losses = {name: self.progress.losses[name] + losses[name] for name in LOSSES}
+            self.bad_in_row = 0
 
     def end_epoch(self, row: dict[str, Any]) -> None:
         """Count a completed epoch, with its row of metrics."""
-        self.epoch += 1
-        self.history.append(row)
-        self.progress = Progress()
+        with self.changing:
+            metric = row["mAP50-95"]
+            if metric is not None:
+                self.best_metric = metric if self.best_metric is None else max(metric, self.best_metric)
+            self.epoch += 1
+            self.history.append(row)
+            self.progress = Progress()
 
     def capture(self) -> dict[str, Any]:
         """Plain data and tensors; tensors are the live ones, so write or copy them before the next step."""
@@ -85,6 +104,7 @@ class TrainingState:
             "history": self.history,
             "progress": asdict(self.progress),
             "gradient_exponents": self.gradient_exponents,
+            "bad_in_row": self.bad_in_row,
             "train_loss": row.get("train_loss"),
             "val_loss": row.get("val_loss"),
         }
@@ -109,6 +129,7 @@ class TrainingState:
             self.progress = Progress(**saved["progress"])
             exponents = saved["gradient_exponents"]
             self.gradient_exponents = None if exponents is None else [int(exponent) for exponent in exponents]
+            self.bad_in_row = int(saved["bad_in_row"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"the checkpoint does not fit this model and optimizer ({reason}).") from None

@@ -25,24 +25,39 @@ from gai_yolo.training.state import TrainingState
 
 NUM_LOSSES = 4
 """Numbers in `LossSums.detached()`; the last is the target scores."""
-ABOVE, ANNOUNCED = 0, 1
-"""Places of the counts that travel with the sums: a gradient was above what was expected; something is announced."""
-NUM_COUNTS = 2
+ABOVE, SAVING, LEAVING = 0, 1, 2
+"""Places of the counts that travel with the sums: a gradient was above what was expected; a rank wants the state saved, or has to
+leave."""
+NUM_COUNTS = 3
 
 
-class Diverged(Stop):
-    """The loss is no longer a number; going on would only overwrite good weights."""
+class WentBad(Stop):
+    """Too many steps in a row had no finite loss or gradient; the run is to go back to its last good state."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What this rank wants all to do after the step."""
+
+    save: bool = False
+    """Compare and save the state."""
+    leave: bool = False
+    """Save it and end, because this rank has to."""
+
+
+NO_WISHES = Wishes()
 
 
 @dataclass(frozen=True)
 class StepResult:
     """What a step reports: the same on every rank."""
 
-    losses: dict[str, float]
-    """box, cls, dfl of the global batch, normalised by its target scores, and their sum `total`."""
+    losses: dict[str, float] | None
+    """box, cls, dfl of the global batch, normalised by its target scores, and their sum `total`; None if they or the gradient are not
+    finite and the step was passed over."""
     learning_rate: float
-    announced: bool
-    """Whether a rank had something to announce."""
+    wishes: Wishes
+    """Of all ranks together."""
     measured: bool
     """Whether the gradients were measured before they were added up: in a run's first step, and after a jump."""
 
@@ -70,7 +85,7 @@ class TrainingStep:
         self.statistics = RunningStatistics(state.model)
 
     def __call__(
-        self, micro_batches: Sequence[Batch], num_micro_batches: int, num_samples: int, image_size: int, announce: bool = False
+        self, micro_batches: Sequence[Batch], num_micro_batches: int, num_samples: int, image_size: int, wishes: Wishes = NO_WISHES
     ) -> StepResult:
         """Train on this rank's part of one global batch.
 
@@ -78,33 +93,53 @@ class TrainingStep:
             micro_batches: of this rank; may be empty.
             num_micro_batches, num_samples: of the global batch.
             image_size: for the blank image of a rank without micro-batches.
-            announce: all ranks are to know of something after the step.
+            wishes: of this rank.
 
         Raises:
-            Diverged: the loss or the gradient is not finite. Weights are unchanged.
+            WentBad: the loss or the gradient was not finite in more than `max_bad_steps` steps in a row.
         """
         learning_rate = set_rates(self.state.optimizer, self.recipe, self.state.step)
         self.statistics.begin_step()
         exponents = self.state.gradient_exponents or self._measure(micro_batches)
-        sums, norms = self._accumulate(micro_batches, num_micro_batches, image_size, exponents, announce)
+        sums, norms = self._accumulate(micro_batches, num_micro_batches, image_size, exponents, wishes)
         measured = self.gradients is not None and self.state.gradient_exponents is None
         if not measured and self._is_out_of_range(sums, norms):
             # All ranks see it alike, and it does not depend on who computed what: each micro-batch has the same limits.
             measured, exponents = True, self._measure(micro_batches)
-            sums, norms = self._accumulate(micro_batches, num_micro_batches, image_size, exponents, announce)
-        self._check_finite(sums, norms)
+            sums, norms = self._accumulate(micro_batches, num_micro_batches, image_size, exponents, wishes)
+        losses = None
+        with self.state.changing:
+            if self._is_usable(sums, norms):
+                losses = self._advance(sums, norms, num_micro_batches, num_samples)
+            else:
+                self.statistics.pass_over(self.state.step + 1)
+                self.state.advance(num_samples, None)
+        if self.state.bad_in_row > self.config.max_bad_steps:
+            raise WentBad(
+                f"the loss or the gradient was not finite in {self.state.bad_in_row} steps in a row, up to step {self.state.step}"
+            )
+        return StepResult(losses, learning_rate, Wishes(sums.counts[SAVING] > 0, sums.counts[LEAVING] > 0), measured)
 
+    def boundary(self) -> dict[str, Any]:
+        """The state after the last completed step, as `TrainingState.capture` gives it, also in the middle of the next one and from
+        another thread; to be called with `state.changing` held."""
+        content = self.state.capture()
+        return {**content, "model_state_dict": self.statistics.before_step(content["model_state_dict"], self.state.step)}
+
+    def _advance(self, sums: ExactSum, norms: Tensor, num_micro_batches: int, num_samples: int) -> dict[str, float]:
+        """Let the sums change the state; returns the losses."""
         losses, statistics = torch.split(sums.result(), [NUM_LOSSES, self.statistics.size])
         factor = num_samples / max(losses[-1].item(), 1.0)
         # Plain DDP averages over ranks.
         self._update(norms, factor if self.gradients else factor * self.world.world_size)
         self.statistics.end_step(statistics / num_micro_batches, self.state.step + 1)
         self.state.ema.update(self.state.model)
-        self.state.advance(num_samples)
-        return StepResult(normalised(losses), learning_rate, sums.counts[ANNOUNCED] > 0, measured)
+        means = normalised(losses)
+        self.state.advance(num_samples, means)
+        return means
 
     def _accumulate(
-        self, micro_batches: Sequence[Batch], num_micro_batches: int, image_size: int, exponents: Sequence[int], announce: bool
+        self, micro_batches: Sequence[Batch], num_micro_batches: int, image_size: int, exponents: Sequence[int], wishes: Wishes
     ) -> tuple[ExactSum, Tensor]:
         """Gradients of un-normalised losses and the sums of everything else, over all micro-batches and ranks; returns these sums
         and the gradients' norms `(P,)`, without the loss scale."""
@@ -126,8 +161,8 @@ class TrainingStep:
                 self.gradients.ignore_next()
             self._forward_backward(self.model, _blank(image_size, device), weight=0.0)
             self.statistics.end_micro_batch()
-        announced = torch.tensor([announce], device=device)
-        sums.count(torch.cat((self.gradients.above if self.gradients else torch.zeros_like(announced), announced)))
+        wished = torch.tensor([wishes.save, wishes.leave], device=device)
+        sums.count(torch.cat((self.gradients.above if self.gradients else torch.zeros_like(wished[:1]), wished)))
         sums.reduce(self.world.sum)
         if self.gradients:
             self.gradients.finish()
@@ -172,19 +207,16 @@ class TrainingStep:
             return contextlib.nullcontext()
         return self.model.no_sync()
 
-    def _check_finite(self, sums: ExactSum, norms: Tensor) -> None:
+    def _is_usable(self, sums: ExactSum, norms: Tensor) -> bool:
+        """Whether losses and gradients are finite; the same on all ranks."""
         finite = bool(norms.isfinite().all())
         if sums.is_finite and not finite and self.state.scaler.is_enabled():
             # fp16's way of finding its loss scale: the scaler passes this step over and halves it.
             for parameter in self.parameters:
                 assert parameter.grad is not None
                 parameter.grad.fill_(torch.inf)
-        elif not sums.is_finite or not finite:
-            what = "gradient is not finite" if sums.is_finite else "loss or a BatchNorm statistic is not finite (or beyond all bounds)"
-            raise Diverged(
-                f"the {what} at step {self.state.step + 1}; the newest checkpoint is untouched: "
-                "lower training.lr or set training.amp: none, and start again."
-            )
+            return True
+        return sums.is_finite and finite
 
     def _update(self, norms: Tensor, gradient_factor: float) -> None:
         self.state.scaler.unscale_(self.state.optimizer)

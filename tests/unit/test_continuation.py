@@ -10,8 +10,11 @@ import pytest
 from gai_yolo.config import Config, parse_config
 from gai_yolo.data.order import Plan
 from gai_yolo.elastic.process import World, available_cores
+from gai_yolo.store.manifest import Manifest, Position
 from gai_yolo.training.continuation import advice, settle
 from gai_yolo.training.snapshots import Found
+
+MANIFEST = Manifest("epoch", Position(10, 1, 640), 0, "", 0, "f" * 16, "2.11.0", "2026-01-01T00:00:00Z")
 
 
 def config_of(elastic: dict[str, Any] | None = None, **training: Any) -> Config:
@@ -42,7 +45,7 @@ def test_what_the_first_start_settled_stays(world: World) -> None:
     """Loss: after a resize BatchNorm sees other groups of images and sums are threaded otherwise: another run."""
     first = settle(config_of({"max_world_size": 4}), None, world_of(world, 2, threads=3), 1000)
     assert (first.training.micro_batch_size, first.training.threads) == (16, 3)
-    found = Found(Path("x"), {"config": first.dump()})
+    found = Found(Path("x"), {"config": first.dump()}, "disk", MANIFEST)
     later = settle(config_of(), found, world_of(world, 7, threads=1), 1000)
     assert later.training == first.training
 

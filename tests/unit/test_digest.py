@@ -91,7 +91,9 @@ def test_digests_do_not_see_times_and_memory_formats(make_state: MakeState) -> N
     [
         (lambda state: state.history[0].update(train_loss=0.25), "metrics"),
         (lambda state: state.progress.losses.update(box=2.0), "metrics"),
-        (lambda state: state.advance(4), "position"),
+        (lambda state: setattr(state, "step", state.step + 1), "position"),
+        (lambda state: setattr(state, "bad_in_row", 2), "position"),
+        (lambda state: setattr(state.progress, "bad_steps", 1), "metrics"),
         (lambda state: setattr(state, "best_metric", 0.5), "position"),
         (lambda state: setattr(state, "gradient_exponents", [1, 2, 4]), "position"),
         (lambda state: state.optimizer.param_groups[0].update(lr=0.5), "optimizer"),

@@ -615,12 +615,15 @@ def snapshots_of(run: Path, config: Config, state: TrainingState, told: list[str
         snapshots.close(30.0)
 
 
+LOSS = {"total": 0.0, "box": 0.5, "cls": 0.0, "dfl": 0.0}
+
+
 def train_a_step(state: TrainingState, value: float) -> None:
     """Changes all weights."""
     with torch.no_grad():
         for parameter in (*state.model.parameters(), *state.ema.model.parameters()):
             parameter.fill_(value)
-    state.advance(8)
+    state.advance(8, LOSS)
 
 
 def content_of(state: TrainingState) -> dict[str, Any]:
@@ -650,7 +653,8 @@ def assert_equal(a: Any, b: Any, where: str = "checkpoint") -> None:
 
 def step_ended(snapshots: Snapshots, state: TrainingState) -> None:
     """What the loop does around a step."""
-    snapshots.after_step(state, snapshots.is_due(state.step))
+    if snapshots.is_due(state.step):
+        snapshots.save_step(state)
 
 
 def test_epochs_are_saved_when_due_or_best_and_a_former_best_that_was_not_due_goes(run: Path, make_state: MakeState) -> None:
@@ -662,7 +666,6 @@ def test_epochs_are_saved_when_due_or_best_and_a_former_best_that_was_not_due_go
     with snapshots_of(run, config, state, told) as snapshots:
         for epoch, metric in enumerate(metrics, start=1):
             train_a_step(state, float(epoch))
-            state.best_metric = max((value for value in metrics[:epoch] if value is not None), default=None)
             state.end_epoch({"epoch": epoch, "mAP50-95": metric, "train_loss": 1.0 / epoch, "val_loss": None})
             contents[f"epoch_{epoch:03d}"] = content_of(state)
             step_ended(snapshots, state)
@@ -699,7 +702,6 @@ def test_snapshots_come_at_their_interval_and_hold_the_state_and_whose_it_is(run
     seen: list[list[str]] = []
     with snapshots_of(run, config, state, told) as snapshots:
         for step in range(1, 12):
-            state.progress.losses["box"] += 0.5
             state.progress.seconds += 2.0
             train_a_step(state, float(step))
             content = content_of(state) if step == 9 else content
@@ -723,7 +725,7 @@ def test_snapshots_come_at_their_interval_and_hold_the_state_and_whose_it_is(run
     assert (found[nine].kind, found[nine].position, found[nine].metric, found[nine].due) == ("step", Position(9, 0, 72), None, True)
     assert found[twelve].position == Position(12, 1, 96)
     assert_equal(torch.load(run / "snapshots" / f"{nine}.pt", weights_only=True), content)
-    assert content["progress"] == {"losses": {"total": 0.0, "box": 4.5, "cls": 0.0, "dfl": 0.0}, "seconds": 18.0}
+    assert content["progress"] == {"losses": {"total": 0.0, "box": 4.5, "cls": 0.0, "dfl": 0.0}, "seconds": 18.0, "bad_steps": 0}
     assert {key: content[key] for key in IDENTITY} == IDENTITY
     assert found[nine].size <= told_bytes, "room that was foreseen is enough"
     other = make_state("adamw", seed=1)

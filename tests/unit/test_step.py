@@ -14,9 +14,10 @@ from gai_yolo.config import TrainingConfig
 from gai_yolo.data.batch import Batch
 from gai_yolo.detector.loss import DetectionLoss
 from gai_yolo.elastic.process import World
+from gai_yolo.training.digest import part_digests
 from gai_yolo.training.optim import Recipe, make_recipe
 from gai_yolo.training.state import TrainingState
-from gai_yolo.training.step import Diverged, TrainingStep
+from gai_yolo.training.step import NO_WISHES, TrainingStep, WentBad, Wishes
 
 MakeState = Callable[..., TrainingState]
 MakeBatch = Callable[[int, Sequence[int]], Batch]
@@ -144,6 +145,7 @@ def test_a_batch_without_any_box_is_a_step(make_state: MakeState, make_batch: Ma
     state = make_state()
     state.model.train()
     result = make_step(state, world, config_of())[0]([make_batch(0, (3, 6))], 1, 2, 64)
+    assert result.losses is not None
     assert result.losses["box"] == result.losses["dfl"] == 0.0
     assert result.losses["cls"] > 0
     assert all(p.isfinite().all() for p in state.model.parameters())
@@ -195,8 +197,23 @@ class PoisonedLoss(DetectionLoss):
         return sums if self.calls % 3 != 2 else type(sums)(sums.box * self.value, sums.cls, sums.dfl, sums.target_scores)
 
 
+def assert_passed_over(state: TrainingState, before: dict[str, Any], samples: int) -> None:
+    """Everything is as it was, but for the counts of steps."""
+    after = state.capture()
+    for part in ("model_state_dict", "ema_state_dict"):
+        for name, tensor in after[part].items():
+            if not name.endswith("num_batches_tracked"):
+                assert torch.equal(tensor, before[part][name]), name
+    counters = [tensor for name, tensor in after["model_state_dict"].items() if name.endswith("num_batches_tracked")]
+    assert {int(counter) for counter in counters} == {state.step}
+    assert after["optimizer_state_dict"]["state"] == before["optimizer_state_dict"]["state"]
+    assert (state.step, state.samples, state.ema.updates) == (before["step"] + 1, before["samples"] + samples, before["ema_updates"])
+    assert state.progress.bad_steps == before["progress"]["bad_steps"] + 1 and state.bad_in_row == before["bad_in_row"] + 1
+    assert state.progress.losses == before["progress"]["losses"]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_stops_and_leaves_the_weights(
+def test_a_loss_that_is_no_number_is_passed_over_and_leaves_the_weights(
     value: float, make_state: MakeState, make_batch: MakeBatch, world: World
 ) -> None:
     """Loss: weights full of NaN, and the checkpoint that is written from them over the good ones."""
@@ -206,16 +223,10 @@ def test_a_loss_that_is_no_number_stops_and_leaves_the_weights(
     loss = PoisonedLoss(value)
     step = TrainingStep(state, loss, make_recipe(config, 3, 10), world, config)
     before = copy.deepcopy(state.capture())
-    with pytest.raises(Diverged, match=r"statistic is not finite .* at step 1"):
-        step([make_batch(0, (1, 2)), make_batch(0, (4,)), make_batch(0, (5,))], 3, 4, 64)
+    result = step([make_batch(0, (1, 2)), make_batch(0, (4,)), make_batch(0, (5,))], 3, 4, 64)
     assert loss.calls == 6, "measured, then summed"
-    after = state.capture()
-    for part in ("model_state_dict", "ema_state_dict"):
-        for name, tensor in after[part].items():
-            # How many forward passes there were is set by the next step that is completed.
-            assert name.endswith("num_batches_tracked") or torch.equal(tensor, before[part][name]), name
-    assert after["optimizer_state_dict"]["state"] == {}
-    assert (state.step, state.samples, state.ema.updates) == (0, 0, 0)
+    assert result.losses is None
+    assert_passed_over(state, before, 4)
 
 
 # --- the exact sum ---------------------------------------------------------------------------------------------------------
@@ -286,15 +297,62 @@ class BadBackward(DetectionLoss):
         return type(sums)(spoil(sums.box), sums.cls, sums.dfl, sums.target_scores)
 
 
-def test_a_gradient_that_is_no_number_stops_and_leaves_the_weights(make_state: MakeState, make_batch: MakeBatch, world: World) -> None:
-    """Loss: a finite loss above weights full of NaN."""
+def test_a_gradient_that_is_no_number_is_passed_over_until_there_are_too_many(
+    make_state: MakeState, make_batch: MakeBatch, world: World
+) -> None:
+    """Loss: a finite loss above weights full of NaN; or a run that passes over every step and calls itself trained."""
+    state = make_state()
+    state.model.train()
+    config = config_of(max_bad_steps=2)
+    step = TrainingStep(state, BadBackward(), make_recipe(config, 3, 10), world, config)
+    for _ in range(2):
+        before = copy.deepcopy(state.capture())
+        assert step([make_batch(0, (1, 2))], 1, 2, 64).losses is None
+        assert_passed_over(state, before, 2)
+    with pytest.raises(WentBad, match="not finite in 3 steps in a row, up to step 3"):
+        step([make_batch(0, (1, 2))], 1, 2, 64)
+
+
+def test_a_good_step_ends_the_row_of_bad_ones(make_state: MakeState, make_batch: MakeBatch, world: World) -> None:
+    """Loss: a long run is sent back because of bad steps that have nothing to do with each other."""
+    state = make_state()
+    state.model.train()
+    config = config_of(max_bad_steps=1)
+    good, bad = (TrainingStep(state, loss, make_recipe(config, 3, 10), world, config) for loss in (DetectionLoss(), BadBackward()))
+    for step in (bad, good, bad, good):
+        step([make_batch(0, (1, 2))], 1, 2, 64)
+    assert (state.step, state.bad_in_row, state.progress.bad_steps) == (4, 0, 2)
+
+
+class Interrupted(DetectionLoss):
+    """The second micro-batch of the second step never ends."""
+
+    calls = 0
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.calls += 1
+        if self.calls == 6:  # the first step is measured before it is summed
+            raise RuntimeError("a peer is gone")
+        return super().__call__(*arguments)
+
+
+def test_the_last_whole_steps_state_can_be_had_in_the_middle_of_the_next(
+    make_state: MakeState, make_batch: MakeBatch, world: World
+) -> None:
+    """Loss: what a rank saves when its peers are dead is half of one step and half of another."""
     state = make_state()
     state.model.train()
     config = config_of()
-    before = weights(state)
-    with pytest.raises(Diverged, match="gradient is not finite at step 1"):
-        TrainingStep(state, BadBackward(), make_recipe(config, 3, 10), world, config)([make_batch(0, (1, 2))], 1, 2, 64)
-    assert not change(state, before).any() and state.step == 0
+    step = TrainingStep(state, Interrupted(), make_recipe(config, 3, 10), world, config)
+    batches = [make_batch(0, (1, 2)), make_batch(0, (4, 5))]
+    step(batches, 2, 4, 64)
+    whole = part_digests(copy.deepcopy({**step.boundary()}))
+    with pytest.raises(RuntimeError, match="a peer is gone"):
+        step(batches, 2, 4, 64)
+    assert part_digests(state.capture())["batch_norm"] != whole["batch_norm"], "it is in mid-step indeed"
+    interrupted = part_digests(step.boundary())
+    # The learning rate of a step is set at its beginning and is a function of the step.
+    assert {part: interrupted[part] for part in whole if part != "optimizer"} == {p: d for p, d in whole.items() if p != "optimizer"}
 
 
 def test_a_loss_scale_that_is_too_large_is_halved_and_the_step_passed_over(
@@ -310,12 +368,13 @@ def test_a_loss_scale_that_is_too_large_is_halved_and_the_step_passed_over(
     assert state.scaler.get_scale() == 2.0**9 and state.step == 1
     assert not change(state, before).any()
     result = TrainingStep(state, DetectionLoss(), make_recipe(config, 3, 10), world, config)([make_batch(0, (1, 2))], 1, 2, 64)
-    assert change(state, before).any() and result.losses["total"] > 0
+    assert change(state, before).any() and result.losses is not None and result.losses["total"] > 0
 
 
-def test_a_step_tells_what_was_announced(make_state: MakeState, make_batch: MakeBatch, world: World) -> None:
-    """Loss: a state is saved that was not compared."""
+def test_a_step_tells_what_any_rank_wishes(make_state: MakeState, make_batch: MakeBatch, world: World) -> None:
+    """Loss: a state is saved that was not compared; or one rank leaves and the others wait for it."""
     state = make_state()
     state.model.train()
     step, _ = make_step(state, world, config_of())
-    assert [step([make_batch(0, (1, 2))], 1, 2, 64, announce).announced for announce in (False, True, False)] == [False, True, False]
+    wishes = [NO_WISHES, Wishes(save=True), Wishes(leave=True), Wishes(save=True, leave=True)]
+    assert [step([make_batch(0, (1, 2))], 1, 2, 64, wish).wishes for wish in wishes] == wishes

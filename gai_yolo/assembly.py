@@ -1,0 +1,176 @@
+"""The parts of a run, built around a configuration and a state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import yaml
+
+from gai_yolo.config import Config, fingerprint
+from gai_yolo.data.check import expand
+from gai_yolo.data.dataset import EvaluationSet, TrainingSet
+from gai_yolo.data.images import ImageSource
+from gai_yolo.data.index import Index
+from gai_yolo.data.loader import EvaluationLoader, TrainingLoader
+from gai_yolo.data.order import Plan
+from gai_yolo.detector import YOLO12
+from gai_yolo.detector.loss import DetectionLoss
+from gai_yolo.detector.weights import load_weights
+from gai_yolo.errors import CheckpointError
+from gai_yolo.evaluation.evaluator import Evaluator
+from gai_yolo.reporting.console import Silent
+from gai_yolo.reporting.reporter import Reporter
+from gai_yolo.reporting.tensorboard import TensorBoard
+from gai_yolo.store.node_memory import NodeMemory
+from gai_yolo.store.store import Store
+from gai_yolo.training.continuation import advice
+from gai_yolo.training.digest import DivergenceAlarm
+from gai_yolo.training.ema import EMA
+from gai_yolo.training.loop import Run
+from gai_yolo.training.memory import MemoryTier
+from gai_yolo.training.optim import Recipe, make_optimizer
+from gai_yolo.training.saver import Saver
+from gai_yolo.training.site import Site
+from gai_yolo.training.snapshots import Found, Snapshots, bytes_to_come, expected_bytes
+from gai_yolo.training.state import TrainingState
+from gai_yolo.training.step import TrainingStep
+
+
+def assemble(
+    config: Config,
+    indexes: tuple[Index, Index],
+    recipe: Recipe,
+    state: TrainingState,
+    site: Site,
+    identity: dict[str, Any],
+    memory: NodeMemory | None,
+    accounts: Sequence[Mapping[str, Any]],
+) -> Run:
+    """Build what the loop needs around a state.
+
+    Args:
+        identity: what a checkpoint says about its run.
+        memory: of this node, on the rank that keeps its state there.
+        accounts: records of earlier starts.
+    """
+    world, training = site.world, config.training
+    plan = make_plan(config, len(indexes[0]))
+    loss = DetectionLoss(config.loss.box, config.loss.cls, config.loss.dfl)
+    workers, pin_memory = config.data.workers, world.device.type == "cuda"
+    train_images, val_images = world.together(lambda: [make_images(config, index, site.console) for index in indexes])
+    training_set = TrainingSet(train_images, config.augment, config.experiment.seed, training.epochs)
+    val_loader = EvaluationLoader(
+        EvaluationSet(val_images), config.evaluation.batch_size, world.rank, world.world_size, workers, pin_memory
+    )
+    step = TrainingStep(state, loss, recipe, world, training)
+    durable = make_snapshots(config, identity, state, site) if world.is_first else None
+    in_memory = make_memory_tier(config, state, site, memory.store) if memory is not None else None
+    return Run(
+        config=config,
+        plan=plan,
+        state=state,
+        loader=TrainingLoader(training_set, plan, world.rank, world.world_size, workers, pin_memory),
+        step=step,
+        alarm=DivergenceAlarm(world, config.elastic.check_interval),
+        evaluate=Evaluator(val_loader, indexes[1], loss, world, config.evaluation, training.amp, training.channels_last),
+        saver=Saver(state, step.boundary, identity, fingerprint(config), durable, in_memory),
+        reporter=make_reporter(config, indexes[1], state, site),
+        site=site,
+        accounts=accounts,
+    )
+
+
+def make_snapshots(config: Config, identity: dict[str, Any], state: TrainingState, site: Site) -> Snapshots:
+    """What saves the state on the disk, on the rank that writes."""
+    store = site.folder.store
+    needed, free = bytes_to_come(config, state, store.listing().present), store.fs.free_bytes(store.run)
+    if needed > free:
+        site.console.warning(
+            f"{store.run}: the checkpoints to come need about {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free: make room, or keep "
+            "fewer (training.checkpoint_interval, snapshots.keep_epochs, snapshots.keep)"
+        )
+    return Snapshots(store, config, identity, state, pinned=site.world.device.type == "cuda", tell=site.console.warning)
+
+
+def make_memory_tier(config: Config, state: TrainingState, site: Site, memory: Store) -> MemoryTier | None:
+    """What keeps the state in this node's memory, if there is room for it."""
+    interval, size = config.elastic.memory_interval_steps, expected_bytes(state)
+    assert interval is not None
+    held = sum(manifest.size for manifest in memory.listing().present)
+    # The old one goes when the new one is complete.
+    needed, free = 2 * size - held, memory.fs.free_bytes(memory.run)
+    if needed > free:
+        site.tell(
+            f"{memory.run}: {needed / 1e6:.0f} MB are needed to keep the state in this node's memory, and {free / 1e6:.0f} MB are free: "
+            "make it larger (in containers --shm-size, or a volume of medium Memory), or set elastic.memory_interval_steps: null"
+        )
+        return None
+    return MemoryTier(memory, interval, config.snapshots.max_overhead, size, site.tell)
+
+
+def make_plan(config: Config, num_samples: int) -> Plan:
+    """The shape of an epoch under a settled configuration."""
+    training = config.training
+    assert training.micro_batch_size != "auto"
+    return Plan(num_samples, training.batch_size, training.micro_batch_size, config.experiment.seed, training.max_batches_per_epoch)
+
+
+def make_state(config: Config, recipe: Recipe, num_classes: int, site: Site, found: Found | None) -> TrainingState:
+    """The state at the start, or as the checkpoint says."""
+    torch.manual_seed(config.experiment.seed)
+    model = YOLO12(config.model.size, num_classes)
+    weights = config.model.weights
+    if weights is not None and found is None:
+        left_out = site.world.together(lambda: load_weights(model, expand(weights)))
+        site.console.info(f"weights from {weights}" + (f"; {len(left_out)} tensors of the class branch start anew" if left_out else ""))
+    memory_format = torch.channels_last if config.training.channels_last else torch.contiguous_format
+    model = model.to(site.world.device, memory_format=memory_format)  # type: ignore[call-overload]
+    scaler = torch.amp.GradScaler(site.world.device.type, init_scale=2.0**10, enabled=config.training.amp == "fp16")
+    ema = EMA(model, config.training.ema_decay, config.training.ema_tau)
+    state = TrainingState(model, ema, make_optimizer(model, recipe), scaler)
+    if found is not None:
+        try:
+            state.apply(found.content)
+        except CheckpointError as error:
+            raise CheckpointError(f"{found.path}: {error}") from None
+    return state
+
+
+def make_images(config: Config, index: Index, console: Silent) -> ImageSource:
+    """Decoded images of a split, cached as configured."""
+    images = ImageSource(index.images, config.data.image_size, config.data.cache, config.data.cache_folder)
+    if images.note:
+        console.warning(images.note)
+    return images
+
+
+def make_reporter(config: Config, val_index: Index, state: TrainingState, site: Site) -> Reporter:
+    """Everything that tells people about the run, set back to the state's position."""
+    resolved = yaml.safe_dump(config.dump(), sort_keys=False)
+    tensorboard = None
+    if site.world.is_first:
+        try:
+            site.folder.store.publish_text(site.folder.config, resolved)
+        except OSError as error:
+            site.console.warning(f"{site.folder.config}: cannot be written ({error.strerror}); training goes on")
+        if config.reporting.tensorboard:
+            tensorboard = TensorBoard(site.folder.tensorboard, state.step, site.console.warning)
+            tensorboard.config_text(state.step + 1, resolved)
+    return Reporter(site.folder, config.reporting, val_index, site.world.rank, site.console, tensorboard)
+
+
+def announce(config: Config, indexes: tuple[Index, Index], recipe: Recipe, site: Site) -> None:
+    """What is about to be trained, on what."""
+    world, training = site.world, config.training
+    train_index, val_index = indexes
+    processes = "1 process" if world.world_size == 1 else f"{world.world_size} processes"
+    site.console.info(f"YOLO12-{config.model.size}, {len(train_index.categories)} classes, in {site.folder.path}")
+    site.console.info(f"data: {train_index.source} ({len(train_index)} images), {val_index.source} ({len(val_index)} images)")
+    site.console.info(
+        f"{processes} on {world.device.type}, {world.threads} threads each; batch {training.batch_size} in micro-batches of "
+        f"{training.micro_batch_size}; {recipe.optimizer}, lr {recipe.lr:g}, {recipe.total_steps} steps"
+    )
+    for line in advice(config, make_plan(config, len(train_index)), world):
+        site.console.warning(line)

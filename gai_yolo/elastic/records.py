@@ -1,0 +1,219 @@
+"""What each start of the job leaves behind about its time: one small file of each node, `RUN_FOLDER/goodput/*.json`.
+
+A file is written over in place, without fsync: the operating system keeps what a killed process wrote, and after a power cut a
+torn file costs a record, not the run. Readers trust the checksum. Nodes without common storage hand each other their records as
+plain dicts (`read_records`, `keep_records`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+BLOCK = 1024
+"""Files are padded with spaces to a multiple of so many bytes, so that writing over one never leaves an old end."""
+ATTEMPTS = 3
+"""A file that is read while it is written over may be a mixture; the next look is not."""
+FINISHED = "finished"
+"""The outcome of a start after which nothing was left to do."""
+
+
+class Phase(StrEnum):
+    """What a process spends its time on; each second belongs to exactly one."""
+
+    IMPORT = "import"
+    """From the exec of the process on."""
+    RENDEZVOUS = "rendezvous"
+    LOAD = "load"
+    """Data index, network, the state that is gone on from."""
+    STEP = "step"
+    DATA = "data"
+    """Waiting for the next batch."""
+    SNAPSHOT = "snapshot"
+    """The training thread stands still because the state is copied or written."""
+    EVALUATION = "evaluation"
+    REPORTING = "reporting"
+    CLOSING = "closing"
+
+
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Clock = Annotated[float, Field(allow_inf_nan=False)]
+"""Seconds since 1970."""
+Count = Annotated[int, Field(ge=0)]
+
+
+@dataclass
+class Record:
+    """One start, as the first process of one node saw it. Times on the wall are `began` plus what its own clock counted, so
+    a wall clock that is set meanwhile shifts nothing."""
+
+    began: Clock
+    """When the process was started."""
+    phase: Phase = Phase.IMPORT
+    """What it did last."""
+    format: Literal[1] = 1
+    id: str = ""
+    """Of this record alone."""
+    number: Count = 0
+    """Grows with every start of the job."""
+    start: str = ""
+    """The same on all nodes of a start, and no other's."""
+    node: str = ""
+    rank: Count = 0
+    world_size: Count = 1
+    beat: Clock = 0.0
+    """The wall clock when this was written."""
+    seconds: dict[Phase, Seconds] = field(default_factory=dict)
+    """Of every phase but `step`."""
+    useful_seconds: Seconds = 0.0
+    """In steps that no earlier start had completed."""
+    replayed_seconds: Seconds = 0.0
+    pending_seconds: Seconds = 0.0
+    """In the step that is not completed yet."""
+    stretch: Seconds = 0.0
+    """In the present phase, without a break."""
+    useful_steps: Count = 0
+    replayed_steps: Count = 0
+    origin: Count | None = None
+    """The completed step that this start went on from; None until it is known."""
+    source: str = ""
+    """Where the state came from: memory, durable, peer, nothing."""
+    known: Count = 0
+    """The highest step that an earlier start was known to have completed."""
+    step: Count | None = None
+    """The last completed one."""
+    highest: Count = 0
+    """The highest completed one; not `step` if training went back without a new start."""
+    epoch: Count = 0
+    """The one that is being trained, from 1."""
+    total_steps: Count | None = None
+    epochs: Count | None = None
+    pace: Seconds | None = None
+    """Wall seconds of a step lately, evaluations left out."""
+    outcome: str | None = None
+    """Why it ended, if it could say."""
+    ended: Clock | None = None
+    """When it said so."""
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds from the start of the process to the last entry."""
+        return math.fsum((*self.seconds.values(), self.useful_seconds, self.replayed_seconds, self.pending_seconds))
+
+    @property
+    def end(self) -> float:
+        """When the last entry was made, in seconds since 1970."""
+        return self.began + self.elapsed
+
+    @property
+    def name(self) -> str:
+        """Of its file: no two records share one, whoever writes to the same folder."""
+        start, node = (re.sub(r"[^A-Za-z0-9.-]", "_", text)[:60] for text in (self.start, self.node))
+        return f"{self.number:06d}-{start}-{node}-{self.id}.json"
+
+
+_PARSER = TypeAdapter(Record)
+
+
+def parse_records(records: Iterable[Mapping[str, Any]]) -> list[Record]:
+    """The records in plain dicts, the newest of each id only; what is no record is left out."""
+    newest: dict[str, Record] = {}
+    for one in records:
+        try:
+            record = _PARSER.validate_python(dict(one))
+        except ValidationError:
+            continue  # of another version of this program
+        if record.id not in newest or newest[record.id].elapsed < record.elapsed:
+            newest[record.id] = record
+    return list(newest.values())
+
+
+def plain(record: Record) -> dict[str, Any]:
+    """A record as a dict for JSON; seconds to the microsecond."""
+    return {key: _rounded(value) for key, value in asdict(record).items()}
+
+
+def pack(record: Mapping[str, Any]) -> bytes:
+    """Content of a record's file."""
+    text = json.dumps(record)
+    data = f'{text[:-1]}, "crc32": {zlib.crc32(text.encode())}}}'.encode()
+    return data.ljust(-(-len(data) // BLOCK) * BLOCK - 1) + b"\n"
+
+
+def unpack(data: bytes) -> dict[str, Any]:
+    """The record in a file.
+
+    Raises:
+        ValueError: torn, damaged or something else.
+    """
+    record = json.loads(data)
+    if not isinstance(record, dict) or record.pop("crc32", None) != zlib.crc32(json.dumps(record).encode()):
+        raise ValueError("the checksum is wrong")
+    return record
+
+
+def read_records(folder: Path) -> tuple[list[dict[str, Any]], list[Path]]:
+    """The records in a folder in the order of their names, and the files that hold none. A folder that is not there is empty."""
+    records, damaged = [], []
+    try:
+        paths = sorted(folder.glob("*.json"))
+    except OSError:
+        return [], []
+    for path in paths:
+        record = _read(path)
+        if record is None:
+            damaged.append(path)
+        elif record:
+            records.append(record)
+    return records, damaged
+
+
+def keep_records(folder: Path, records: Sequence[Mapping[str, Any]], tell: Callable[[str], None]) -> None:
+    """Write what other nodes know and this folder does not, so that the account outlives any node. Never raises."""
+    have = {record.id: record.elapsed for record in parse_records(read_records(folder)[0])}
+    try:
+        for record in parse_records(records):
+            if have.get(record.id, -1.0) < record.elapsed:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / record.name).write_bytes(pack(plain(record)))
+    except OSError as error:
+        tell(f"{error.filename or folder}: records of earlier starts cannot be kept here ({error.strerror}); training goes on")
+
+
+def high_water(records: Iterable[Mapping[str, Any]]) -> int:
+    """The highest step that any of these starts has completed."""
+    return max((record.highest for record in parse_records(records)), default=0)
+
+
+def next_number(records: Iterable[Mapping[str, Any]]) -> int:
+    """A number for the start after these."""
+    return 1 + max((record.number for record in parse_records(records)), default=0)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A record; {} if there is none yet, None if it is damaged."""
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(0.001)
+        try:
+            data = path.read_bytes()
+            return unpack(data) if data else {}
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _rounded(inner) for key, inner in value.items()}
+    return round(value, 6) if isinstance(value, float) else value

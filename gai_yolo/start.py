@@ -1,0 +1,190 @@
+"""How a job begins: which processes, which folder, whose run, and the state it goes on from."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gai_yolo.config import Config
+from gai_yolo.elastic.goodput import Identity
+from gai_yolo.elastic.process import launch_id, was_restarted
+from gai_yolo.elastic.records import Record, keep_records, next_number, parse_records, read_records
+from gai_yolo.errors import NoProgress, Refusal
+from gai_yolo.store.catalogue import Catalogue
+from gai_yolo.store.node_memory import NodeMemory
+from gai_yolo.training.recovery import agree
+from gai_yolo.training.site import Site
+from gai_yolo.training.snapshots import Found
+
+MOST_IN_VAIN = 3
+"""Starts in a row that may end without a new step."""
+NO_HOPE = "no progress"
+"""How that is said; such an end breaks the row, because somebody has started the job by hand after it."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says beside the configuration."""
+
+    resume: bool = False
+    """Warn if there is nothing to continue (continuing is the default anyway)."""
+    fresh: bool = False
+    """Move the old run folder aside and start over."""
+    tensorboard: bool = False
+    """Serve TensorBoard while training."""
+
+
+def open_run(config: Config, options: Options, site: Site) -> NodeMemory | None:
+    """Make the locked run folder ready, agree on whose run it is, and open this node's memory. A collective.
+
+    Returns:
+        This node's memory, on the rank that keeps the node's state there.
+
+    Raises:
+        Refusal: on all ranks, what the user must mend.
+    """
+    started_over = site.world.from_first(lambda: open_folder(options, site))
+    run_id = agree_on_run_id(site, started_over)
+    if config.elastic.memory_interval_steps is None or not site.world.is_first_on_node:
+        return None
+    memory = NodeMemory(config.elastic.memory_folder, site.folder.path)
+    if not config.elastic.memory_folder.expanduser().is_dir():
+        return None  # not every system has such a folder, and nobody has asked for it
+    try:
+        memory.open(run_id)
+        return memory
+    except Refusal as refusal:
+        site.tell(f"{refusal} No state is kept in this node's memory.")
+        return None
+
+
+def open_folder(options: Options, site: Site) -> bool:
+    """Make the locked run folder ready; returns whether the run was started over. On rank 0 only."""
+    launch = launch_id()
+    # Workers that torchrun starts again, after a crash or a resize, see the same command line; their run is not to be
+    # started over a second time.
+    started_over = False
+    if options.fresh and (was_restarted() or (launch is not None and site.folder.started_over_by() == launch)):
+        site.console.info(f"--fresh: this job ({launch}) has started over already; going on")
+    elif options.fresh:
+        started_over = True
+        moved = site.folder.move_aside()
+        if moved is not None:
+            site.console.info(f"the old run is kept in {moved}")
+    site.folder.make()
+    try:
+        if options.fresh and launch is not None:
+            site.folder.mark_started_over(launch)
+        site.folder.store.sweep()
+    except OSError as error:
+        raise cannot_be_made_ready(site, error) from None
+    return started_over
+
+
+def cannot_be_made_ready(site: Site, error: OSError) -> Refusal:
+    """For the user, of a run folder whose disk refuses."""
+    reason = f"{error.filename or site.folder.path}: {error.strerror}"
+    return Refusal(f"{site.folder.path}: cannot be made ready ({reason}); mend that and start again.")
+
+
+def agree_on_run_id(site: Site, started_over: bool) -> str:
+    """Whose run this is: that of most nodes' run folders, which may be one shared folder or each node's own. A collective.
+
+    A node that knows of another run, because it was away when this one was started over, has its folder moved aside.
+    """
+    world, folder = site.world, site.folder
+    own = None if started_over else folder.run_id()
+    # A random name, so that a run which was deleted or moved away is not mixed up with the next one of its name.
+    known = [run_id for run_id in world.gather(own) if run_id is not None]
+    drawn = world.gather(os.urandom(8).hex())[0]
+    run_id = Counter(known).most_common(1)[0][0] if known and not started_over else drawn
+
+    def settle() -> None:
+        current = folder.run_id()
+        if current is not None and current != run_id:
+            moved = folder.move_aside()
+            site.tell(f"{folder.path}: is of another run than the other nodes'; it is kept in {moved}")
+            if world.is_first:
+                folder.make()
+        if current != run_id:
+            try:
+                folder.set_run_id(run_id)
+            except OSError as error:
+                raise cannot_be_made_ready(site, error) from None
+
+    world.from_first(settle)  # first alone, because the folder may be shared
+    world.together(lambda: settle() if world.is_first_on_node else None)
+    return run_id
+
+
+def read_accounts(site: Site) -> list[dict[str, Any]]:
+    """What all nodes know of earlier starts, the same on every rank. A collective."""
+    own = read_records(site.folder.goodput)[0] if site.world.is_first_on_node else []
+    return [record for records in site.world.gather(own) for record in records]
+
+
+def open_record(site: Site, accounts: Sequence[Mapping[str, Any]]) -> None:
+    """Begin to write this start's record, and keep those of the other nodes. A collective.
+
+    Args:
+        accounts: records of earlier starts.
+    """
+    world, folder = site.world, site.folder.goodput
+    start = world.gather(os.urandom(4).hex())[0]
+    if world.is_first_on_node:
+        keep_records(folder, accounts, site.tell)
+        node = f"{socket.gethostname()}-{world.node}"
+        site.recorder.open(folder, Identity(next_number(accounts), start, node, world.rank, world.world_size), site.tell)
+
+
+def check_progress(accounts: Sequence[Mapping[str, Any]], step: int) -> None:
+    """Whether there is hope in starting again from a step.
+
+    Args:
+        accounts: records of earlier starts.
+
+    Raises:
+        NoProgress: the last `MOST_IN_VAIN` starts went on from it as well, and none has completed another step.
+    """
+    by_start: dict[int, list[Record]] = defaultdict(list)
+    for record in parse_records(accounts):
+        by_start[record.number].append(record)
+    in_vain: list[str] = []
+    for _, records in sorted(by_start.items(), reverse=True):
+        outcomes = [record.outcome for record in records if record.outcome] or ["ended without a word"]
+        if any(record.origin != step or record.highest > step for record in records) or any(NO_HOPE in outcome for outcome in outcomes):
+            break
+        in_vain.append(outcomes[0])
+    if len(in_vain) >= MOST_IN_VAIN:
+        raise NoProgress(
+            f"{NO_HOPE}: the last {len(in_vain)} starts went on from step {step} and did not complete another one; the last one: "
+            f"{in_vain[0]}. Mend that and start again; nothing was lost."
+        )
+
+
+def find(options: Options, site: Site, memory: NodeMemory | None) -> Found | None:
+    """The state to go on from, on every rank. A collective; raises as `agree`."""
+    world = site.world
+    passed_over = []
+
+    def tell(text: str) -> None:
+        passed_over.append(text)
+        site.tell(text)
+
+    tiers: Mapping[str, Catalogue] = {**({"memory": memory.store} if memory else {}), "disk": Catalogue(site.folder.path)}
+    paths = world.gather(memory.path if memory else None)
+    of_node = paths[world.rank - world.local_rank]
+    if memory is None and of_node is not None:
+        # Ranks of a node read what its first one keeps.
+        tiers = {"memory": Catalogue(of_node), **tiers}
+    found = agree(world, tiers, tell)
+    any_passed_over = any(world.gather(bool(passed_over)))
+    if found is None and any_passed_over:
+        site.console.warning(f"NO COMPLETE CHECKPOINT IS LEFT in {site.folder.path}: training starts at epoch 1")
+    elif found is None and options.resume:
+        site.console.warning(f"--resume: no complete checkpoint in {site.folder.checkpoints}; starting at epoch 1")
+    return found

@@ -1,0 +1,115 @@
+"""The newest state of a run in a node's memory: survives its processes, not the node."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Literal
+
+import torch
+
+from gai_yolo.errors import RunFolderBusy
+from gai_yolo.store.manifest import Manifest
+from gai_yolo.store.retention import Policy
+from gai_yolo.store.store import Store
+from gai_yolo.training.buffers import StateBuffer, open_state
+
+NEWEST_ONLY = Policy(keep_steps=0, keep_epochs=0)
+"""The newest complete one is always kept."""
+ASSUMED_BYTES_PER_SECOND = 300e6
+"""Of serialising, hashing and writing a state that was not measured yet."""
+
+
+class MemoryTier:
+    """Keeps the newest state, through the same store as on disks.
+
+    The training thread copies the state; a thread writes the copy, which is a few long calls that leave the interpreter to
+    others. With an interval in steps no step begins while more than that many steps would be lost.
+
+    Args:
+        store: in memory-backed storage, with the right to publish.
+        interval: in steps, or `auto`: at most `max_overhead` of the time.
+        expected_bytes: size of a state.
+        tell: is given sentences for people; from the training thread only.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        interval: int | Literal["auto"],
+        max_overhead: float,
+        expected_bytes: int,
+        tell: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.store, self.interval, self.max_overhead, self._tell, self._clock = store, interval, max_overhead, tell, clock
+        self._buffer = StateBuffer(expected_bytes, pinned=False)
+        self._thread = ThreadPoolExecutor(1, "memory-tier")
+        self._writing: Future[float] | None = None
+        self._step, self._saved_at = 0, clock()
+        self._cost = expected_bytes / ASSUMED_BYTES_PER_SECOND
+        self._stall = 0.0
+        self._is_failing, self._is_lost = False, False
+
+    def is_due(self, step: int) -> bool:
+        """Whether the state after `step` steps is to be saved; to be called before each step."""
+        if self._writing is not None and (self._writing.done() or (self.interval != "auto" and step > self._step + 1)):
+            self._end_writing()
+        if self._is_lost:
+            return False
+        if self.interval != "auto":
+            return step % self.interval == 0
+        return self._clock() - self._saved_at >= self._cost / self.max_overhead
+
+    def save(self, manifest: Manifest, content: Mapping[str, Any]) -> None:
+        """Copy a state and have it written; waits for the one before."""
+        self._end_writing()
+        if self._is_lost:
+            return
+        started = self._clock()
+        self._buffer.fill(dict(content))
+        while not self._buffer.ready():
+            time.sleep(0.001)
+        self._stall = self._clock() - started
+        self._step, self._saved_at = manifest.position.step, self._clock()
+        self._writing = self._thread.submit(self._write, manifest)
+
+    def save_now(self, manifest: Manifest, content: Mapping[str, Any]) -> None:
+        """Write a state in the calling thread, whichever that is; it is complete on return.
+
+        Raises:
+            OSError: there is no room.
+            RunFolderBusy: another job uses this node's memory for the run.
+        """
+        self.store.publish(manifest, lambda file: torch.save(dict(content), file))
+        self.store.prune(NEWEST_ONLY)
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        self._end_writing()
+        self._thread.shutdown()
+        self._buffer.close()
+
+    def _write(self, manifest: Manifest) -> float:
+        started = self._clock()
+        state = open_state(self._buffer.descriptor, self._buffer.content)
+        self.save_now(manifest, state)
+        return self._clock() - started
+
+    def _end_writing(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        try:
+            seconds = writing.result()
+        except RunFolderBusy as busy:
+            self._is_lost = True
+            self._tell(f"{busy} No state is kept in this node's memory any more.")
+        except OSError as error:
+            if not self._is_failing:
+                self._tell(f"{self.store.run}: the state cannot be kept in memory ({error.strerror or error}); training goes on")
+            self._is_failing = True
+        else:
+            self._is_failing = False
+            self._cost = (self._cost + self._stall + seconds) / 2

@@ -1,0 +1,138 @@
+"""Everything that saves the state on this rank: on the disk (rank 0), in memory (the first rank of each node)."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from gai_yolo.errors import RunFolderBusy
+from gai_yolo.store.manifest import Kind, Manifest
+from gai_yolo.training.memory import MemoryTier
+from gai_yolo.training.snapshots import Snapshots, make_manifest
+from gai_yolo.training.state import TrainingState
+
+LOCK_PATIENCE = 2.0
+"""Seconds to wait for the training thread to come to a whole step's state."""
+
+
+class Saver:
+    """Asks and feeds the tiers of this rank; most ranks have none.
+
+    Args:
+        identity: what is saved beside the state to recognise the run.
+        fingerprint: of the configuration.
+        boundary: the state after the last completed step, from any thread, with `state.changing` held.
+    """
+
+    def __init__(
+        self,
+        state: TrainingState,
+        boundary: Callable[[], dict[str, Any]],
+        identity: dict[str, Any],
+        fingerprint: str,
+        durable: Snapshots | None,
+        memory: MemoryTier | None,
+    ) -> None:
+        self.state, self.boundary, self.identity, self.fingerprint = state, boundary, identity, fingerprint
+        self.durable, self.memory = durable, memory
+        self._durable_is_due = False
+        self.stall = 0.0
+        """Seconds that the training loop has stood still for saving."""
+
+    def is_due(self, step: int, at_once: bool = False) -> bool:
+        """Whether the state after `step` steps is to be saved. Asked before the last of them, so that all ranks can be told to compare
+        their states first, and to save at the same step.
+
+        Args:
+            at_once: also if no interval is over.
+        """
+        with self._stalling():
+            self._durable_is_due = self.durable is not None and (self.durable.is_due(step) or at_once)
+            in_memory = self.memory is not None and self.memory.is_due(step)
+        return self._durable_is_due or in_memory or at_once
+
+    def after_step(self, agreed: bool) -> None:
+        """To be called after each optimizer step; `agreed` if it was due on any rank. Nothing is saved while steps go bad: the run may
+        have to go back."""
+        if not agreed or self.state.bad_in_row:
+            return
+        with self._stalling():
+            if self.memory is not None:
+                self.memory.save(self._manifest("step"), self._whole())
+            if self._durable_is_due and self.durable is not None:
+                self.durable.save_step(self.state)
+
+    def after_epoch(self) -> None:
+        """To be called when an epoch is complete, its evaluation included."""
+        with self._stalling():
+            if self.memory is not None:
+                self.memory.save(self._manifest("epoch"), self._whole())
+            if self.durable is not None:
+                self.durable.after_epoch(self.state)
+
+    def finish(self) -> None:
+        """To be called after the last epoch: everything is on the disk on return; raises as `Snapshots.finish`."""
+        if self.durable is not None:
+            self.durable.finish()
+
+    def save_now(self) -> list[str]:
+        """Save the last completed step's state on all tiers of this rank, without another process, without any collective, from any
+        thread, in the middle of a step too.
+
+        Returns:
+            What failed, for people.
+        """
+        if not self.state.changing.acquire(timeout=LOCK_PATIENCE):
+            return ["the state is just changing and cannot be saved"]
+        failures = []
+        try:
+            with _own_stream():
+                content = {**self.boundary(), **self.identity}
+                for save in self._direct():
+                    try:
+                        save(self._manifest("step"), content)
+                    except (OSError, RuntimeError, RunFolderBusy) as error:
+                        # torch's archive writer has its own words for a disk that refuses.
+                        failures.append(str(error))
+        finally:
+            self.state.changing.release()
+        return failures
+
+    def close(self, patience: float) -> None:
+        """To be called whatever happened; waits at most so many seconds for what is on its way to the disk."""
+        if self.memory is not None:
+            self.memory.close()
+        if self.durable is not None:
+            self.durable.close(patience)
+
+    @property
+    def summary(self) -> str:
+        """For people, at the end."""
+        written = f"{self.durable.summary}, " if self.durable else ""
+        return f"{written}training stood still for saving for {self.stall:.2f} s"
+
+    def _direct(self) -> list[Callable[[Manifest, dict[str, Any]], object]]:
+        return [tier.save_now for tier in (self.memory, self.durable) if tier is not None]
+
+    def _whole(self) -> dict[str, Any]:
+        return {**self.state.capture(), **self.identity}
+
+    def _manifest(self, kind: Kind) -> Manifest:
+        return make_manifest(kind, self.state, self.fingerprint)
+
+    @contextlib.contextmanager
+    def _stalling(self) -> Any:
+        started = time.monotonic()
+        yield
+        self.stall += time.monotonic() - started
+
+
+def _own_stream() -> contextlib.AbstractContextManager[object]:
+    """On a GPU, a queue of its own: the training thread's may wait for a peer for ever."""
+    if not torch.cuda.is_available():
+        return contextlib.nullcontext()
+    return torch.cuda.stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]

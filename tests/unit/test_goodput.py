@@ -1,0 +1,290 @@
+"""Recording where the time goes: one process, one file, any death."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gai_yolo.elastic.goodput import STEP_PATIENCE, Identity, Recorder, process_started
+from gai_yolo.elastic.record_file import BEAT, RecordFile
+from gai_yolo.elastic.records import BLOCK, Phase, high_water, keep_records, next_number, pack, parse_records, read_records
+from tests.harness import REPOSITORY
+from tests.starts import EPOCH, Node
+
+
+def run(script: str, *arguments: object) -> subprocess.Popen[str]:
+    """Another process of this program, whose output is read."""
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+
+
+def test_every_second_is_in_one_phase() -> None:
+    """Loss: seconds that are counted twice, or in no phase, make every share wrong."""
+    node = Node(0.0)
+    node.load(10, known=12)
+    node.spend(Phase.DATA, 0.5)
+    node.spend(Phase.STEP, 1.0)
+    with node.recorder.during(Phase.SNAPSHOT):
+        node.clock.now += 0.25
+    node.clock.now += 2.0
+    node.recorder.step_done(11, 1)
+    node.steps(12, 14, 4.0)
+    node.spend(Phase.EVALUATION, 8.0)
+    node.spend(Phase.STEP, 0.75)
+    (record,) = parse_records([node.end()])
+    assert record.seconds == {"import": 2.0, "rendezvous": 1.0, "load": 1.0, "data": 0.5, "snapshot": 0.25, "evaluation": 8.0}
+    assert (record.replayed_steps, record.replayed_seconds) == (2, 7.0)
+    assert (record.useful_steps, record.useful_seconds) == (2, 8.0)
+    assert (record.pending_seconds, record.stretch, record.phase) == (0.75, 0.75, "step")
+    assert record.end == node.clock.now and record.beat == node.clock.now
+
+
+def test_an_exception_ends_a_phase_within_a_phase() -> None:
+    """Loss: after a snapshot that failed the rest of the run is called a snapshot stall."""
+    node = Node(0.0)
+    node.spend(Phase.STEP, 1.0)
+    with pytest.raises(RuntimeError), node.recorder.during(Phase.SNAPSHOT):
+        raise RuntimeError
+    assert node.record()["phase"] == "step"
+
+
+def test_imports_are_counted_from_the_start_of_the_process() -> None:
+    """Loss: the import of torch, most of a fast restart, is in no account."""
+    began = time.time()
+    with run("import time; time.sleep(0.3); from gai_yolo.elastic.goodput import process_started; print(process_started())") as process:
+        text = process.communicate()[0]
+    assert began - 0.05 < float(text) < began + 0.2
+    recorder = Recorder(time.time() - 5.0)
+    recorder.enter(Phase.LOAD)
+    assert 5.0 <= recorder.record()["seconds"]["import"] < 5.5
+    assert process_started() < time.time()
+
+
+def test_a_clock_that_is_set_shifts_no_second() -> None:
+    """Loss: a machine that learns the time during training accounts for an hour of it too much."""
+    wall, inner = [EPOCH], [7.0]
+    recorder = Recorder(EPOCH, lambda: inner[0], lambda: wall[0])
+    inner[0], wall[0] = 10.0, EPOCH + 3603
+    (record,) = parse_records([recorder.record()])
+    assert (record.elapsed, record.end, record.beat) == (3.0, EPOCH + 3.0, EPOCH + 3603)
+
+
+def test_steps_done_again_without_a_new_start_are_replays() -> None:
+    """Loss: a run that went back to a good snapshot counts the same steps twice."""
+    node = Node(0.0)
+    node.load(0)
+    node.steps(1, 5)
+    node.steps(3, 6)
+    (record,) = parse_records([node.end()])
+    assert (record.useful_steps, record.replayed_steps, record.step, record.highest) == (6, 3, 6, 6)
+
+
+def test_the_pace_is_the_recent_one_without_evaluations() -> None:
+    """Loss: an ETA from the first, slow steps."""
+    node = Node(0.0)
+    node.load(0)
+    node.steps(1, 1, 30.0)
+    assert node.record()["pace"] is None
+    node.steps(2, 11, 2.0)
+    node.spend(Phase.EVALUATION, 100.0)
+    node.steps(12, 12, 2.0)
+    assert node.record()["pace"] == 2.0
+    node.steps(13, 100, 0.5)
+    assert node.record()["pace"] == 0.5
+
+
+def test_the_first_word_about_the_end_stands() -> None:
+    """Loss: every cause is hidden behind what it led to."""
+    node = Node(0.0)
+    node.spend(Phase.STEP, 3.0)
+    node.recorder.ended("notice: SIGTERM")
+    node.spend(Phase.CLOSING, 2.0)
+    record = node.end("peer lost")
+    assert (record["outcome"], record["ended"]) == ("notice: SIGTERM", EPOCH + 3.0)
+    assert record["seconds"]["closing"] == 2.0
+
+
+KILLED_IN_A_STEP = """
+import sys, time
+from pathlib import Path
+from gai_yolo.elastic.goodput import *
+from gai_yolo.elastic.records import Phase
+recorder = Recorder(process_started())
+recorder.open(Path(sys.argv[1]), Identity(3, "nonce", "node/1", 0, 2), print)
+recorder.started_from(40, 1, "memory")
+recorder.enter(Phase.STEP)
+recorder.step_done(41, 1)
+recorder.step_done(42, 1)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_after_kill_9_the_last_step_and_the_time_of_death_are_known(tmp_path: Path) -> None:
+    """Loss: what a death costs is a guess."""
+    with run(KILLED_IN_A_STEP, tmp_path) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        time.sleep(1.5 * BEAT)
+        process.send_signal(signal.SIGKILL)
+        died = time.time()
+    (path,) = tmp_path.iterdir()
+    assert path.name.startswith("000003-nonce-node_1-") and path.stat().st_size == BLOCK
+    (record,) = parse_records(read_records(tmp_path)[0])
+    assert (record.origin, record.step, record.useful_steps, record.outcome) == (40, 42, 2, None)
+    assert died - BEAT - 0.5 < record.end <= died + 0.1
+    assert record.pending_seconds > 0.3 * BEAT
+
+
+DISK_FILLS = """
+import resource, sys, time
+from pathlib import Path
+from gai_yolo.elastic.goodput import *
+from gai_yolo.elastic.records import Phase
+told = []
+recorder = Recorder(process_started())
+recorder.open(Path(sys.argv[1]), Identity(1, "s", "a", 0, 1), told.append)
+recorder.enter(Phase.STEP)
+recorder.step_done(1, 1)
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+recorder.step_done(2, 1)
+recorder.step_done(3, 1)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+recorder.step_done(4, 1)
+recorder.close()
+print(len(told), told)
+"""
+
+
+def test_a_disk_that_refuses_is_told_once_and_made_up_for(tmp_path: Path) -> None:
+    """Loss: a full disk ends a training because of its stop-watch, or fills the log."""
+    with run(DISK_FILLS, tmp_path) as process:
+        text = process.communicate()[0]
+    assert process.returncode == 0
+    assert text.startswith("1 ") and "cannot be written (File too large); the account of the time may miss this start" in text
+    assert read_records(tmp_path)[0][0]["useful_steps"] == 4
+
+
+def test_a_folder_that_cannot_be_made_is_told_once(tmp_path: Path) -> None:
+    """Loss: a file in the way ends a training."""
+    (tmp_path / "goodput").write_text("")
+    node = Node(0.0, folder=tmp_path / "goodput")
+    node.load(0)
+    node.steps(1, 3)
+    assert node.end()["useful_steps"] == 3
+    assert len(node.told) == 1 and node.told[0].startswith(f"{tmp_path}/goodput/000001-s1-a-")
+
+
+@pytest.fixture
+def hanging_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Makes paths whose opening hangs: named pipes that nobody reads; read at the end, so that nothing hangs on."""
+    pipes = []
+
+    def make(name: str) -> Path:
+        path = tmp_path / name
+        os.mkfifo(path)
+        pipes.append(path)
+        return path
+
+    yield make
+    for path in pipes:
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+
+
+def test_a_disk_that_hangs_holds_up_one_step_and_for_a_moment_only(hanging_disk: Callable[[str], Path]) -> None:
+    """Loss: training stands still because a network file system does."""
+    recorder = Recorder(time.time())
+    (blank,) = parse_records([recorder.record()])
+    path = hanging_disk(replace(blank, number=1, start="s", node="a").name)
+    threading.Timer(0.0, recorder.open, (path.parent, Identity(1, "s", "a", 0, 1), print)).start()
+    time.sleep(0.3)
+    recorder.enter(Phase.STEP)
+    took = []
+    for step in range(1, 21):
+        started = time.monotonic()
+        recorder.step_done(step, 1)
+        took.append(time.monotonic() - started)
+    assert STEP_PATIENCE <= took[0] < STEP_PATIENCE + 0.5
+    assert sum(took[1:]) < 0.1
+    assert recorder.record()["useful_steps"] == 20
+
+
+def test_a_file_that_nobody_asks_for_is_brought_up_to_date_each_second(tmp_path: Path) -> None:
+    """Loss: a long evaluation looks like a death."""
+    calls: list[float] = []
+
+    def content() -> dict[str, float]:
+        calls.append(time.monotonic())
+        return {"number": len(calls)}
+
+    file = RecordFile(tmp_path / "one.json", content, print)
+    assert file.update(1.0) and len(calls) == 1
+    time.sleep(2.4 * BEAT)
+    file.close(1.0)
+    assert len(calls) == 4
+    assert read_records(tmp_path)[0] == [{"number": 4}]
+
+
+def test_a_record_that_shrinks_leaves_no_old_end(tmp_path: Path) -> None:
+    """Loss: a file that was longer before is no JSON any more."""
+    texts = iter(["x" * 3 * BLOCK, "y", "z"])
+    file = RecordFile(tmp_path / "one.json", lambda: {"text": next(texts)}, print)
+    file.update(1.0)
+    file.update(1.0)
+    file.close(1.0)
+    assert read_records(tmp_path) == ([{"text": "z"}], [])
+    assert (tmp_path / "one.json").stat().st_size == 4 * BLOCK
+
+
+def test_torn_and_foreign_files_cost_a_record_and_not_the_account(tmp_path: Path) -> None:
+    """Loss: after a power cut nobody can say what the run has cost."""
+    whole = pack(Node(0.0).end())
+    other = pack(Node(5.0, number=2).end())
+    for name, data in {
+        "1.json": whole,
+        "cut.json": whole[:200],
+        "zeros.json": bytes(BLOCK),
+        "mixed.json": whole[:60] + other[60:],
+        "list.json": b"[1]",
+        "text.json": b"\xff\xfe",
+    }.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "empty.json").touch()
+    records, damaged = read_records(tmp_path)
+    assert [record["number"] for record in records] == [1]
+    assert {path.name for path in damaged} == {"cut.json", "zeros.json", "mixed.json", "list.json", "text.json"}
+    assert read_records(tmp_path / "absent") == ([], [])
+    assert len(parse_records([*records, {"format": 2, "began": 1.0}, {}])) == 1
+
+
+def test_nodes_without_common_storage_keep_each_others_records(tmp_path: Path) -> None:
+    """Loss: what was done on a node that is gone is in no account."""
+    told: list[str] = []
+    ours, theirs = Node(0.0, node="a", folder=tmp_path / "a"), Node(0.0, node="b", folder=tmp_path / "b")
+    for node in (ours, theirs):
+        node.load(0)
+        node.steps(1, 5)
+    early = theirs.record()
+    theirs.steps(6, 7)
+    ours.end("peer lost")
+    theirs.end()
+    keep_records(tmp_path / "a", [early], told.append)
+    gathered = [record for name in "ab" for record in read_records(tmp_path / name)[0]]
+    for _ in range(2):
+        keep_records(tmp_path / "a", gathered, told.append)
+        assert sorted((one["node"], one["highest"]) for one in read_records(tmp_path / "a")[0]) == [("a", 5), ("b", 7)]
+    keep_records(tmp_path / "a", [early], told.append)
+    assert (high_water(read_records(tmp_path / "a")[0]), next_number(gathered)) == (7, 2)
+    assert (high_water([]), next_number([])) == (0, 1)
+    (tmp_path / "file").touch()
+    assert told == []
+    keep_records(tmp_path / "file", gathered, told.append)
+    assert len(told) == 1 and "cannot be kept here" in told[0]
