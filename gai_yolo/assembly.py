@@ -149,16 +149,20 @@ def make_images(config: Config, index: Index, console: Silent) -> ImageSource:
 def make_reporter(config: Config, val_index: Index, state: TrainingState, site: Site) -> Reporter:
     """Everything that tells people about the run, set back to the state's position."""
     resolved = yaml.safe_dump(config.dump(), sort_keys=False)
-    tensorboard = None
     if site.world.is_first:
         try:
             site.folder.store.publish_text(site.folder.config, resolved)
         except OSError as error:
             site.console.warning(f"{site.folder.config}: cannot be written ({error.strerror}); training goes on")
-        if config.reporting.tensorboard:
-            tensorboard = TensorBoard(site.folder.tensorboard, state.step, site.console.warning)
-            tensorboard.config_text(state.step + 1, resolved)
-    return Reporter(site.folder, config.reporting, val_index, site.world.rank, site.console, tensorboard)
+    step = state.step
+
+    def open_tensorboard() -> TensorBoard:
+        tensorboard = TensorBoard(site.folder.tensorboard, step, site.console.warning)
+        tensorboard.config_text(step + 1, resolved)
+        return tensorboard
+
+    opener = open_tensorboard if site.world.is_first and config.reporting.tensorboard else None
+    return Reporter(site.folder, config.reporting, val_index, site.world.rank, site.console, opener)
 
 
 def announce(config: Config, indexes: tuple[Index, Index], recipe: Recipe, site: Site) -> None:

@@ -12,7 +12,7 @@ from gai_yolo.assembly import announce, assemble, make_plan, make_state
 from gai_yolo.config import Config
 from gai_yolo.data.index import Index
 from gai_yolo.data.sources import load_indexes
-from gai_yolo.elastic import outcome
+from gai_yolo.elastic import outcome, quick_torch
 from gai_yolo.elastic.goodput import Recorder, process_started
 from gai_yolo.elastic.metadata import CloudWatch
 from gai_yolo.elastic.notices import Notices
@@ -22,7 +22,6 @@ from gai_yolo.elastic.watchdog import Watchdog
 from gai_yolo.errors import RESTART, ConfigError, Departure, Refusal, Stop
 from gai_yolo.reporting.console import Console, Silent
 from gai_yolo.reporting.reporter import rewind_ledger, write_metrics
-from gai_yolo.reporting.serve import serve_tensorboard
 from gai_yolo.start import Options, check_progress, find, open_record, open_run, read_accounts
 from gai_yolo.store.node_memory import NodeMemory
 from gai_yolo.store.run_folder import RunFolder
@@ -49,6 +48,7 @@ def run_job(config: Config, options: Options) -> None:
         Departure: this process ends before the training does.
     """
     outcome.clear()
+    quick_torch.install()
     recorder = Recorder(process_started())
     console = Silent()
     if os.environ.get("RANK", "0") == "0":
@@ -119,6 +119,8 @@ def run_at(config: Config, options: Options, site: Site) -> None:
     try:
         site.world.from_first(site.folder.lock)
         if options.tensorboard and site.world.is_first:
+            from gai_yolo.reporting.serve import serve_tensorboard
+
             site.console.info(f"TensorBoard: {serve_tensorboard(site.folder.path.parent)}")
         run_in(config, options, site)
     except Stop:

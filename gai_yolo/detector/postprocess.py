@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 MAX_CANDIDATES = 30_000
 """Boxes of one image that enter non-maximum suppression, the highest scores first: bounds time and memory."""
@@ -34,6 +33,9 @@ def select_detections(
         boxes: (B, A, 4) xyxy; probabilities: (B, A, classes).
         confidence: scores at or below it are dropped; iou: boxes of one class that overlap more than this are one object.
     """
+    # Takes seconds to import, which a job that has just been started again does not have before its first step.
+    from torchvision.ops import batched_nms
+
     results = []
     for image_boxes, image_probabilities in zip(boxes, probabilities, strict=True):
         point, label = (image_probabilities > confidence).nonzero(as_tuple=True)

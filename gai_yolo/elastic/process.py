@@ -48,7 +48,7 @@ def fix_arithmetic() -> None:
     """Let PyTorch take kernels whose results depend on nothing but their inputs, the same on every rank and in every run; to
     be called before the first computation. An operation that has no such kernel raises a RuntimeError that names it."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # as torch.use_deterministic_algorithms does, which also imports the compiler
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, and only hides bugs
     torch.backends.cudnn.benchmark = False  # a choice by stop-watch is another one each time
     torch.backends.cudnn.deterministic = True

@@ -7,6 +7,7 @@ for warnings of what only that rank has seen.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -33,21 +34,32 @@ class Reporter:
 
     Args:
         console: the terminal on rank 0, `Silent` elsewhere.
-        tensorboard: on rank 0 if configured, else None.
+        open_tensorboard: on rank 0 if configured, else None. Called after the first step, because it loads much that no step needs.
         index: the validation split, for names and pictures.
     """
 
     def __init__(
-        self, folder: RunFolder, config: ReportingConfig, index: Index, rank: int, console: Silent, tensorboard: TensorBoard | None
+        self,
+        folder: RunFolder,
+        config: ReportingConfig,
+        index: Index,
+        rank: int,
+        console: Silent,
+        open_tensorboard: Callable[[], TensorBoard] | None,
     ) -> None:
         self.folder, self.config, self.index, self.rank = folder, config, index, rank
-        self.console, self.tensorboard = console, tensorboard
+        self.console, self._open_tensorboard = console, open_tensorboard
         self._unreadable: set[int] = set()
         self._measured = 0
         self._ledger = folder.ledger / f"rank_{rank}.jsonl" if config.ledger else None
         if config.ledger:
             with contextlib.suppress(OSError):  # told when it is written to
                 folder.ledger.mkdir(parents=True, exist_ok=True)
+
+    @functools.cached_property
+    def tensorboard(self) -> TensorBoard | None:
+        """Opened when it is first needed."""
+        return self._open_tensorboard() if self._open_tensorboard else None
 
     def start_epoch(self, epoch: int, steps: int, done: int = 0) -> None:
         """An epoch of `steps` steps begins, or goes on after `done` of them."""
@@ -124,7 +136,7 @@ class Reporter:
 
     def close(self) -> None:
         """Write what is left; to be called whatever happened."""
-        if self.tensorboard:
+        if "tensorboard" in vars(self) and self.tensorboard:
             self.tensorboard.close()
 
     def _draw(self, step: int, detections: Sequence[ImageDetections]) -> None:
