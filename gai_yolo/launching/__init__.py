@@ -1,0 +1,21 @@
+"""`gai-yolo launch`: keeps torchrun, and so the job, going on this node. Run on every node alike.
+
+    launch.py       the loop: start the agent, wait, judge its end, start it again
+    ends.py         what an end means and what follows from it; exit codes
+    arguments.py    the command line, refused in sentences before anything starts
+    command.py      the agent's command line and environment
+    meeting.py      where the nodes meet: which file or endpoint this node's agent goes by
+    attachment.py   which of several endpoints, as pure decisions
+    board.py        notes that nodes leave for each other, in a file that all of them share
+    served.py       the same over TCP
+    run_name.py     which run of a job this is
+    processes.py    children that neither outlive this process nor are left behind by the agent
+    agent.py        the child: torchrun without tracebacks          -- loads torch, as do the next two
+    elastic.py      what that runs
+    handler.py      torchrun's rendezvous, on a board
+
+torchrun's own stores are not used. A FileStore whose last record was cut short, by a kill in mid-write or by a full disk, makes every
+process that opens it spin for ever, without Python's signal handlers; it grows by 1 KB/s. A TCPStore's client waits without limit for
+a server that does not answer. Both were measured with PyTorch 2.15. And torchrun closes its rendezvous, for all nodes and for ever,
+when one node's agent fails.
+"""

@@ -1,0 +1,26 @@
+"""The launcher's child: torchrun's agent. `python -m gai_yolo.launching.agent ARGUMENTS OF TORCHRUN`, started by `launch.py` only.
+
+Ends with a code of `ends.py`: what torchrun would raise is said in one line.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from gai_yolo.launching.command import LAUNCHER_VARIABLE
+from gai_yolo.launching.processes import die_with_parent
+
+
+def main() -> int:
+    """Run torchrun, bound to the launcher's life."""
+    # SIGTERM ends the workers, too, in order. Before torch is there it ends this process at once, which has none yet.
+    die_with_parent(int(os.environ[LAUNCHER_VARIABLE]), signal.SIGTERM)
+    from gai_yolo.launching.elastic import run  # takes seconds
+
+    return run(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""What the launcher's child is started with."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+
+from gai_yolo.launching.arguments import Settings
+from gai_yolo.launching.ends import OUTCOME_VARIABLE
+
+LAUNCHER_VARIABLE = "GAI_YOLO_LAUNCHER"
+"""Environment variable: process id of the launcher."""
+JOB_VARIABLE = "GAI_YOLO_JOB"
+"""Environment variable: the job's id on the board."""
+BACKEND = "gai-yolo"
+"""Name of our rendezvous among torchrun's."""
+MONITOR_SECONDS = 0.1
+"""torchrun looks after its workers so often."""
+
+
+def agent_command(settings: Settings, address: str, run: str, local_address: str | None) -> list[str]:
+    """The agent's command line.
+
+    Args:
+        address: of the board: a file, or host:port.
+        run: name of the run, for torchrun the job's id.
+        local_address: under which the other nodes reach this one; None: its host name.
+    """
+    store = "file" if "/" in address else "tcp"
+    conf = {"store_type": store, **settings.rendezvous_settings}
+    return [
+        sys.executable,
+        "-m",
+        "gai_yolo.launching.agent",
+        f"--nnodes={settings.min_nodes}:{settings.max_nodes}",
+        f"--nproc-per-node={settings.processes}",
+        f"--rdzv-backend={BACKEND}",
+        f"--rdzv-endpoint={address}",
+        f"--rdzv-id={run}",
+        f"--rdzv-conf={','.join(f'{key}={value}' for key, value in conf.items())}",
+        f"--max-restarts={settings.max_restarts}",
+        f"--monitor-interval={MONITOR_SECONDS}",
+        # The agent has its own handlers, from its first moment on. This one must name a signal.
+        "--signals-to-handle=SIGQUIT",
+        *([f"--local-addr={local_address}"] if local_address else []),
+        *(["--module"] if settings.module else []),
+        settings.script,
+        *settings.script_arguments,
+    ]
+
+
+def agent_environment(inherited: Mapping[str, str], job: str, outcome: str, launcher: int) -> dict[str, str]:
+    """The agent's environment, which its workers inherit."""
+    # torchrun takes PET_* for defaults of its arguments: a cluster's operator may have set what is not meant for this agent.
+    kept = {key: value for key, value in inherited.items() if not key.startswith("PET_")}
+    return {
+        **kept,
+        # Without it a node that joins waits for ever, and no restart succeeds after the loss of rank 0's node.
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        OUTCOME_VARIABLE: outcome,
+        LAUNCHER_VARIABLE: str(launcher),
+        JOB_VARIABLE: job,
+    }
+
+
+def available_cores() -> int:
+    """Cores this process may use: containers and Slurm often give fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def threads_each(cores: int, processes: int) -> int:
+    """Threads of each of a machine's processes."""
+    return max(1, cores // processes)

@@ -1,0 +1,229 @@
+"""Where the nodes of a job meet, as the launcher of one of them sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from gai_yolo.launching.attachment import Attachment, Look, Target
+from gai_yolo.launching.board import Board, FileBoard
+from gai_yolo.launching.run_name import claim_run
+from gai_yolo.launching.served import BoardServer, Endpoint, RemoteBoard
+
+LOOK_EVERY = 1.0
+"""Seconds."""
+ANSWER_WITHIN = 2.0
+"""Seconds; an endpoint that takes longer has not answered."""
+LINGER = 60.0
+"""Seconds that a host waits, after the job's success, for the others to hear of it."""
+
+
+class Meeting(Protocol):
+    """A file, or endpoints."""
+
+    def target(self) -> Target | None:
+        """Where this node's agent is to go now; None: nowhere. To be asked often."""
+
+    def address(self, target: Target) -> str:
+        """What the agent is told."""
+
+    def local_address(self, target: Target) -> str | None:
+        """Under which name the other nodes reach this one; None: its host name."""
+
+    def board(self, target: Target) -> Board:
+        """The board there.
+
+        Raises:
+            OSError: it cannot be reached.
+        """
+
+    def remember(self, run: str) -> None:
+        """The run that this launcher is in."""
+
+    def close(self, done: bool, go_on: Callable[[], bool]) -> None:
+        """Leave. After the job's success (`done`) a host waits for the others while `go_on` says so."""
+
+
+class FileMeeting:
+    """All nodes share a file."""
+
+    def __init__(self, path: Path, local_address: str | None) -> None:
+        self._path, self._local_address = path, local_address
+
+    def target(self) -> Target | None:
+        """See `Meeting`."""
+        return Target(0, 0, answers=True)
+
+    def address(self, target: Target) -> str:
+        """See `Meeting`."""
+        del target
+        return str(self._path.resolve())
+
+    def local_address(self, target: Target) -> str | None:
+        """See `Meeting`."""
+        del target
+        return self._local_address
+
+    def board(self, target: Target) -> Board:
+        """See `Meeting`."""
+        del target
+        return FileBoard(self._path)
+
+    def remember(self, run: str) -> None:
+        """The file remembers."""
+
+    def close(self, done: bool, go_on: Callable[[], bool]) -> None:
+        """Nothing to give back."""
+
+
+class EndpointMeeting:
+    """One board or more, each served by the launcher on its host.
+
+    The boards are served and looked at by threads of this process: an agent that imports torch, hangs or is killed has nothing to
+    do with them, and they end when the launcher does, as when the node is lost.
+
+    Args:
+        host_name: the name of this machine among the endpoints, and for the other nodes; None: found out.
+        patience: see `Attachment`.
+        say: tells people.
+    """
+
+    def __init__(self, endpoints: Sequence[Endpoint], job: str, host_name: str | None, patience: float, say: Callable[[str], None]) -> None:
+        self._endpoints, self._job, self._host_name, self._say = endpoints, job, host_name, say
+        self._own = [index for index, endpoint in enumerate(endpoints) if is_here(endpoint.host, host_name)]
+        self._servers: dict[int, BoardServer] = {}
+        self._attachment = Attachment(patience, time.monotonic())
+        self._target: Target | None = None
+        self._next_look = 0.0
+        self._told_of: set[int] = set()
+        self._serve()
+        me = secrets.token_hex(8)
+        self._watchers = [_Watcher(endpoint, job, me) for endpoint in endpoints]
+        for watcher in self._watchers:
+            watcher.start()
+
+    def target(self) -> Target | None:
+        """See `Meeting`."""
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + LOOK_EVERY
+            self._serve()
+            before = self._target
+            self._target = self._attachment.update([watcher.look for watcher in self._watchers], now)
+            for index, watcher in enumerate(self._watchers):
+                watcher.attached = self._target is not None and self._target.index == index
+            if self._target is not None and (before is None or before.number != self._target.number):
+                self._say(f"meeting at {self._endpoints[self._target.index]}")
+            elif before is not None and self._target is None:
+                self._say(f"{self._endpoints[before.index]} does not answer any more")
+        return self._target
+
+    def address(self, target: Target) -> str:
+        """See `Meeting`."""
+        return str(self._endpoints[target.index])
+
+    def local_address(self, target: Target) -> str | None:
+        """See `Meeting`: the name by which an endpoint calls this machine, or the address from which it reaches the endpoint."""
+        if self._host_name is not None:
+            return self._host_name
+        if self._own:
+            return self._endpoints[target.index if target.index in self._own else self._own[0]].host
+        return address_towards(self._endpoints[target.index])
+
+    def board(self, target: Target) -> Board:
+        """See `Meeting`."""
+        return RemoteBoard(self._endpoints[target.index], ANSWER_WITHIN)
+
+    def remember(self, run: str) -> None:
+        """See `Meeting`: a board that starts anew is told."""
+        for watcher in self._watchers:
+            watcher.run_name = run
+
+    def close(self, done: bool, go_on: Callable[[], bool]) -> None:
+        """See `Meeting`."""
+        for watcher in self._watchers:
+            watcher.attached = False
+            watcher.stopped.set()
+        for watcher in self._watchers:
+            watcher.join(ANSWER_WITHIN)
+        deadline = time.monotonic() + LINGER
+        while done and time.monotonic() < deadline and go_on() and any(s.launchers(self._job) for s in self._servers.values()):
+            time.sleep(0.1)
+        for server in self._servers.values():
+            server.close()
+
+    def _serve(self) -> None:
+        for index in self._own:
+            if index in self._servers:
+                continue
+            try:
+                self._servers[index] = BoardServer(self._endpoints[index])
+            except OSError as error:
+                if index not in self._told_of:
+                    what = "another process listens there" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
+                    self._say(f"{self._endpoints[index]} cannot be served from here ({what}); trying again as long as the job runs")
+                    self._told_of.add(index)
+
+
+class _Watcher(threading.Thread):
+    """Looks at one endpoint, and is counted there while this launcher goes by it."""
+
+    def __init__(self, endpoint: Endpoint, job: str, me: str) -> None:
+        super().__init__(name=f"watcher {endpoint}", daemon=True)
+        self._endpoint, self._job, self._me = endpoint, job, me
+        self.look: Look | None = None
+        self.attached = False
+        self.run_name: str | None = None
+        self.stopped = threading.Event()
+
+    def run(self) -> None:
+        board: RemoteBoard | None = None
+        failures = 0
+        while not self.stopped.is_set():
+            try:
+                if board is None:
+                    board = RemoteBoard(self._endpoint, ANSWER_WITHIN)
+                if self.attached and self.run_name is not None:
+                    claim_run(board, self._job, self.run_name)
+                launchers = board.launchers(self._job, self._me, self.attached)
+                failures = 0
+                self.look = Look(launchers, 0)
+            except (OSError, ValueError):  # ValueError: what answers there is no board
+                board = None
+                failures += 1
+                self.look = Look(0, failures)
+            self.stopped.wait(LOOK_EVERY / 2)
+        if board is not None:
+            with contextlib.suppress(OSError, ValueError):
+                board.launchers(self._job, self._me, attached=False)
+            board.close()
+
+
+def is_here(host: str, host_name: str | None) -> bool:
+    """Whether a host's name or address is this machine's. If the machine was told its name, that alone counts."""
+    if host_name is not None:
+        return host == host_name
+    with contextlib.suppress(OSError):
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):
+            with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as probe:
+                probe.bind(address)  # an address of another machine cannot be bound to
+                return True
+    return False
+
+
+def address_towards(endpoint: Endpoint) -> str | None:
+    """The address of this machine that packets to an endpoint leave from; None: there is no way."""
+    with contextlib.suppress(OSError):
+        for family, kind, protocol, _, address in socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_DGRAM):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.connect(address)  # sends nothing
+                found: str = probe.getsockname()[0]
+                return found
+    return None

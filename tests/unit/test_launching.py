@@ -1,0 +1,550 @@
+"""`gai-yolo launch`: its command line, its decisions, and what the nodes leave for each other. Starts no process."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousParameters
+
+from gai_yolo.cli import main
+from gai_yolo.elastic import outcome as worker_outcome
+from gai_yolo.launching.arguments import RENDEZVOUS, LaunchError, Settings, add_arguments, settings_from
+from gai_yolo.launching.attachment import LOST_AFTER, OUTVOTED_AFTER, Attachment, Look, Target
+from gai_yolo.launching.board import Board, FileBoard, Notes
+from gai_yolo.launching.command import BACKEND, agent_command, agent_environment, threads_each
+from gai_yolo.launching.ends import (
+    CLOSED,
+    FAILED,
+    IN_VAIN,
+    MOST_IN_VAIN,
+    OUTCOME_VARIABLE,
+    RENDEZVOUS_LOST,
+    TERMINATED,
+    End,
+    History,
+    Outcome,
+    Starts,
+    backoff,
+    read_outcome,
+    write_outcome,
+)
+from gai_yolo.launching.handler import BoardLost, BoardRendezvous, BoardStore, StopStarting, make_rendezvous
+from gai_yolo.launching.meeting import is_here
+from gai_yolo.launching.run_name import JobDone, agree_on_run, claim_run, close_run, numbered, random_name
+from gai_yolo.launching.served import LIVE_SECONDS, BoardServer, Endpoint, RemoteBoard
+
+BY_SIGTERM = -signal.SIGTERM
+BY_SIGKILL = -signal.SIGKILL
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a script, a module, somebody's file and a run folder for the rendezvous."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").touch()
+    (tmp_path / "package").mkdir()
+    (tmp_path / "notes.txt").write_text("dear diary")
+    return tmp_path
+
+
+def settings(*words: str) -> Settings:
+    """A command line, understood."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser.add_subparsers().add_parser("launch"))
+    return settings_from(parser.parse_args(["launch", *words]))
+
+
+@pytest.mark.usefixtures("folder")
+def test_command_line_is_understood_with_and_without_the_dashes() -> None:
+    """Options of the script that the launcher takes for its own."""
+    for dashes in ([], ["--"]):
+        found = settings("--nodes", "1:4", "--rendezvous", "a:1,[::1]:2", *dashes, "train.py", "--nodes", "7", "-m")
+        assert (found.min_nodes, found.max_nodes) == (1, 4)
+        assert found.rendezvous == (Endpoint("a", 1), Endpoint("::1", 2))
+        assert (found.script, found.script_arguments, found.module) == ("train.py", ("--nodes", "7", "-m"), False)
+    for words in (["-m", "package.train", "-x"], ["--", "-m", "package.train", "-x"]):
+        found = settings(*words)
+        assert (found.script, found.script_arguments, found.module) == ("package.train", ("-x",), True)
+
+
+@pytest.mark.usefixtures("folder")
+def test_path_and_endpoint_are_told_apart() -> None:
+    """A job that waits for a host called `rdzv`, or leaves a file called `node0:29400`."""
+    assert settings("--rendezvous", "rdzv", "train.py").rendezvous == Path("rdzv")
+    assert settings("--rendezvous", "./a:1", "train.py").rendezvous == Path("a:1")
+    assert settings("--rendezvous", "node0:29400", "train.py").rendezvous == (Endpoint("node0", 29400),)
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("", "what to run is missing"),
+        ("trian.py", "trian.py: there is no such script"),
+        ("-m no_such.module", "-m no_such.module: there is no such module"),
+        ("--nodes 4:2 train.py", "--nodes '4:2': give a number from 1"),
+        ("--nodes 0 train.py", "--nodes '0'"),
+        ("--nodes 1:2:3 train.py", "--nodes '1:2:3'"),
+        ("--nodes 2 train.py", "give --rendezvous a shared file or host:port"),
+        ("--rendezvous node0:http train.py", "'node0:http': is not host:port"),
+        ("--rendezvous node0:70000 train.py", "is not host:port"),
+        ("--rendezvous node0:1,node0:1 train.py", "names an endpoint twice"),
+        ("--rendezvous no/such/file train.py", "the folder no/such does not exist on this machine"),
+        ("--rendezvous package/ train.py", "is a folder; name a file in it, such as package/rendezvous"),
+        ("--rendezvous notes.txt train.py", "notes.txt: is a file of another kind"),
+        ("--rendezvous-conf keepalive=1 train.py", "--rendezvous-conf keepalive: is none of last_call_timeout"),
+        ("--rendezvous-conf read_timeout=0 train.py", "read_timeout=0: give a whole number from 1"),
+        ("--processes-per-node two train.py", "--processes-per-node 'two'"),
+        ("--job-id a/b train.py", "--job-id 'a/b'"),
+        ("--max-restarts -1 train.py", "cannot be negative"),
+    ],
+)
+def test_senseless_command_line_is_refused_in_a_sentence(words: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A traceback out of torchrun, minutes later and on every node, or a diary that was written over."""
+    assert main(["launch", *words.split()]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert says in error
+    assert Path("notes.txt").read_text() == "dear diary"
+
+
+@pytest.mark.usefixtures("folder")
+def test_agent_is_started_with_what_torchrun_needs() -> None:
+    """torchrun's defaults, with which a node that joins blocks the job, and a dead one is noticed late."""
+    given = settings("--nodes", "1:4", "--rendezvous", "n0:5", "--rendezvous-conf", "join_timeout=60", "-m", "package.train", "--x", "1")
+    command = agent_command(given, "n0:5", "job-1", "n3")
+    assert command[-3:] == ["package.train", "--x", "1"]
+    assert {"--nnodes=1:4", "--rdzv-endpoint=n0:5", "--rdzv-id=job-1", "--local-addr=n3", "--max-restarts=100", "--module"} < set(command)
+    (conf,) = (word.partition("=")[2] for word in command if word.startswith("--rdzv-conf="))
+    values = dict(part.split("=") for part in conf.split(","))
+    assert values == {key: str(value) for key, value in RENDEZVOUS.items()} | {"store_type": "tcp", "join_timeout": "60"}
+    assert "store_type=file" in str(agent_command(given, "/shared/rdzv", "job-1", None))
+
+
+def test_environment_of_an_operator_does_not_reach_the_agent() -> None:
+    """An empty PET_STANDALONE, which Kubernetes' operator sets, and with which torchrun ends."""
+    environment = agent_environment({"PET_STANDALONE": "", "HOME": "/root", "OMP_NUM_THREADS": "7"}, "job", "/tmp/x", 12)
+    assert environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+    assert environment[OUTCOME_VARIABLE] == "/tmp/x"
+    assert (environment["HOME"], environment["OMP_NUM_THREADS"]) == ("/root", "7")
+    assert "PET_STANDALONE" not in environment
+    assert worker_outcome.VARIABLE == OUTCOME_VARIABLE
+    assert [threads_each(8, processes) for processes in (1, 3, 16)] == [8, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        (End(0, 99), 0),
+        (End(FAILED, 99, Outcome(0, "done")), 0),
+        (End(TERMINATED, 5, Outcome(2, "no such file")), 2),
+        (End(TERMINATED, 5, Outcome(4, "no progress")), 4),
+        (End(TERMINATED, 5, Outcome(130, "Ctrl-C")), 130),
+        (End(TERMINATED, 5, Outcome(75, "left")), 75),
+        (End(CLOSED, 5), 0),
+        (End(IN_VAIN, 5), 1),
+        (End(FAILED, 999), None),
+        (End(FAILED, 5, Outcome(76, "a peer was lost")), None),
+        (End(RENDEZVOUS_LOST, 5, Outcome(75, "left")), None),
+        (End(BY_SIGKILL, 5, Outcome(75, "left")), None),
+        (End(TERMINATED, 5, Outcome(75, "left"), moved=True), None),
+        (End(TERMINATED, 5, Outcome(75, "left"), signal.SIGTERM), 75),
+        (End(TERMINATED, 5, Outcome(76, "a peer was lost"), signal.SIGTERM), 143),
+        (End(BY_SIGTERM, 5, None, signal.SIGUSR1), 143),
+        (End(BY_SIGTERM, 5, None, signal.SIGINT), 130),
+        (End(0, 5, None, signal.SIGTERM), 0),
+    ],
+)
+def test_end_of_an_agent_means(end: End, code: int | None) -> None:
+    """A node that leaves for good because its agent was killed, comes back though it was told to go, or calls a failure a success."""
+    assert History().judge(end).exit_code == code
+
+
+def test_other_state_counts_when_it_comes_twice_in_a_row() -> None:
+    """A healthy machine that is given up after one cosmic ray; a broken one that is not."""
+    broken, lost = End(TERMINATED, 50, Outcome(3, "rank 1 differs")), End(FAILED, 50, Outcome(76, "a peer was lost"))
+    history = History()
+    assert [history.judge(end).exit_code for end in (broken, lost, broken, broken)] == [None, None, None, 3]
+
+
+def test_waits_grow_and_begin_anew_once_an_agent_has_lasted() -> None:
+    """A node that hammers a dead rendezvous, or one that waits a minute after every single loss of a long job."""
+    assert [backoff(number) for number in (1, 2, 3, 6, 7, 5000)] == [1, 2, 4, 32, 60, 60]
+    history = History()
+    ends = [End(RENDEZVOUS_LOST, seconds) for seconds in (5, 5, 5, 121, 5)]
+    assert [history.judge(end).wait for end in ends] == [1, 2, 4, 1, 2]
+    assert history.judge(End(TERMINATED, 5, moved=True)).wait == 0
+
+
+def test_agents_that_die_at_once_are_given_up_unless_there_is_a_reason_to_go_on() -> None:
+    """Endless starts of what cannot start; a job that is given up while its rendezvous host reboots."""
+    history = History()
+    crash, lost, long = End(FAILED, 3), End(RENDEZVOUS_LOST, 3), End(FAILED, 300)
+    before = [crash] * (MOST_IN_VAIN - 1)
+    assert all(history.judge(end).exit_code is None for end in [*before, lost, *before, long, *before])
+    assert history.judge(crash).exit_code == 1
+
+
+def test_workers_that_end_at_once_are_not_started_a_hundred_times(tmp_path: Path) -> None:
+    """A hundred tracebacks of one typo; a node that is given up because others came and went."""
+    now = [0.0]
+    path = tmp_path / "outcome.json"
+    starts = Starts(path, lambda: now[0])
+
+    def run(seconds: float, resized: bool = False, said: int | None = None) -> int | None:
+        starts.begun()
+        now[0] += seconds
+        if said is not None:
+            write_outcome(path, Outcome(said, ""))
+        return starts.before(resized)
+
+    assert starts.before(resized=False) is None
+    assert [run(1) for _ in range(4)] == [None] * 4
+    assert run(40) is None
+    assert [run(1) for _ in range(4)] == [None] * 4
+    assert run(1, resized=True) is None
+    assert [run(1, said=76) for _ in range(9)] == [None] * 9
+    assert [run(1) for _ in range(5)] == [None] * 4 + [IN_VAIN]
+
+
+def test_last_words_end_the_agent_and_a_departure_on_its_order_does_not(tmp_path: Path) -> None:
+    """A refusal that is tried a hundred times; a node that leaves for good because another one has joined."""
+    path = tmp_path / "outcome.json"
+    for code, ends in ((2, True), (4, True), (0, True), (75, False), (76, False)):
+        write_outcome(path, Outcome(code, "why"))
+        assert Starts(path, time.monotonic).before(resized=True) == (FAILED if ends else None)
+        assert read_outcome(path) == (Outcome(code, "why") if ends else None)
+    path.write_text("{")
+    assert read_outcome(path) is None
+
+
+class Cluster:
+    """Looks of one launcher, second by second."""
+
+    def __init__(self, patience: float = 60.0, endpoints: int = 2) -> None:
+        self.attachment = Attachment(patience, 0.0)
+        self.now = 0.0
+        self.failures = [0] * endpoints
+
+    def see(self, *launchers: int | None, times: int = 1) -> Target | None:
+        """The numbers of launchers at the endpoints (None: no answer), for so many seconds."""
+        for _ in range(times):
+            self.now += 1.0
+            self.failures = [0 if count is not None else failed + 1 for count, failed in zip(launchers, self.failures, strict=True)]
+            looks = [Look(count or 0, failed) for count, failed in zip(launchers, self.failures, strict=True)]
+            target = self.attachment.update(looks, self.now)
+        return target
+
+
+def index(target: Target | None) -> int | None:
+    """Where it is."""
+    return None if target is None else target.index
+
+
+def test_first_endpoint_is_waited_for_at_the_start_only() -> None:
+    """Two halves of a job, because one host was a minute later than the other."""
+    cluster = Cluster(patience=60)
+    assert cluster.see(None, 0, times=59) is None
+    assert index(cluster.see(0, 0)) == 0
+    late = Cluster(patience=60)
+    assert late.see(None, 0, times=59) is None
+    assert index(late.see(None, 0, times=2)) == 1
+    assert Cluster(endpoints=1).see(None, times=500) is None
+
+
+def test_nothing_is_decided_before_every_endpoint_was_looked_at() -> None:
+    """A host that is back begins a second job on its own empty board, because it has not seen the first yet."""
+    attachment = Attachment(60.0, 0.0)
+    assert attachment.update([Look(0, 0), None], 30.0) is None
+    assert index(attachment.update([Look(0, 0), Look(3, 0)], 31.0)) == 1
+
+
+def test_host_that_is_back_after_a_moment_lets_the_others_find_it_again() -> None:
+    """A newcomer that begins another run on an empty board, a blink before the survivors tell it of theirs."""
+    cluster = Cluster()
+    assert cluster.see(0, 0) is None
+    assert index(cluster.see(2, 0)) == 0
+
+
+def test_survivors_of_a_lost_endpoint_come_to_the_same_next_one() -> None:
+    """A job that ends with its rendezvous host, or goes on in as many pieces as it has nodes."""
+    cluster = Cluster(endpoints=3)
+    first = cluster.see(3, 0, 0, times=3)
+    assert first == Target(0, 1, answers=True)
+    assert cluster.see(None, 0, 0, times=LOST_AFTER - 1) == Target(0, 1, answers=False)
+    assert cluster.see(None, 0, 0) == Target(1, 2, answers=True)
+    later = Cluster(endpoints=3)
+    later.see(3, 0, 0, times=3)
+    assert index(later.see(None, 0, 1, times=LOST_AFTER)) == 2, "another survivor has gone there already"
+
+
+def test_endpoint_that_is_back_after_it_was_lost_is_another_one() -> None:
+    """An agent that hangs on a connection which nobody holds at the other end."""
+    cluster = Cluster(endpoints=1)
+    cluster.see(1, times=3)
+    assert cluster.see(None, times=10) is None
+    assert cluster.see(0) == Target(0, 2, answers=True)
+
+
+def test_smaller_part_gives_way_when_it_sees_the_other_again() -> None:
+    """Two jobs for ever after a network was split for a minute."""
+    small, large = Cluster(), Cluster()
+    small.see(1, None, times=3)
+    large.see(None, 2, times=61)
+    assert index(large.see(1, 2, times=10)) == 1
+    assert index(small.see(1, 2, times=OUTVOTED_AFTER - 1)) == 0, "launchers on their way are counted twice for a moment"
+    assert index(small.see(1, 2)) == 1
+
+
+def test_of_equal_parts_the_one_at_the_later_endpoint_gives_way() -> None:
+    """Two parts that change places for ever."""
+    first, second = Cluster(), Cluster()
+    first.see(1, None, times=3)
+    second.see(None, 1, times=62)
+    assert index(first.see(1, 1, times=10)) == 0
+    assert index(second.see(1, 1, times=OUTVOTED_AFTER)) == 0
+
+
+def test_this_machine_is_known_by_its_addresses_or_by_the_name_it_was_given() -> None:
+    """A rendezvous that no host serves."""
+    assert is_here("localhost", None)
+    assert is_here("127.0.0.2", None)
+    assert not is_here("192.0.2.7", None), "reserved for documentation"
+    assert not is_here("no-such-host.invalid", None)
+    assert is_here("node0", "node0")
+    assert not is_here("localhost", "node0")
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[BoardServer, Endpoint, list[float]]]:
+    """A served board, where it is, and the time by its clock."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    now = [100.0]
+    endpoint = Endpoint("127.0.0.1", port)
+    server = BoardServer(endpoint, lambda: now[0])
+    yield server, endpoint, now
+    server.close()
+
+
+Served = tuple[BoardServer, Endpoint, list[float]]
+
+
+@pytest.fixture(params=["file", "tcp", "dictionary"])
+def board(request: pytest.FixtureRequest, tmp_path: Path, server: Served) -> Board:
+    """Every kind of board."""
+    if request.param == "tcp":
+        return RemoteBoard(server[1], 5.0)
+    return FileBoard(tmp_path / "board") if request.param == "file" else Notes()
+
+
+def test_notes_are_left_and_swapped(board: Board) -> None:
+    """Nodes that disagree on who is in the job."""
+    anything = bytes(range(256))
+    board.write({"a": anything, "torch.rendezvous.run/b": b""})
+    assert board.read(["a", "b", "torch.rendezvous.run/b"]) == [anything, None, b""]
+    assert (board.add("n", 2), board.add("n", -5)) == (2, -3)
+    assert board.swap("s", b"", b"one") == b"one"
+    assert board.swap("s", b"", b"two") == b"one"
+    assert board.swap("s", b"one", b"two") == b"two"
+
+
+@pytest.mark.parametrize("kind", ["file", "tcp"])
+def test_changes_of_several_nodes_do_not_get_lost(kind: str, tmp_path: Path, server: Served) -> None:
+    """A barrier that waits for ever for a node which was there."""
+
+    def count() -> None:
+        board: Board = FileBoard(tmp_path / "board") if kind == "file" else RemoteBoard(server[1], 5.0)
+        for _ in range(25):
+            board.add("n", 1)
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    board: Board = FileBoard(tmp_path / "board") if kind == "file" else RemoteBoard(server[1], 5.0)
+    assert board.read(["n"]) == [b"100"]
+
+
+@pytest.mark.parametrize("bytes_written", [0, 1, 16, 20])
+def test_change_that_was_cut_short_has_not_happened(bytes_written: int, tmp_path: Path) -> None:
+    """A rendezvous that no node can read any more, because one was killed while it wrote, or the disk was full."""
+    path = tmp_path / "board"
+    board = FileBoard(path)
+    board.write({"a": b"1"})
+    board.write({"a": b"2"})
+    before = path.read_bytes()
+    board.write({"a": b"3"})
+    after = path.read_bytes()
+    first = next(position for position in range(len(before)) if before[position] != after[position])
+    path.write_bytes(before[:first] + after[first : first + bytes_written] + before[first + bytes_written :])
+    assert board.read(["a"]) == [b"2"]
+    board.write({"a": b"4"})
+    assert board.read(["a"]) == [b"4"]
+
+
+def test_file_of_another_kind_is_left_alone(tmp_path: Path) -> None:
+    """A configuration that a mistyped --rendezvous has overwritten."""
+    path = tmp_path / "config.yaml"
+    path.write_text("model: n")
+    with pytest.raises(OSError, match="holds something else"):
+        FileBoard(path).write({"a": b"1"})
+    assert path.read_text() == "model: n"
+
+
+def test_board_does_not_grow_with_the_rounds() -> None:
+    """A rendezvous file of gigabytes after a month of spot machines."""
+    notes = Notes()
+    notes.write({"torch.rendezvous.run": b"state", "job/run": b"run"})
+    for number in range(50):
+        notes.write({f"torch.rendezvous.run.{number}/{name}": b"x" for name in "abc"})
+    assert len(notes.content) == 2 + 2 * 3
+    assert notes.read(["torch.rendezvous.run", "torch.rendezvous.run.49/a", "torch.rendezvous.run.48/a"]).count(None) == 0
+
+
+def test_launchers_are_counted_while_they_are_heard_of(server: Served) -> None:
+    """A dead launcher that others keep waiting for, or a living one that they do not see."""
+    server_, endpoint, now = server
+    first, second = RemoteBoard(endpoint, 5.0), RemoteBoard(endpoint, 5.0)
+    assert first.launchers("job", "a", attached=True) == 1
+    assert second.launchers("job", "b", attached=False) == 1, "who only looks is not counted"
+    assert second.launchers("job", "b", attached=True) == 2
+    assert second.launchers("other job", "b", attached=False) == 0
+    now[0] += LIVE_SECONDS / 2
+    first.launchers("job", "a", attached=True)
+    now[0] += LIVE_SECONDS / 2
+    assert server_.launchers("job") == 1
+    assert first.launchers("job", "a", attached=False) == 0
+
+
+def test_board_that_was_lost_stays_lost(server: Served) -> None:
+    """An agent that goes on with an empty board, on which it is no member, and never hears of those who come."""
+    _, endpoint, _ = server
+    board = RemoteBoard(endpoint, 5.0)
+    board.write({"a": b"1"})
+    board.close()
+    with pytest.raises(ConnectionError, match="was lost"):
+        board.read(["a"])
+
+
+def test_server_that_does_not_answer_is_noticed() -> None:
+    """A node that hangs for a quarter of an hour on a machine that is gone without a word."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        board = RemoteBoard(Endpoint("127.0.0.1", silent.getsockname()[1]), 0.2)
+        with pytest.raises(TimeoutError):
+            board.read(["a"])
+
+
+def test_server_outlives_what_is_no_request(server: Served) -> None:
+    """A port scan that ends a job."""
+    _, endpoint, _ = server
+    for line in (b"GET / HTTP/1.0\r\n\r\n", b"{}\n", b'{"do": "dance", "job": ""}\n', b"\x16\x03\x01"):
+        with socket.create_connection((endpoint.host, endpoint.port), 5.0) as client:
+            client.sendall(line)
+            client.shutdown(socket.SHUT_WR)
+            assert client.recv(100) == b""
+    assert RemoteBoard(endpoint, 5.0).read(["a"]) == [None]
+
+
+@pytest.mark.parametrize("names", [numbered("job"), random_name])
+def test_nodes_agree_on_a_run_until_it_has_succeeded(names: Callable[[str | None], str]) -> None:
+    """A rendezvous file that serves once; a `--fresh` that counts again after every restart."""
+    board = Notes()
+    first = agree_on_run(board, "job", None, names)
+    assert agree_on_run(board, "job", None, names) == agree_on_run(board, "job", first, names) == first
+    close_run(board, "job", first)
+    with pytest.raises(JobDone):
+        agree_on_run(board, "job", first, names)
+    second = agree_on_run(board, "job", None, names)
+    assert second != first
+    assert agree_on_run(board, "job", None, names) == second
+    with pytest.raises(JobDone):
+        agree_on_run(board, "job", first, names)
+    assert agree_on_run(board, "another job", None, names) is not None
+
+
+def test_run_outlives_its_board() -> None:
+    """A rendezvous host's restart that workers take for another job's start."""
+    board = Notes()
+    claim_run(board, "job", "gai-yolo-1234")
+    assert agree_on_run(board, "job", None, random_name) == "gai-yolo-1234"
+    assert agree_on_run(Notes(), "job", "gai-yolo-1234", random_name) == "gai-yolo-1234"
+    assert [numbered("job")(before) for before in (None, "job-1", "job-41")] == ["job-1", "job-2", "job-42"]
+
+
+class BrokenBoard(Notes):
+    """Its host is gone."""
+
+    def write(self, notes: Mapping[str, bytes]) -> None:
+        """Nobody answers."""
+        del notes
+        raise TimeoutError("timed out")
+
+
+def test_board_serves_torch_as_a_store(board: Board) -> None:
+    """An agent that finds out in the middle of a rendezvous that its store is none."""
+    of_python = BoardStore(board, 0.3)
+    store: Any = PrefixStore("torch.rendezvous.run.0", of_python)
+    store.set("a", "1")
+    store.multi_set(["b", "c"], ["2", "3"])
+    assert (store.get("a"), store.multi_get(["a", "b", "c"])) == (b"1", [b"1", b"2", b"3"])
+    assert (store.add("n", 3), store.check(["a", "b"]), store.check(["a", "z"])) == (3, True, False)
+    assert (store.compare_set("s", "", "x"), store.compare_set("s", "y", "z")) == (b"x", b"x")
+    with pytest.raises(BoardLost, match="no node has written"):
+        store.get("z")
+    broken = BoardStore(BrokenBoard(), 0.3)
+    with pytest.raises(BoardLost, match="timed out"):
+        PrefixStore("x", broken).set("a", "1")
+
+
+@pytest.fixture
+def meet(tmp_path: Path) -> Callable[[], BoardRendezvous]:
+    """Makes the rendezvous of another agent of a job of one or two nodes, with a shared file."""
+
+    def meet() -> BoardRendezvous:
+        conf = {**RENDEZVOUS, "last_call_timeout": 1}
+        parameters = RendezvousParameters(BACKEND, str(tmp_path / "board"), "run", 1, 2, "localhost", **conf)
+        return make_rendezvous(parameters, "job", tmp_path / "outcome.json")
+
+    return meet
+
+
+@pytest.mark.timeout(60)
+def test_failure_of_an_agent_does_not_close_the_job_for_all_nodes(meet: Callable[[], BoardRendezvous]) -> None:
+    """One node's crash, after which no node can ever start again; and a wait for a node that has said good-bye."""
+    first = meet()
+    assert first.next_rendezvous().world_size == 1
+    first.shutdown()
+    first.leave()
+    second = meet()
+    began = time.monotonic()
+    assert second.next_rendezvous().world_size == 1
+    assert time.monotonic() - began < 5.0, "a dead node is waited for 6 s"
+    second.set_closed()
+    with pytest.raises(RendezvousClosedError):
+        meet().next_rendezvous()
+    second.leave()
+
+
+@pytest.mark.timeout(60)
+def test_agent_does_not_start_workers_that_have_refused(meet: Callable[[], BoardRendezvous], tmp_path: Path) -> None:
+    """A hundred restarts of what a person has to mend, where a worker could not tell its agent."""
+    write_outcome(tmp_path / "outcome.json", Outcome(2, "no such file"))
+    with pytest.raises(StopStarting):
+        meet().next_rendezvous()
+
+
+def test_launch_error_is_a_refusal() -> None:
+    """Exit code 2 is what the table says."""
+    assert LaunchError.exit_code == 2
