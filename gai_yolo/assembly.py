@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ from gai_yolo.reporting.reporter import Reporter
 from gai_yolo.reporting.tensorboard import TensorBoard
 from gai_yolo.store.node_memory import NodeMemory
 from gai_yolo.store.store import Store
-from gai_yolo.training.continuation import advice
+from gai_yolo.training.continuation import advice, launcher_advice
 from gai_yolo.training.digest import DivergenceAlarm
 from gai_yolo.training.ema import EMA
 from gai_yolo.training.loop import Run
@@ -176,5 +177,5 @@ def announce(config: Config, indexes: tuple[Index, Index], recipe: Recipe, site:
         f"{processes} on {world.device.type}, {world.threads} threads each; batch {training.batch_size} in micro-batches of "
         f"{training.micro_batch_size}; {recipe.optimizer}, lr {recipe.lr:g}, {recipe.total_steps} steps"
     )
-    for line in advice(config, make_plan(config, len(train_index)), world):
+    for line in [*advice(config, make_plan(config, len(train_index)), world), *launcher_advice(world, os.environ)]:
         site.console.warning(line)

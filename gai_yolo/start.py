@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 from gai_yolo.config import Config
 from gai_yolo.elastic.goodput import Identity
 from gai_yolo.elastic.process import launch_id, was_restarted
-from gai_yolo.elastic.records import Record, keep_records, next_number, parse_records, read_records
+from gai_yolo.elastic.records import FINISHED, Record, keep_records, next_number, parse_records, read_records
 from gai_yolo.errors import NoProgress, Refusal
 from gai_yolo.store.catalogue import Catalogue
 from gai_yolo.store.node_memory import NodeMemory
@@ -23,7 +24,7 @@ from gai_yolo.training.snapshots import Found
 MOST_IN_VAIN = 3
 """Starts in a row that may end without a new step."""
 NO_HOPE = "no progress"
-"""How that is said; such an end breaks the row, because somebody has started the job by hand after it."""
+"""How that is said."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,12 @@ def open_run(config: Config, options: Options, site: Site) -> NodeMemory | None:
     Raises:
         Refusal: on all ranks, what the user must mend.
     """
-    started_over = site.world.from_first(lambda: open_folder(options, site))
-    run_id = agree_on_run_id(site, started_over)
+    fresh = options.fresh and not has_started_over(site)
+    known = site.world.gather(site.folder.run_id())
+    site.world.from_first(lambda: open_folder(site, fresh))
+    run_id = agree_on_run_id(site, known, fresh)
+    if options.fresh:
+        site.world.together(lambda: remember_start_over(site))
     if config.elastic.memory_interval_steps is None or not site.world.is_first_on_node:
         return None
     memory = NodeMemory(config.elastic.memory_folder, site.folder.path)
@@ -62,27 +67,41 @@ def open_run(config: Config, options: Options, site: Site) -> NodeMemory | None:
         return None
 
 
-def open_folder(options: Options, site: Site) -> bool:
-    """Make the locked run folder ready; returns whether the run was started over. On rank 0 only."""
+def has_started_over(site: Site) -> bool:
+    """Whether this job has started the run over already. A collective.
+
+    Workers that torchrun starts again, after a crash or a resize, see the same command line. Any node knows, because the first
+    one may be new.
+    """
     launch = launch_id()
-    # Workers that torchrun starts again, after a crash or a resize, see the same command line; their run is not to be
-    # started over a second time.
-    started_over = False
-    if options.fresh and (was_restarted() or (launch is not None and site.folder.started_over_by() == launch)):
+    already = any(site.world.gather(was_restarted() if launch is None else site.folder.started_over_by() == launch))
+    if already:
         site.console.info(f"--fresh: this job ({launch}) has started over already; going on")
-    elif options.fresh:
-        started_over = True
+    return already
+
+
+def open_folder(site: Site, fresh: bool) -> None:
+    """Make the locked run folder ready, an empty one if `fresh`. On rank 0 only."""
+    if fresh:
         moved = site.folder.move_aside()
         if moved is not None:
             site.console.info(f"the old run is kept in {moved}")
     site.folder.make()
     try:
-        if options.fresh and launch is not None:
-            site.folder.mark_started_over(launch)
         site.folder.store.sweep()
     except OSError as error:
         raise cannot_be_made_ready(site, error) from None
-    return started_over
+
+
+def remember_start_over(site: Site) -> None:
+    """Let each node's folder say which job has started the run over, after it has: one that was killed meanwhile starts over."""
+    launch = launch_id()
+    if launch is None or not site.world.is_first_on_node or site.folder.started_over_by() == launch:
+        return
+    try:
+        site.folder.mark_started_over(launch)
+    except OSError as error:
+        raise cannot_be_made_ready(site, error) from None
 
 
 def cannot_be_made_ready(site: Site, error: OSError) -> Refusal:
@@ -91,17 +110,22 @@ def cannot_be_made_ready(site: Site, error: OSError) -> Refusal:
     return Refusal(f"{site.folder.path}: cannot be made ready ({reason}); mend that and start again.")
 
 
-def agree_on_run_id(site: Site, started_over: bool) -> str:
-    """Whose run this is: that of most nodes' run folders, which may be one shared folder or each node's own. A collective.
+def agree_on_run_id(site: Site, known: Sequence[str | None], started_over: bool) -> str:
+    """Whose run this is: the one that was started over last, of those that the nodes' run folders know; they may be one shared folder
+    or each node's own. A collective.
 
     A node that knows of another run, because it was away when this one was started over, has its folder moved aside.
+
+    Args:
+        known: what the run folders said, before any was moved aside.
     """
     world, folder = site.world, site.folder
-    own = None if started_over else folder.run_id()
+    ids = [run_id for run_id in known if run_id is not None]
+    newest = max(map(generation, ids), default=0)
     # A random name, so that a run which was deleted or moved away is not mixed up with the next one of its name.
-    known = [run_id for run_id in world.gather(own) if run_id is not None]
-    drawn = world.gather(os.urandom(8).hex())[0]
-    run_id = Counter(known).most_common(1)[0][0] if known and not started_over else drawn
+    drawn = world.gather(f"{newest + 1}-{os.urandom(8).hex()}")[0]
+    of_newest = [run_id for run_id in ids if generation(run_id) == newest]
+    run_id = drawn if started_over or not ids else Counter(of_newest).most_common(1)[0][0]
 
     def settle() -> None:
         current = folder.run_id()
@@ -119,6 +143,12 @@ def agree_on_run_id(site: Site, started_over: bool) -> str:
     world.from_first(settle)  # first alone, because the folder may be shared
     world.together(lambda: settle() if world.is_first_on_node else None)
     return run_id
+
+
+def generation(run_id: str) -> int:
+    """How often the run was started over before a run was given this name; counted, because clocks of machines differ."""
+    match = re.match(r"(\d{1,9})-", run_id)
+    return int(match[1]) if match else 0
 
 
 def read_accounts(site: Site) -> list[dict[str, Any]]:
@@ -156,7 +186,9 @@ def check_progress(accounts: Sequence[Mapping[str, Any]], step: int) -> None:
     in_vain: list[str] = []
     for _, records in sorted(by_start.items(), reverse=True):
         outcomes = [record.outcome for record in records if record.outcome] or ["ended without a word"]
-        if any(record.origin != step or record.highest > step for record in records) or any(NO_HOPE in outcome for outcome in outcomes):
+        if any(record.origin != step or record.highest > step for record in records):
+            break
+        if any(was_followed_by_hand(outcome) for outcome in outcomes):
             break
         in_vain.append(outcomes[0])
     if len(in_vain) >= MOST_IN_VAIN:
@@ -164,6 +196,11 @@ def check_progress(accounts: Sequence[Mapping[str, Any]], step: int) -> None:
             f"{NO_HOPE}: the last {len(in_vain)} starts went on from step {step} and did not complete another one; the last one: "
             f"{in_vain[0]}. Mend that and start again; nothing was lost."
         )
+
+
+def was_followed_by_hand(outcome: str) -> bool:
+    """Whether a person has started the job again after a start that ended so."""
+    return outcome == FINISHED or NO_HOPE in outcome or outcome.startswith("Ctrl-C")
 
 
 def find(options: Options, site: Site, memory: NodeMemory | None) -> Found | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -32,6 +34,9 @@ class Notices:
 
     Ctrl-C ends a start-up at once, as in any program; while steps are made (`defer`) the first one waits for the step's end, and
     the second does not.
+
+    A training thread that waits for a dead peer runs no handlers of Python, so signals come through a pipe as well, which any thread
+    can read.
     """
 
     def __init__(self, cloud: CloudWatch, clock: Callable[[], float] = time.monotonic) -> None:
@@ -40,6 +45,11 @@ class Notices:
         self._from_cloud: Notice | None = None
         self._advised = False
         self._defers = False
+        self._was_interrupted = False
+        self._reader, self._writer = os.pipe()
+        for end in (self._reader, self._writer):
+            os.set_blocking(end, False)
+        self._wakeup_before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
 
     def defer(self, on: bool) -> None:
@@ -47,18 +57,21 @@ class Notices:
         self._defers = on
 
     def pending(self) -> Notice | None:
-        """What stands now. A signal stays; a cloud may withdraw its notice."""
+        """What stands now, from any thread. A signal stays; a cloud may withdraw its notice."""
+        self._read_signals()
         if self._signals:
             number, at = self._signals[0]
             if number == signal.SIGINT:
                 return Notice("Ctrl-C", INTERRUPTED, at, launcher_knows=True)
             return Notice(signal.Signals(number).name, LEFT, at, launcher_knows=number != signal.SIGUSR1)
-        told = self._cloud.notice()
+        told, known = self._cloud.notice(), self._from_cloud
         if told is None or not told.leave:
-            self._from_cloud = None
-        elif self._from_cloud is None or self._from_cloud.cause != told.what:
-            self._from_cloud = Notice(told.what, LEFT, self._clock(), launcher_knows=False)
-        return self._from_cloud
+            known = None
+        elif known is None or known.cause != told.what:
+            # Other words, such as another time, do not make the grace longer.
+            known = Notice(told.what, LEFT, self._clock() if known is None else known.at, launcher_knows=False)
+        self._from_cloud = known
+        return known
 
     def take_advice(self) -> str | None:
         """The cloud's words if it says, for the first time, that this machine may go soon: nobody leaves, but the state is worth
@@ -75,9 +88,22 @@ class Notices:
         self._cloud.close()
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup_before)
+        self._read_signals()
+        for end in (self._reader, self._writer):
+            os.close(end)
+        self._reader = -1
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        pressed_before = any(earlier == number for earlier, _ in self._signals)
-        self._signals.append((number, self._clock()))
-        if number == signal.SIGINT and (pressed_before or not self._defers):
-            signal.default_int_handler(number, frame)
+        if number == signal.SIGINT:
+            waits, self._was_interrupted = self._defers and not self._was_interrupted, True
+            if not waits:
+                signal.default_int_handler(number, frame)
+
+    def _read_signals(self) -> None:
+        """Take what the operating system's handler has put into the pipe, whatever the main thread was doing."""
+        if self._reader < 0:
+            return
+        with contextlib.suppress(BlockingIOError):
+            while numbers := os.read(self._reader, 64):
+                self._signals += [(number, self._clock()) for number in numbers if number in SIGNALS]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 VARIABLE = "GAI_YOLO_OUTCOME"
 """`gai-yolo launch` sets it to the path of a file in a folder of its own."""
+AGENT = os.getppid()
+"""Process id of torchrun's agent, if there is one; when it has died, the parent is another process, which is not to be ended."""
 
 
 def is_under_torchrun() -> bool:
@@ -42,5 +44,7 @@ def _path() -> str | None:
 def end_agent() -> None:
     """Let torchrun's agent on this node end, where it would start this process again and must not: it has no other way to be told.
     To be called last, because it ends its processes."""
-    if is_under_torchrun() and os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
-        os.kill(os.getppid(), signal.SIGTERM)
+    must_end = os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    if is_under_torchrun() and must_end and os.getppid() == AGENT:
+        with contextlib.suppress(OSError):  # it is just ending
+            os.kill(AGENT, signal.SIGTERM)

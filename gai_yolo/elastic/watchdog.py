@@ -6,6 +6,7 @@ has come to the end of a step. The last completed step's state is saved first, w
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import statistics
@@ -25,6 +26,8 @@ TICK = 0.1
 """Seconds between two looks."""
 FIRST_STEP_FACTOR = 5
 """A process's first step may take so many times `step_timeout_seconds`: loaders start, kernels are chosen."""
+RESERVE = 1 / 15
+"""Part of the grace in which the process can still say why it ends, after saving has taken too long."""
 STARTING = (Phase.IMPORT, Phase.RENDEZVOUS, Phase.LOAD)
 STEPPING = (Phase.STEP, Phase.DATA, Phase.SNAPSHOT, Phase.REPORTING)
 
@@ -96,9 +99,11 @@ class Watchdog:
             self._depart(RESTART, "the launcher's agent is gone")
         notice = self.notices.pending()
         if notice is not None and self._clock() >= notice.at + self._until_acting():
-            self._depart(notice.exit_code, f"{notice.cause}: this process leaves", notice.launcher_knows)
+            end = notice.at + (1 - 1.5 * RESERVE) * self.grace
+            self._depart(notice.exit_code, f"{notice.cause}: this process leaves", notice.launcher_knows, end)
         if self._phase in STEPPING and self._clock() - self._since > self.patience:
-            faulthandler.dump_traceback(sys.stderr)
+            with contextlib.suppress(OSError, ValueError, RuntimeError, AttributeError):  # nowhere to write to
+                faulthandler.dump_traceback(sys.stderr)
             self._depart(RESTART, f"step hung: none for {self._clock() - self._since:.0f} s, see the stacks above")
 
     def _until_acting(self) -> float:
@@ -116,13 +121,36 @@ class Watchdog:
             last_look = now
             self.look()
 
-    def _depart(self, exit_code: int, reason: str, launcher_knows: bool = True) -> None:
-        # A disk that hangs must not hold the process beyond the grace.
-        deadline = threading.Timer(self.grace / 3, self._leave, (exit_code,))
-        deadline.daemon = True
-        deadline.start()
-        if self.rescue is not None:
-            failures = self.rescue()
-            reason += "; the last step's state is saved" if not failures else f"; not everywhere saved: {'; '.join(failures)}"
-        self._farewell(exit_code, reason, launcher_knows)
-        self._leave(exit_code)
+    def _depart(self, exit_code: int, reason: str, launcher_knows: bool = True, end: float = 0.0) -> None:
+        said = threading.Lock()
+
+        def say_and_leave(*outcome: str) -> None:
+            try:
+                if said.acquire(blocking=False):
+                    self._farewell(exit_code, "; ".join((reason, *outcome)), launcher_knows)
+            finally:
+                self._leave(exit_code)
+
+        # Neither a disk nor a terminal that hangs may hold the process beyond the grace.
+        seconds = max(self.grace / 3, end - self._clock())
+        _later(seconds, say_and_leave, "the state could not be saved in time")
+        _later(seconds + RESERVE * self.grace, self._leave, exit_code)
+        say_and_leave(*self._save())
+
+    def _save(self) -> list[str]:
+        """Save what there is to save; returns how that went, for people."""
+        rescue = self.rescue  # the training thread may take it away meanwhile
+        if rescue is None:
+            return []
+        try:
+            failures = rescue()
+        except Exception as error:
+            # Whatever it is, the process must end, and say so.
+            failures = [f"{type(error).__name__}: {error}"]
+        return [f"not everywhere saved: {'; '.join(failures)}" if failures else "the last step's state is saved"]
+
+
+def _later(seconds: float, action: Callable[..., object], argument: object) -> None:
+    timer = threading.Timer(seconds, action, (argument,))
+    timer.daemon = True
+    timer.start()

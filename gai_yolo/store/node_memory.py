@@ -61,7 +61,11 @@ class NodeMemory:
             publish_text(self._run_id, run_id)
             store.sweep()
         except OSError as error:
+            self._lease.release()
             raise Refusal(f"{error.filename or self.path}: cannot be used ({error.strerror}).") from None
+        except Refusal:
+            self._lease.release()
+            raise
         self._store = store
 
     def run_id(self) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from gai_yolo.config import Config, changed_keys, value_at
@@ -97,6 +98,21 @@ def advice(config: Config, plan: Plan, world: World) -> list[str]:
         lines.append(
             f"{world.local_world_size} processes of {training.threads} threads share {cores} cores, which is slow; the run's threads stay "
             "(their number shows in the bits): start a run that is to grow with training.threads=1"
+        )
+    return lines
+
+
+def launcher_advice(world: World, environment: Mapping[str, str]) -> list[str]:
+    """What plain torchrun was not told, and a job that is to survive needs; one sentence each."""
+    if "TORCHELASTIC_RUN_ID" not in environment:
+        return []
+    lines = []
+    if environment.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
+        lines.append("torchrun will not start this job again after a fault: give it --max-restarts=100, or use gai-yolo launch")
+    if world.world_size > world.local_world_size and environment.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") != "1":
+        lines.append(
+            "with several nodes, set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for every torchrun (gai-yolo launch does): otherwise no node can "
+            "join later, and the loss of the first one ends the job"
         )
     return lines
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -47,6 +48,7 @@ class MemoryTier:
         self._buffer = StateBuffer(expected_bytes, pinned=False)
         self._thread = ThreadPoolExecutor(1, "memory-tier")
         self._writing: Future[float] | None = None
+        self._publishing = threading.Lock()
         self._step, self._saved_at = 0, clock()
         self._cost = expected_bytes / ASSUMED_BYTES_PER_SECOND
         self._stall = 0.0
@@ -76,20 +78,24 @@ class MemoryTier:
         self._writing = self._thread.submit(self._write, manifest)
 
     def save_now(self, manifest: Manifest, content: Mapping[str, Any]) -> None:
-        """Write a state in the calling thread, whichever that is; it is complete on return.
+        """Write a state in the calling thread, whichever that is; it is complete on return. Waits for what this tier's own thread is
+        writing.
 
         Raises:
             OSError: there is no room.
             RunFolderBusy: another job uses this node's memory for the run.
         """
-        self.store.publish(manifest, lambda file: torch.save(dict(content), file))
-        self.store.prune(NEWEST_ONLY)
+        with self._publishing:
+            self.store.publish(manifest, lambda file: torch.save(dict(content), file))
+            self.store.prune(NEWEST_ONLY)
 
     def close(self) -> None:
         """Wait for what is being written."""
-        self._end_writing()
-        self._thread.shutdown()
-        self._buffer.close()
+        try:
+            self._end_writing()
+        finally:
+            self._thread.shutdown()
+            self._buffer.close()
 
     def _write(self, manifest: Manifest) -> float:
         started = self._clock()
@@ -106,9 +112,11 @@ class MemoryTier:
         except RunFolderBusy as busy:
             self._is_lost = True
             self._tell(f"{busy} No state is kept in this node's memory any more.")
-        except OSError as error:
+        except Exception as error:
+            # Also torch's own errors and a store that cannot be read: whatever it is, training goes on and somebody is told.
             if not self._is_failing:
-                self._tell(f"{self.store.run}: the state cannot be kept in memory ({error.strerror or error}); training goes on")
+                reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+                self._tell(f"{self.store.run}: the state cannot be kept in memory ({reason}); training goes on")
             self._is_failing = True
         else:
             self._is_failing = False

@@ -6,6 +6,7 @@ newest state that somebody can verify wins. Ranks that can read it do so themsel
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import socket
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gai_yolo.elastic.process import World
+from gai_yolo.errors import RESTART, Departure
 from gai_yolo.store.catalogue import Catalogue, Damaged
 from gai_yolo.store.manifest import Manifest, Position
 from gai_yolo.training.snapshots import Found, parse
@@ -83,14 +85,21 @@ def read_own(tiers: Mapping[str, Catalogue], mine: Sequence[Holding], position: 
 
 
 def share(world: World, found: Found | None, source: int) -> Found:
-    """Send a state from a rank that has it to all that lack it. A collective."""
+    """Send a state from a rank that has it to all that lack it. A collective.
+
+    Raises:
+        Departure: on all ranks: it is not what was verified any more; the next start looks again.
+    """
     message = (found.path, found.manifest, socket.gethostname()) if world.rank == source and found is not None else None
     path, manifest, host = world.gather(message)[source] or (Path(), None, "")
-    data = path.read_bytes() if world.rank == source else b""
+    data = b""
+    if world.rank == source:
+        with contextlib.suppress(OSError):  # all learn of it by the digest
+            data = path.read_bytes()
     received = world.broadcast_bytes(data, source)
-    if found is not None:
-        return found
     assert manifest is not None
     if hashlib.sha256(received).hexdigest() != manifest.sha256:
-        raise RuntimeError(f"{host}:{path} has changed while it was sent")  # the next start looks again
+        raise Departure(f"{host}:{path} has changed while it was sent", RESTART)
+    if found is not None:
+        return found
     return Found(path, parse(path, io.BytesIO(received), manifest), f"{PEER} ({host})", manifest)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from gai_yolo.errors import RunFolderBusy
 from gai_yolo.store.manifest import Kind, Manifest
 from gai_yolo.training.memory import MemoryTier
 from gai_yolo.training.snapshots import Snapshots, make_manifest
@@ -40,6 +40,7 @@ class Saver:
         self.state, self.boundary, self.identity, self.fingerprint = state, boundary, identity, fingerprint
         self.durable, self.memory = durable, memory
         self._durable_is_due = False
+        self._saving = threading.Lock()
         self.stall = 0.0
         """Seconds that the training loop has stood still for saving."""
 
@@ -81,33 +82,41 @@ class Saver:
 
     def save_now(self) -> list[str]:
         """Save the last completed step's state on all tiers of this rank, without another process, without any collective, from any
-        thread, in the middle of a step too.
+        thread, in the middle of a step too. Waits for another thread that is doing the same: its work counts for both.
 
         Returns:
             What failed, for people.
         """
-        if not self.state.changing.acquire(timeout=LOCK_PATIENCE):
-            return ["the state is just changing and cannot be saved"]
-        failures = []
-        try:
-            with _own_stream():
-                content = {**self.boundary(), **self.identity}
-                for save in self._direct():
-                    try:
-                        save(self._manifest("step"), content)
-                    except (OSError, RuntimeError, RunFolderBusy) as error:
-                        # torch's archive writer has its own words for a disk that refuses.
-                        failures.append(str(error))
-        finally:
-            self.state.changing.release()
+        with self._saving:
+            if not self.state.changing.acquire(timeout=LOCK_PATIENCE):
+                return ["the state is just changing and cannot be saved"]
+            try:
+                with _own_stream():
+                    return self._save_on_all_tiers()
+            except Exception as error:
+                # The state cannot be had: a GPU that is gone, say.
+                return [str(error) or type(error).__name__]
+            finally:
+                self.state.changing.release()
+
+    def _save_on_all_tiers(self) -> list[str]:
+        content, failures = {**self.boundary(), **self.identity}, []
+        for save in self._direct():
+            try:
+                save(self._manifest("step"), content)
+            except Exception as error:
+                # Whatever it is, the other tier is to have its chance; torch's archive writer has its own words for a disk that refuses.
+                failures.append(str(error) or type(error).__name__)
         return failures
 
     def close(self, patience: float) -> None:
         """To be called whatever happened; waits at most so many seconds for what is on its way to the disk."""
-        if self.memory is not None:
-            self.memory.close()
-        if self.durable is not None:
-            self.durable.close(patience)
+        try:
+            if self.memory is not None:
+                self.memory.close()
+        finally:
+            if self.durable is not None:
+                self.durable.close(patience)
 
     @property
     def summary(self) -> str:

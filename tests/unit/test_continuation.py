@@ -11,7 +11,7 @@ from gai_yolo.config import Config, parse_config
 from gai_yolo.data.order import Plan
 from gai_yolo.elastic.process import World, available_cores
 from gai_yolo.store.manifest import Manifest, Position
-from gai_yolo.training.continuation import advice, settle
+from gai_yolo.training.continuation import advice, launcher_advice, settle
 from gai_yolo.training.snapshots import Found
 
 MANIFEST = Manifest("epoch", Position(10, 1, 640), 0, "", 0, "f" * 16, "2.11.0", "2026-01-01T00:00:00Z")
@@ -85,3 +85,15 @@ def test_nothing_is_told_where_all_is_well(processes: int, world: World) -> None
 def test_more_processes_than_cores_with_one_thread_each_are_nothing_to_tell(world: World) -> None:
     """Loss: advice that was followed already."""
     assert said(world_of(world, 8, local=8 * available_cores()), 8) == []
+
+
+def test_torchrun_is_told_of_what_it_was_not_told(world: World) -> None:
+    """Loss: the first fault, or the first node that joins, ends a job that was thought to be elastic."""
+    world.world_size = world.local_world_size = 2
+    assert launcher_advice(world, {}) == []
+    plain = {"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_MAX_RESTARTS": "0"}
+    (line,) = launcher_advice(world, plain)
+    assert "--max-restarts=100" in line
+    world.world_size = 4
+    assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in launcher_advice(world, plain)[1]
+    assert launcher_advice(world, {**plain, "TORCHELASTIC_MAX_RESTARTS": "100", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}) == []
