@@ -62,10 +62,10 @@ def run_job(config: Config, options: Options) -> None:
     def farewell(code: int, reason: str, launcher_knows: bool) -> None:
         recorder.ended(reason)
         outcome.report(code, reason)
-        console.close()
-        print(f"warning: {socket.gethostname()}: {reason}", file=sys.stderr, flush=True)
         if not launcher_knows:
             outcome.end_agent()
+        print(f"warning: {socket.gethostname()}: {reason}", file=sys.stderr, flush=True)
+        console.close()  # last, because the training thread may hold the terminal's lock
 
     elastic = config.elastic
     watchdog = Watchdog(notices, elastic.grace_seconds, elastic.step_timeout_seconds, farewell)
@@ -166,7 +166,7 @@ def train_to_the_end(
     accounts = read_accounts(site)
     for returns in range(MOST_RETURNS + 1):
         try:
-            return go_on(config, options, indexes, site, memory, accounts)
+            return go_on(config, options, indexes, site, memory, accounts, first=returns == 0)
         except WentBad as bad:
             if returns == MOST_RETURNS:
                 raise Stop(
@@ -179,9 +179,15 @@ def train_to_the_end(
 
 
 def go_on(
-    config: Config, options: Options, indexes: tuple[Index, Index], site: Site, memory: NodeMemory | None, accounts: list[dict[str, Any]]
+    config: Config,
+    options: Options,
+    indexes: tuple[Index, Index],
+    site: Site,
+    memory: NodeMemory | None,
+    accounts: list[dict[str, Any]],
+    first: bool,
 ) -> TrainingState:
-    """Train from the newest complete state to the end; returns the last one."""
+    """Train from the newest complete state to the end; returns the last one. `first` unless it is gone back to."""
     found = find(options, site, memory)
     config = settle(config, found, site.world, len(indexes[0]))
     assert config.training.threads != "auto"
@@ -190,7 +196,7 @@ def go_on(
     if found is not None:
         for note in check_continuation(found, identity):
             site.console.info(note)
-    if not site.recorder.is_open:
+    if first:
         open_record(site, accounts)
     check_progress(accounts, 0 if found is None else found.manifest.position.step)
 

@@ -186,11 +186,12 @@ def check_progress(accounts: Sequence[Mapping[str, Any]], step: int) -> None:
     in_vain: list[str] = []
     for _, records in sorted(by_start.items(), reverse=True):
         outcomes = [record.outcome for record in records if record.outcome] or ["ended without a word"]
-        if any(record.origin != step or record.highest > step for record in records):
+        if any(record.origin not in (None, step) or record.highest > step for record in records):
             break
         if any(was_followed_by_hand(outcome) for outcome in outcomes):
             break
-        in_vain.append(outcomes[0])
+        if not any(was_asked_to_leave(outcome) for outcome in outcomes):
+            in_vain.append(outcomes[0])
     if len(in_vain) >= MOST_IN_VAIN:
         raise NoProgress(
             f"{NO_HOPE}: the last {len(in_vain)} starts went on from step {step} and did not complete another one; the last one: "
@@ -200,7 +201,12 @@ def check_progress(accounts: Sequence[Mapping[str, Any]], step: int) -> None:
 
 def was_followed_by_hand(outcome: str) -> bool:
     """Whether a person has started the job again after a start that ended so."""
-    return outcome == FINISHED or NO_HOPE in outcome or outcome.startswith("Ctrl-C")
+    return outcome == FINISHED or NO_HOPE in outcome or outcome.startswith(("Ctrl-C", "refused"))
+
+
+def was_asked_to_leave(outcome: str) -> bool:
+    """Whether a start that ended so ended because of a notice, or because nodes came or went; it says nothing about the job."""
+    return outcome.startswith("peer left") or ": left " in outcome or ": this process leaves" in outcome
 
 
 def find(options: Options, site: Site, memory: NodeMemory | None) -> Found | None:

@@ -23,6 +23,8 @@ def small(folder: Path, cache: Path, *more: str) -> list[str]:
         f"experiment.folder={folder}",
         "experiment.name=run",
         f"data.cache_folder={cache}",
+        f"elastic.memory_folder={cache}",  # goes with the test's files, killed or not
+        "elastic.notices=none",
         "data.path=shapes",
         "data.image_size=64",
         "data.workers=0",

@@ -74,11 +74,6 @@ class Recorder:
         self._file = RecordFile(folder / record.name, self.record, tell)
         self._note(PATIENCE)
 
-    @property
-    def is_open(self) -> bool:
-        """Whether it has a file."""
-        return self._file is not None
-
     def enter(self, phase: Phase) -> None:
         """The next phase begins."""
         with self._state:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from gai_yolo.elastic.notices import Notices
-from gai_yolo.elastic.outcome import is_under_torchrun
+from gai_yolo.elastic.outcome import AGENT, is_under_torchrun
 from gai_yolo.elastic.records import Phase
 from gai_yolo.errors import RESTART
 
@@ -60,7 +60,6 @@ class Watchdog:
         self._since = clock()
         """When the last step ended, or the steps began."""
         self._durations: deque[float] = deque(maxlen=50)
-        self._parent = os.getppid()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -95,7 +94,7 @@ class Watchdog:
 
     def look(self) -> None:
         """One look; ends the process if something is wrong."""
-        if is_under_torchrun() and os.getppid() != self._parent:
+        if is_under_torchrun() and os.getppid() != AGENT:
             self._depart(RESTART, "the launcher's agent is gone")
         notice = self.notices.pending()
         if notice is not None and self._clock() >= notice.at + self._until_acting():
@@ -110,7 +109,12 @@ class Watchdog:
         """Seconds from a notice until this thread acts on it in the place of the training thread."""
         if self._phase in STARTING or self._phase == Phase.EVALUATION:
             return 0.0  # the state stands still
-        return 0.6 * self.grace if self._phase == Phase.CLOSING else self.grace / 5
+        if self._phase == Phase.CLOSING:
+            return 0.6 * self.grace
+        notice, patience = self.notices.pending(), self.grace / 5
+        if notice is not None and self._durations and self._since + statistics.median(self._durations) > notice.at + patience:
+            return 0.0  # the step will not be done by then
+        return patience
 
     def _watch(self) -> None:
         last_look = self._clock()

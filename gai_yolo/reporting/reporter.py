@@ -94,7 +94,7 @@ class Reporter:
             self.console.info(f"step {step}: the gradients jumped; measured before they were summed, which costs no bit but time{last}")
 
     def trained(self, epoch: int, step: int, batches: Sequence[Batch]) -> None:
-        """What this rank trained on in a step."""
+        """What this rank is about to train on in a step."""
         for image_id in {i for batch in batches for i in batch.unreadable.tolist()} - self._unreadable:
             self._unreadable.add(image_id)
             print(f"rank {self.rank}: warning: image {image_id} cannot be decoded; grey is trained on instead", file=sys.stderr)

@@ -13,7 +13,7 @@ from gai_yolo.data.order import Plan
 from gai_yolo.detector import YOLO12
 from gai_yolo.elastic.accounting import report
 from gai_yolo.elastic.records import FINISHED, Phase
-from gai_yolo.errors import LEFT, RESTART, Departure
+from gai_yolo.errors import RESTART, Departure
 from gai_yolo.evaluation.coco_metrics import STAT_NAMES
 from gai_yolo.evaluation.evaluator import Evaluation
 from gai_yolo.reporting.reporter import Reporter
@@ -81,6 +81,8 @@ def train_epoch(run: Run, epoch: int) -> dict[str, Any]:
     for number in range(done, steps):
         enter(Phase.DATA)
         batches = next(micro_batches)
+        # Beforehand: if the step is completed and this process is not there any more, nobody else knows what it has trained on.
+        run.reporter.trained(epoch, state.step + 1, batches)
         enter(Phase.STEP)
         num_micro_batches, num_samples = run.plan.step_size(number)
         result = run.step(batches, num_micro_batches, num_samples, run.config.data.image_size, wishes(run))
@@ -88,7 +90,6 @@ def train_epoch(run: Run, epoch: int) -> dict[str, Any]:
         run.site.step_done(state.step, epoch)
         enter(Phase.REPORTING)
         report_step(run, number + 1, result, num_samples)
-        run.reporter.trained(epoch, state.step, batches)
         enter(Phase.SNAPSHOT)
         run.alarm.after_step(state, saving=result.wishes.save)
         run.saver.after_step(agreed=result.wishes.save)
@@ -137,13 +138,16 @@ def leave(run: Run) -> None:
     run.alarm.compare(run.state)
     failures = run.saver.save_now()
     world, notice = run.site.world, run.site.notices.pending()
-    causes = dict(found for found in world.gather((world.node, notice.cause) if notice else None) if found)
-    if not causes:
+    found = [one for one in world.gather((world.node, notice) if notice else None) if one]
+    if not found:
         return
+    causes = {node: told.cause for node, told in found}
     step = f"after step {run.state.step}" + "".join(f"; {failure}" for failure in failures)
     if world.node in causes:
-        code, launcher_knows = (notice.exit_code, notice.launcher_knows) if notice else (LEFT, True)
-        raise Departure(f"{causes[world.node]}: left {step}", code, launcher_knows)
+        told = notice or next(told for node, told in found if node == world.node)
+        # Whichever process of the node has got it: the agent is ended by the first one.
+        launcher_knows = all(told.launcher_knows for node, told in found if node == world.node)
+        raise Departure(f"{told.cause}: left {step}", told.exit_code, launcher_knows)
     nodes = ", ".join(f"node {node} ({cause})" for node, cause in sorted(causes.items()))
     raise Departure(f"peer left: {nodes}, {step}", RESTART)
 

@@ -56,12 +56,14 @@ class MemoryTier:
 
     def is_due(self, step: int) -> bool:
         """Whether the state after `step` steps is to be saved; to be called before each step."""
-        if self._writing is not None and (self._writing.done() or (self.interval != "auto" and step > self._step + 1)):
+        # One step may end while the state before it is written, so states are saved one step more often than may be lost.
+        every = None if self.interval == "auto" else max(1, self.interval - 1)
+        if self._writing is not None and (self._writing.done() or (every is not None and step > self._step + (every > 1))):
             self._end_writing()
         if self._is_lost:
             return False
-        if self.interval != "auto":
-            return step % self.interval == 0
+        if every is not None:
+            return step % every == 0
         return self._clock() - self._saved_at >= self._cost / self.max_overhead
 
     def save(self, manifest: Manifest, content: Mapping[str, Any]) -> None:

@@ -91,6 +91,8 @@ class Saver:
             if not self.state.changing.acquire(timeout=LOCK_PATIENCE):
                 return ["the state is just changing and cannot be saved"]
             try:
+                if not self.state.is_whole:
+                    return ["the step was broken off while it changed the state, which is worth nothing now"]
                 with _own_stream():
                     return self._save_on_all_tiers()
             except Exception as error:

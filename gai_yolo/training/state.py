@@ -6,8 +6,9 @@ functions of (config, seed, step) and therefore not here.
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -65,6 +66,16 @@ class TrainingState:
     changing: threading.RLock = field(default_factory=threading.RLock)
     """Held while the state goes from one step to the next. Whoever holds it in another thread sees a whole step's state, but for
     BatchNorm's statistics (`TrainingStep.boundary`)."""
+    is_whole: bool = True
+    """Whether it is that of a whole number of steps; not after a transition that was broken off."""
+
+    @contextlib.contextmanager
+    def transition(self) -> Iterator[None]:
+        """Around what brings the state to the next step, or the next epoch."""
+        with self.changing:
+            self.is_whole = False
+            yield
+            self.is_whole = True
 
     def advance(self, samples: int, losses: Mapping[str, float] | None) -> None:
         """Count a completed step; without losses it was passed over."""
@@ -79,7 +90,7 @@ class TrainingState:
 
     def end_epoch(self, row: dict[str, Any]) -> None:
         """Count a completed epoch, with its row of metrics."""
-        with self.changing:
+        with self.transition():
             metric = row["mAP50-95"]
             if metric is not None:
                 self.best_metric = metric if self.best_metric is None else max(metric, self.best_metric)

@@ -98,8 +98,9 @@ class TrainingStep:
         Raises:
             WentBad: the loss or the gradient was not finite in more than `max_bad_steps` steps in a row.
         """
-        learning_rate = set_rates(self.state.optimizer, self.recipe, self.state.step)
-        self.statistics.begin_step()
+        with self.state.changing:
+            learning_rate = set_rates(self.state.optimizer, self.recipe, self.state.step)
+            self.statistics.begin_step()
         exponents = self.state.gradient_exponents or self._measure(micro_batches)
         sums, norms = self._accumulate(micro_batches, num_micro_batches, image_size, exponents, wishes)
         measured = self.gradients is not None and self.state.gradient_exponents is None
@@ -108,7 +109,7 @@ class TrainingStep:
             measured, exponents = True, self._measure(micro_batches)
             sums, norms = self._accumulate(micro_batches, num_micro_batches, image_size, exponents, wishes)
         losses = None
-        with self.state.changing:
+        with self.state.transition():
             if self._is_usable(sums, norms):
                 losses = self._advance(sums, norms, num_micro_batches, num_samples)
             else:

@@ -47,19 +47,36 @@ def test_a_flipped_bit_is_named_and_nothing_is_saved_after_it(check: str, flippe
     assert [row["step"] for row in metrics(tmp_path / "run")] == [12, 24]
 
 
-@pytest.mark.parametrize("rank", ["0", "1"])
-def test_a_gradient_that_is_no_number_on_one_rank_stops_all_with_one_line(rank: str, tmp_path: Path, cache: Path) -> None:
-    """Loss: ranks that wait for each other for ever, or a job that ends without a word because its first rank was killed before it spoke.
+IDLE = ("training.batch_size=8", "training.micro_batch_size=4", "training.max_batches_per_epoch=12", "evaluation.interval=2")
+"""Ranks that have nothing to do, if there are three."""
 
-    In the first step, and with ranks that have nothing to do.
-    """
-    settings = ("training.batch_size=8", "training.micro_batch_size=4", "training.max_batches_per_epoch=12")
-    arguments = [*CONFIG, *small(tmp_path, cache, *settings)]
-    job = Running("tests/distributed/trouble.py", arguments, 3, {"TROUBLE": "nan", "TROUBLE_RANK": rank, "TROUBLE_STEP": "1"})
+
+def test_a_gradient_that_is_no_number_on_one_rank_is_passed_over_by_all(tmp_path: Path, cache: Path) -> None:
+    """Loss: ranks that wait for each other for ever, or each with other weights. In the first step, and with idle ranks."""
+    digests = []
+    for processes, rank in ((1, "0"), (3, "1")):
+        folder = tmp_path / str(processes)
+        trouble = {"TROUBLE": "nan", "TROUBLE_RANK": rank, "TROUBLE_STEP": "1"}
+        job = Running("tests/distributed/trouble.py", [*CONFIG, *small(folder, cache, *IDLE)], processes, trouble)
+        assert job.wait() == 0, job.output
+        assert job.output.count("step 1 (step 1 of the epoch): the loss or the gradient is not finite; it is passed over") == 1
+        digests.append(state_digest(folder / "run" / "checkpoints" / "epoch_002.pt"))
+    assert digests[0] == digests[1]
+
+
+def test_a_run_that_stays_bad_goes_back_twice_and_stops_with_one_line(tmp_path: Path, cache: Path) -> None:
+    """Loss: a run that passes over every step and calls itself trained; or that ends without a word, because its first rank was killed
+    before it spoke."""
+    arguments = [*CONFIG, *small(tmp_path, cache, *IDLE, "training.max_bad_steps=2", "snapshots.interval_steps=1", "snapshots.keep=50")]
+    job = Running("tests/distributed/trouble.py", arguments, 3, {"TROUBLE": "nans", "TROUBLE_RANK": "1", "TROUBLE_STEP": "6"})
     assert job.wait() != 0
-    assert job.output.count("error: the gradient is not finite at step 1") == 1, job.output
+    assert job.output.count("going back to the last good state") == 2, job.output
+    assert (
+        job.output.count("error: the loss or the gradient was not finite in 3 steps in a row, up to step 8, and so after going back") == 1
+    )
     assert re.search(r"exitcode\s*: 2", job.output)
-    assert saved_steps(tmp_path / "run") == []
+    steps = saved_steps(tmp_path / "run")
+    assert steps and max(steps) == 5, "the last good one"
 
 
 def test_a_jump_in_the_first_step_after_a_resume_leaves_no_trace_of_the_processes(tmp_path: Path, cache: Path) -> None:

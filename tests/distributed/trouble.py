@@ -3,19 +3,22 @@
 - `flip`: after the step, one bit of one weight is another, as with bad memory.
 - `jump`: in the step, the gradients are far above what is expected.
 - `nan`: in the step, the gradients are no numbers.
+- `nans`: in this and all later steps.
+- `hang`: the step never ends.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from elastic_train import main
-from gai_yolo import job
+from gai_yolo import assembly
 from gai_yolo.elastic.exact import memory_order
 from gai_yolo.training.step import StepResult, TrainingStep
 
@@ -27,15 +30,17 @@ class TroubledStep(TrainingStep):
     """A step that may go wrong."""
 
     def __call__(self, *arguments: Any, **options: Any) -> StepResult:
-        now = IS_MINE and self.state.step + 1 == STEP
+        now = IS_MINE and (self.state.step + 1 == STEP or (KIND == "nans" and self.state.step + 1 > STEP))
         handle = None
         if now and KIND == "jump":
             assert self.state.gradient_exponents is not None
             self.state.gradient_exponents = [-60] * len(self.state.gradient_exponents)
-        if now and KIND == "nan":
+        if now and KIND in ("nan", "nans"):
             handle = self.parameters[7].register_hook(_spoiled)
         if now:
             print(f"trouble: {KIND}", flush=True)
+        if now and KIND == "hang":
+            time.sleep(3600)
         result = super().__call__(*arguments, **options)
         if handle is not None:
             handle.remove()
@@ -51,5 +56,5 @@ def _spoiled(gradient: Tensor) -> Tensor:
 
 
 if __name__ == "__main__":
-    vars(job)["TrainingStep"] = TroubledStep
+    vars(assembly)["TrainingStep"] = TroubledStep
     sys.exit(main())

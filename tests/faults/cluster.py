@@ -230,10 +230,9 @@ def filled(folder: Path) -> Iterator[int]:
     """A disk without a free byte; yields the bytes that it took. The folder must be a small file system of its own."""
     ballast = folder / "ballast"
     size = 0
-    with ballast.open("wb") as file, contextlib.suppress(OSError):
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             size += file.write(b"\0" * (1 << 16))
-            file.flush()
     try:
         yield size
     finally:

@@ -1,0 +1,98 @@
+"""A process that has to go: in the middle of a step, in time, with everything saved; or one that makes no progress at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.harness import REPOSITORY, Running, environment, run, small
+from tests.runs import state_digest
+
+pytestmark = pytest.mark.timeout(600)
+CONFIG = ["--config", "configs/config_test_resume.yaml"]
+GRACE = 15.0
+"""Seconds, as on GKE spot."""
+
+
+def going_on(output: str) -> int:
+    """The step that a start went on from."""
+    found = re.search(r"going on from \S+ \(epoch \d+, step (\d+)\)", output)
+    assert found, output
+    return int(found[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_told_in_the_middle_of_a_long_step_it_is_gone_in_time_and_loses_none(
+    number: signal.Signals, tmp_path: Path, cache: Path, figure: Callable[[str], None]
+) -> None:
+    """Loss: a spot machine is gone before the step is done, and with it everything since the last snapshot."""
+    # A step of half a minute on a slow core, and nothing that saves by itself.
+    never = ("snapshots.interval_seconds=null", "elastic.memory_interval_steps=null", "training.max_batches_per_epoch=3")
+    long = ("data.image_size=640", "training.batch_size=48", "training.micro_batch_size=4", "data.workers=1")
+    job = Running("elastic_train.py", [*CONFIG, *small(tmp_path, cache, *never, *long)])
+    job.wait_for("step 1/3")
+    time.sleep(2.0)  # well within the second step
+    assert "step 2/3" not in job.output
+    told = time.monotonic()
+    os.kill(job.process.pid, number)
+    assert job.wait() == 75, job.output
+    seconds = time.monotonic() - told
+    assert seconds < GRACE
+    assert "step 2/3" not in job.output and "the last step's state is saved" in job.output
+    figure(f"{number.name} in mid-step, YOLO12-n at 640 px: gone after {seconds:.2f} s")
+    again = Running("elastic_train.py", [*CONFIG, *small(tmp_path, cache, *never, *long)])
+    again.wait_for("going on from")
+    again.send(signal.SIGKILL)
+    again.wait()
+    assert going_on(again.output) == 1
+
+
+def test_one_of_two_processes_is_told_and_both_end_at_the_same_step(tmp_path: Path, cache: Path) -> None:
+    """Loss: ranks that disagree on the step at which one of them left, and wait for it; or another result."""
+    settings = ("training.max_batches_per_epoch=12", "evaluation.interval=2", "data.workers=1")
+    arguments = [*CONFIG, *small(tmp_path, cache, *settings)]
+    job = Running("elastic_train.py", arguments, 2)
+    job.wait_for("epoch 1/2  step 4/12")
+    os.kill(job.training_processes()[1], signal.SIGTERM)
+    assert job.wait() != 0
+    last_step = max(int(step) for step in re.findall(r"epoch 1/2  step (\d+)/12", job.output))
+    assert 4 <= last_step < 12 and "SIGTERM" in job.output, job.output
+    done = run("elastic_train.py", arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert going_on(done.stdout) == last_step
+    alone = run("elastic_train.py", [*CONFIG, *small(tmp_path / "alone", cache, *settings)])
+    assert alone.returncode == 0
+    last = Path("run") / "checkpoints" / "epoch_002.pt"
+    assert state_digest(tmp_path / last) == state_digest(tmp_path / "alone" / last)
+
+
+def test_a_step_that_hangs_in_every_start_ends_the_job_with_the_reason(tmp_path: Path, cache: Path) -> None:
+    """Loss: a job that hangs for ever, or is started again for ever, on machines that are paid by the hour."""
+    settings = ("training.max_batches_per_epoch=12", "elastic.step_timeout_seconds=3", "elastic.memory_interval_steps=1")
+    arguments = ["tests/distributed/trouble.py", *CONFIG, *small(tmp_path, cache, *settings)]
+    launch = [sys.executable, "-m", "gai_yolo.cli", "launch", "--processes-per-node", "2", "--", *arguments]
+    done = subprocess.run(
+        launch,
+        cwd=REPOSITORY,
+        env={**environment(), "TROUBLE": "hang", "TROUBLE_RANK": "1", "TROUBLE_STEP": "6"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == 4, output
+    assert output.count("trouble: hang") == 4, "the first start made five steps; the three others none"
+    assert "step hung: none for" in output and "in __call__" in output, "where it hangs"
+    assert re.search(
+        r"error: no progress: the last 3 starts went on from step 5 and did not complete another one; the last one: \S+", output
+    )
+    assert output.count("error: no progress") == 1

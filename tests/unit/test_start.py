@@ -1,0 +1,365 @@
+"""How a job begins: whose run it is, which memory counts, and when there is no hope."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gai_yolo.config import Config
+from gai_yolo.elastic.goodput import Recorder
+from gai_yolo.elastic.metadata import CloudWatch
+from gai_yolo.elastic.notices import Notices
+from gai_yolo.elastic.process import World
+from gai_yolo.elastic.records import FINISHED, Record, pack, plain, read_records
+from gai_yolo.elastic.watchdog import Watchdog
+from gai_yolo.errors import NO_PROGRESS, NoProgress
+from gai_yolo.reporting.console import Silent
+from gai_yolo.start import MOST_IN_VAIN, Options, check_progress, find, open_record, open_run, read_accounts
+from gai_yolo.store.node_memory import NodeMemory
+from gai_yolo.store.run_folder import RunFolder
+from gai_yolo.training.site import Site
+from gai_yolo.training.snapshots import Found
+from tests.states import content_of, manifest_of, published
+from tests.worlds import good, on_ranks
+
+# --- progress ----------------------------------------------------------------------------------------------------------------
+
+
+def start(number: int, origin: int | None, highest: int, outcome: str | None, node: str = "a") -> dict[str, Any]:
+    """What one node says of a start."""
+    return plain(Record(1e9 + number, id=f"{node}{number}", number=number, origin=origin, highest=highest, node=node, outcome=outcome))
+
+
+CRASHED = None
+
+
+def test_three_starts_in_vain_are_enough() -> None:
+    """Loss: a job that crashes at the same step for ever, on machines that somebody pays for."""
+    in_vain = [start(number, 40, 40, "step hung") for number in range(1, MOST_IN_VAIN + 1)]
+    check_progress([], 40)
+    check_progress(in_vain[1:], 40)
+    with pytest.raises(NoProgress, match=r"no progress: the last 3 starts went on from step 40 .* the last one: step hung") as refusal:
+        check_progress(in_vain, 40)
+    assert refusal.value.exit_code == NO_PROGRESS
+
+
+def test_starts_that_were_killed_without_a_word_count() -> None:
+    """Loss: the worst crashes are those that cannot say so."""
+    with pytest.raises(NoProgress, match="ended without a word"):
+        check_progress([start(number, 0, 0, CRASHED) for number in (1, 2, 3)], 0)
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [
+        start(3, 40, 41, "peer lost"),
+        start(3, 30, 40, "peer lost"),
+        start(3, 40, 40, "refused: no progress: the last 3 starts went on from step 40"),
+        start(3, 40, 40, "Ctrl-C"),
+        start(3, 40, 40, "Ctrl-C: left after step 40"),
+    ],
+    ids=["a step that was lost again", "a start from further back", "stopped for that reason", "interrupted", "left by hand"],
+)
+def test_progress_or_a_person_in_between_breaks_the_row(middle: dict[str, Any]) -> None:
+    """Loss: a job that gets on between faults is stopped; or who has mended it cannot start it."""
+    in_vain = [start(number, 40, 40, "peer lost") for number in (1, 2, 4, 5)]
+    check_progress([*in_vain, middle], 40)
+    with pytest.raises(NoProgress):
+        check_progress([*in_vain, middle, start(6, 40, 40, "peer lost")], 40)
+
+
+def test_a_finished_run_may_be_started_as_often_as_one_likes() -> None:
+    """Loss: the fifth look at a finished run is called a failure, and exits with another code than the four before."""
+    first = start(1, 0, 100, FINISHED)
+    check_progress([first, *(start(number, 100, 100, FINISHED) for number in range(2, 9))], 100)
+
+
+def test_going_on_from_elsewhere_is_another_matter() -> None:
+    """Loss: the newest state is gone, and the one before it is not even tried."""
+    check_progress([start(number, 40, 40, CRASHED) for number in (1, 2, 3)], 30)
+
+
+def test_a_start_is_what_all_its_nodes_say_of_it() -> None:
+    """Loss: one node that saw the step end is not heard; or three nodes of one start are taken for three starts."""
+    check_progress([start(1, 40, 40, "peer lost", node) for node in "abc"], 40)
+    several = [start(number, 40, 40, "peer lost", node) for number in (1, 2, 3) for node in "ab"]
+    with pytest.raises(NoProgress):
+        check_progress(several, 40)
+    check_progress([*several[:-1], start(3, 40, 41, "peer lost", "b")], 40)
+
+
+def test_what_is_no_record_is_left_out() -> None:
+    """Loss: a file of another version of this program ends every start."""
+    check_progress([{"format": 7}, {}, *(start(number, 40, 40, CRASHED) for number in (1, 2))], 40)
+
+
+# --- whose run ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def notices() -> Iterator[Notices]:
+    made = Notices(CloudWatch("none"))
+    yield made
+    made.close()
+
+
+class Told(Silent):
+    """What was said on the first rank."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def info(self, text: str) -> None:
+        self.lines.append(text)
+
+    warning = info
+
+
+class Cluster:
+    """Nodes with memory and, unless the run folder is shared, a disk each."""
+
+    def __init__(self, folder: Path, notices: Notices, shared: bool) -> None:
+        self.folder, self.notices, self.shared = folder, notices, shared
+        self.told: list[str] = []
+
+    def run(self, node: str) -> Path:
+        return self.folder / ("shared" if self.shared else node) / "run"
+
+    def config(self, node: str, **elastic: Any) -> Config:
+        memory = self.folder / node / "shm"
+        memory.mkdir(parents=True, exist_ok=True)
+        return Config.model_validate({"elastic": {"memory_folder": str(memory), **elastic}})
+
+    def site(self, world: World, node: str, console: Silent) -> Site:
+        watchdog = Watchdog(self.notices, 15.0, 60.0, lambda *_: None)
+        folder = RunFolder(self.run(node))
+        return Site(world, folder, console if world.is_first else Silent(), self.notices, watchdog, Recorder(0.0))
+
+    def start(
+        self, nodes: str, fresh: bool = False, step: int | None = None, per_node: int = 1, options: Options | None = None, **elastic: Any
+    ) -> list[Found | None]:
+        """One start on nodes such as `ab`, the first of which has rank 0; returns what each rank finds. Then a state is saved."""
+        console = Told()
+
+        def work(world: World) -> Found | None:
+            node = nodes[world.node]
+            site = self.site(world, node, console)
+            world.from_first(site.folder.lock)
+            memory: NodeMemory | None = None
+            try:
+                memory = open_run(self.config(node, **elastic), options or Options(fresh=fresh), site)
+                found = find(Options(), site, memory)
+                if step is not None and memory is not None:
+                    content = content_of(step)
+                    memory.store.publish(manifest_of(content), lambda file: torch.save(content, file))
+                world.gather(None)
+                return found
+            finally:
+                if memory is not None:
+                    memory.release()
+                site.folder.release()
+
+        found = good(on_ranks(len(nodes) * per_node, work, per_node))
+        self.told = console.lines
+        return found
+
+    def ids(self, nodes: str) -> list[str | None]:
+        return [RunFolder(self.run(node)).run_id() for node in nodes]
+
+    def asides(self, node: str) -> list[Path]:
+        return [path for path in self.run(node).parent.glob("run.*") if path.is_dir()]
+
+
+def steps(found: Sequence[Found | None]) -> list[int | None]:
+    return [None if one is None else one.manifest.position.step for one in found]
+
+
+@pytest.fixture(autouse=True)
+def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gai_yolo.store.node_memory.LOCK_PATIENCE", 0.1)
+
+
+@pytest.fixture(params=["local folders", "a shared folder"])
+def cluster(request: pytest.FixtureRequest, tmp_path: Path, notices: Notices) -> Cluster:
+    return Cluster(tmp_path, notices, request.param == "a shared folder")
+
+
+@pytest.fixture
+def local(tmp_path: Path, notices: Notices) -> Cluster:
+    return Cluster(tmp_path, notices, shared=False)
+
+
+def launched(monkeypatch: pytest.MonkeyPatch, launch: str | None, restarted: bool = False) -> None:
+    monkeypatch.setattr("gai_yolo.start.launch_id", lambda: launch)
+    monkeypatch.setattr("gai_yolo.start.was_restarted", lambda: restarted)
+
+
+def test_all_nodes_keep_one_name_for_the_run(cluster: Cluster) -> None:
+    """Loss: each node's memory is taken for that of another run."""
+    assert steps(cluster.start("abc", step=5)) == [None] * 3
+    (first,) = set(cluster.ids("abc"))
+    assert first is not None
+    assert steps(cluster.start("bca")) == [5] * 3
+    assert set(cluster.ids("abc")) == {first} and cluster.asides("a") == []
+
+
+def test_a_new_node_joins_the_run_whatever_its_rank(cluster: Cluster) -> None:
+    """Loss: a machine that replaces another one makes the run start over."""
+    cluster.start("ab", step=5)
+    assert steps(cluster.start("nab")) == [5] * 3
+    assert len(set(cluster.ids("nab"))) == 1 and cluster.asides("a") == cluster.asides("b") == []
+
+
+def test_a_run_whose_folder_was_deleted_does_not_come_back_from_memory(cluster: Cluster) -> None:
+    """Loss: somebody deletes a run to begin anew, and is given the old weights."""
+    cluster.start("ab", step=5)
+    old = cluster.ids("a")
+    for node in "ab":
+        shutil.rmtree(cluster.run(node), ignore_errors=True)
+    assert steps(cluster.start("ab")) == [None, None]
+    assert cluster.ids("a") != old
+
+
+def test_a_folder_that_is_lost_on_one_node_costs_nothing(local: Cluster) -> None:
+    """Loss: a new disk in one machine is taken for the wish to begin anew."""
+    local.start("ab", step=5)
+    (old,) = set(local.ids("ab"))
+    shutil.rmtree(local.run("a"))
+    assert steps(local.start("ab")) == [5, 5] and set(local.ids("ab")) == {old}
+
+
+def test_starting_over_moves_the_old_run_aside_on_every_node(cluster: Cluster) -> None:
+    """Loss: the old run goes on from a memory, or another node's disk, that nobody has thought of; or it is deleted."""
+    cluster.start("ab", step=5)
+    for run in {cluster.run(node) for node in "ab"}:
+        published(run, 4)
+    (old,) = set(cluster.ids("ab"))
+    assert steps(cluster.start("ab", fresh=True)) == [None, None]
+    (new,) = set(cluster.ids("ab"))
+    assert new != old
+    for node in "ab":
+        (aside,) = cluster.asides(node)
+        assert (aside / "snapshots" / "step_00000004.pt").exists()
+    assert steps(cluster.start("ab")) == [None, None]
+
+
+def test_a_job_starts_over_once(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss: the restarted workers, which see the same command line, throw away what they are to save."""
+    launched(monkeypatch, "job-7")
+    cluster.start("ab", fresh=True, step=5)
+    assert steps(cluster.start("ab", fresh=True)) == [5, 5]
+    assert any("(job-7) has started over already" in line for line in cluster.told)
+    launched(monkeypatch, "job-8")
+    assert steps(cluster.start("ab", fresh=True)) == [None, None]
+    launched(monkeypatch, None, restarted=True)
+    cluster.start("ab", step=6)
+    assert steps(cluster.start("ab", fresh=True)) == [6, 6]
+
+
+def test_a_new_first_node_does_not_start_over_what_the_others_have(local: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss: without shared storage the loss of the first node of a job that was started with --fresh is the loss of the run: the machine
+    in its place sees the command line, and knows of no start before."""
+    launched(monkeypatch, "job-7")
+    local.start("ab", fresh=True, step=5)
+    (old,) = set(local.ids("ab"))
+    assert steps(local.start("nb", fresh=True)) == [5, 5]
+    assert set(local.ids("nb")) == {old} and local.asides("b") == []
+
+
+def test_a_start_over_that_was_killed_is_done_again(local: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss: the first folder is moved aside, the process killed, and the run goes on with the other nodes' old state."""
+    launched(monkeypatch, "job-7")
+    local.start("ab", step=5)
+    local.run("a").rename(local.run("a").with_name("run.old"))
+    assert steps(local.start("ab", fresh=True)) == [None, None]
+    assert len(local.asides("b")) == 1
+
+
+@pytest.mark.parametrize("nodes", ["abc", "bca"], ids=["who started over is first", "who was away is first"])
+def test_nodes_that_were_away_when_the_run_was_started_over_follow(nodes: str, local: Cluster) -> None:
+    """Loss: two machines come back with the old run, and it goes on in place of the one that somebody wanted."""
+    local.start("abc", step=50)
+    (old,) = set(local.ids("abc"))
+    local.start("a", fresh=True, step=5)
+    (new,) = local.ids("a")
+    assert new != old
+    assert steps(local.start(nodes)) == [5] * 3
+    assert set(local.ids("abc")) == {new}
+    assert [len(local.asides(node)) for node in "abc"] == [1, 1, 1]
+
+
+def test_a_node_that_was_away_twice_follows_too(local: Cluster) -> None:
+    """Loss: as above, with two old runs against one new."""
+    local.start("abc", step=50)
+    local.start("ab", fresh=True, step=30)
+    local.start("a", fresh=True, step=5)
+    assert steps(local.start("cba")) == [5] * 3
+
+
+def test_a_folder_without_a_name_gets_one(cluster: Cluster) -> None:
+    """Loss: a run of an older version is moved aside."""
+    for run in {cluster.run(node) for node in "ab"}:
+        published(run, 30, "epoch")
+    assert steps(cluster.start("ab")) == [30, 30] and None not in cluster.ids("ab")
+
+
+# --- memory ------------------------------------------------------------------------------------------------------------------
+
+
+def test_all_ranks_of_a_node_read_what_its_first_keeps(local: Cluster) -> None:
+    """Loss: a state that lies on the machine is sent over the network, once for each process."""
+    local.start("ab", step=5, per_node=2)
+    found = local.start("ab", per_node=2)
+    assert [None if one is None else one.tier for one in found] == ["memory"] * 4
+
+
+def test_memory_may_be_absent_switched_off_or_somebody_elses(local: Cluster) -> None:
+    """Loss: a job that could run ends because of what was only to make it better."""
+    local.start("a", step=5)
+    assert steps(local.start("a", memory_interval_steps=None)) == [None]
+    assert steps(local.start("a", memory_folder="/nowhere/at/all")) == [None]
+    assert local.told == []
+    memory = NodeMemory(local.folder / "a" / "shm", local.run("a"))
+    memory.open(str(local.ids("a")[0]))
+    assert steps(local.start("a")) == [None]
+    assert len(local.told) == 1 and local.told[0].endswith("No state is kept in this node's memory.")
+    memory.release()
+    assert steps(local.start("a")) == [5]
+
+
+# --- accounts ----------------------------------------------------------------------------------------------------------------
+
+
+def test_every_node_keeps_the_accounts_of_all(cluster: Cluster) -> None:
+    """Loss: the account of the time goes with the node that wrote it; or a start that is counted twice."""
+    lone = {**start(4, 0, 7, "peer lost", node="b"), "id": "b4"}
+    folder = RunFolder(cluster.run("b")).goodput
+    folder.mkdir(parents=True)
+    (folder / "000004-x-b-b4.json").write_bytes(pack(lone))
+
+    def work(world: World) -> list[dict[str, Any]]:
+        site = cluster.site(world, "ab"[world.node], Silent())
+        accounts = read_accounts(site)
+        open_record(site, accounts)
+        world.gather(None)
+        site.recorder.close()
+        return accounts
+
+    first, second = good(on_ranks(2, work))
+    assert first == second
+    for node in "ab":
+        records = read_records(RunFolder(cluster.run(node)).goodput)[0]
+        assert {record["id"] for record in records} >= {"b4"}
+        (number,) = {record["number"] for record in records if record["id"] != "b4"}
+        assert number == 5
+
+
+def test_records_of_this_file_are_records() -> None:
+    """Loss: tests of progress that test nothing."""
+    assert set(start(1, 0, 0, None)) == set(asdict(Record(0.0)))

@@ -1,0 +1,339 @@
+"""The thread that acts where the training thread cannot."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from typing import NoReturn
+
+import pytest
+
+from gai_yolo.elastic.notices import Notice, Notices
+from gai_yolo.elastic.records import Phase
+from gai_yolo.elastic.watchdog import FIRST_STEP_FACTOR, TICK, Watchdog
+from gai_yolo.errors import LEFT, RESTART
+from tests.harness import REPOSITORY, environment
+
+GRACE, STEP_TIMEOUT = 15.0, 60.0
+
+
+class Standing(Notices):
+    """A notice that the test gives and takes; no signals."""
+
+    def __init__(self) -> None:
+        self.now: Notice | None = None
+
+    def pending(self) -> Notice | None:
+        return self.now
+
+
+class Scene:
+    """A watchdog, its clock, and everything that it does, in order."""
+
+    def __init__(self, grace: float = GRACE, step_timeout: float = STEP_TIMEOUT, real_time: bool = False) -> None:
+        self.now = 1000.0
+        self.did: list[str] = []
+        self.terminal_is_gone = False
+        self.terminal_goes_on = threading.Event()
+        self.terminal_goes_on.set()
+        self.left = threading.Event()
+        self.notices = Standing()
+        clock = time.monotonic if real_time else lambda: self.now
+        self.dog = Watchdog(self.notices, grace, step_timeout, self.farewell, self.leave, clock)
+
+    def farewell(self, code: int, reason: str, launcher_knows: bool) -> None:
+        if self.terminal_is_gone:
+            raise BrokenPipeError
+        assert self.terminal_goes_on.wait(20)
+        self.did.append(f"{code} {reason} ({'known' if launcher_knows else 'unknown'} to the launcher)")
+
+    def leave(self, code: int) -> NoReturn:
+        self.did.append(f"left {code}")
+        self.left.set()
+        if not isinstance(threading.current_thread(), threading.Timer):  # they have nothing else to do
+            raise SystemExit(code)
+        return None  # type: ignore[misc]
+
+    def rescue(self) -> list[str]:
+        self.did.append("saved")
+        return []
+
+    def step(self, seconds: float) -> None:
+        self.dog.enter(Phase.STEP)
+        self.now += seconds
+        self.dog.step_done()
+
+    def look(self) -> bool:
+        """Whether the process left."""
+        try:
+            self.dog.look()
+        except SystemExit:
+            return True
+        return False
+
+    def look_after(self, seconds: float) -> bool:
+        self.now += seconds
+        return self.look()
+
+
+@pytest.fixture(autouse=True)
+def no_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+
+
+@pytest.fixture
+def scene() -> Scene:
+    return Scene()
+
+
+def test_a_hanging_step_shows_its_stacks_saves_and_ends(scene: Scene, capfd: pytest.CaptureFixture[str]) -> None:
+    """Loss: a job that hangs until a person looks; or one that ends and says not where, or loses what could be saved."""
+    scene.dog.rescue = scene.rescue
+    for _ in range(3):
+        scene.step(1.0)
+    scene.dog.enter(Phase.DATA)
+    assert not scene.look_after(STEP_TIMEOUT)
+    assert scene.look_after(1.0)
+    said = f"{RESTART} step hung: none for 61 s, see the stacks above; the last step's state is saved (known to the launcher)"
+    assert scene.did == ["saved", said, f"left {RESTART}"]
+    assert "test_watchdog.py" in capfd.readouterr().err
+
+
+def test_the_first_steps_may_take_longer(scene: Scene) -> None:
+    """Loss: a job that is ended while its loaders start, again and again."""
+    scene.dog.enter(Phase.DATA)
+    assert not scene.look_after(FIRST_STEP_FACTOR * STEP_TIMEOUT)
+    assert scene.look_after(1.0)
+
+
+def test_a_run_of_long_steps_is_not_taken_for_hanging(scene: Scene) -> None:
+    """Loss: a large model on few machines is ended at every step; or one slow step among fast ones makes the dog sleep."""
+    for seconds in (20.0, 22.0, 500.0, 21.0, 20.0):
+        scene.step(seconds)
+    assert scene.dog.patience == 210.0
+    assert not scene.look_after(209.0)
+    assert scene.look_after(2.0)
+
+
+@pytest.mark.parametrize("phase", [Phase.EVALUATION, Phase.LOAD, Phase.CLOSING])
+def test_only_steps_are_timed(phase: Phase, scene: Scene) -> None:
+    """Loss: an evaluation of an hour is taken for a step; or the first step after it for one that took an hour."""
+    for _ in range(3):
+        scene.step(1.0)
+    scene.dog.enter(phase)
+    assert not scene.look_after(3600.0)
+    scene.dog.enter(Phase.SNAPSHOT)
+    assert not scene.look_after(STEP_TIMEOUT - 1)
+    scene.dog.step_done()
+    assert scene.dog.patience == STEP_TIMEOUT
+
+
+@pytest.mark.parametrize(
+    ("phase", "seconds"),
+    [
+        (Phase.IMPORT, 0.0),
+        (Phase.RENDEZVOUS, 0.0),
+        (Phase.LOAD, 0.0),
+        (Phase.EVALUATION, 0.0),
+        (Phase.STEP, 3.0),
+        (Phase.DATA, 3.0),
+        (Phase.SNAPSHOT, 3.0),
+        (Phase.CLOSING, 9.0),
+    ],
+)
+def test_a_notice_leaves_the_training_thread_time_for_its_step(phase: Phase, seconds: float, scene: Scene) -> None:
+    """Loss: half a step, each time; or the machine is gone before anything is saved, because a peer that is dead was waited for."""
+    scene.dog.rescue = scene.rescue
+    scene.dog.enter(phase)
+    scene.notices.now = Notice("SIGUSR1", LEFT, scene.now, launcher_knows=False)
+    if seconds:
+        assert not scene.look() and not scene.look_after(seconds - 0.1)
+        scene.now += 0.1
+    assert scene.look()
+    said = f"{LEFT} SIGUSR1: this process leaves; the last step's state is saved (unknown to the launcher)"
+    assert scene.did == ["saved", said, f"left {LEFT}"]
+
+
+def test_a_withdrawn_notice_is_none(scene: Scene) -> None:
+    """Loss: a machine that stays is left."""
+    scene.dog.enter(Phase.STEP)
+    scene.notices.now = Notice("Preempt", LEFT, scene.now, launcher_knows=False)
+    assert not scene.look_after(2.0)
+    scene.notices.now = None
+    assert not scene.look_after(20.0) and scene.did == []
+
+
+def test_nothing_is_saved_where_there_is_nothing(scene: Scene) -> None:
+    """Loss: a start-up that cannot be ended, or that says it saved something."""
+    scene.notices.now = Notice("SIGTERM", LEFT, scene.now, launcher_knows=True)
+    assert scene.look()
+    assert scene.did == [f"{LEFT} SIGTERM: this process leaves (known to the launcher)", f"left {LEFT}"]
+
+
+def test_what_could_not_be_saved_is_said(scene: Scene) -> None:
+    """Loss: somebody believes the state to be on the disk."""
+    scene.dog.rescue = lambda: ["no room", "no right"]
+    scene.notices.now = Notice("SIGTERM", LEFT, scene.now, launcher_knows=True)
+    assert scene.look() and "not everywhere saved: no room; no right" in scene.did[0]
+
+
+def test_a_rescue_that_fails_in_an_unknown_way_ends_the_process_all_the_same(scene: Scene) -> None:
+    """Loss: the thread that was to end the process is dead, and the process lives on."""
+
+    def fail() -> list[str]:
+        raise ValueError("who would have thought")
+
+    scene.dog.rescue = fail
+    scene.notices.now = Notice("SIGTERM", LEFT, scene.now, launcher_knows=True)
+    assert scene.look()
+    assert "not everywhere saved: ValueError: who would have thought" in scene.did[0] and scene.did[1] == f"left {LEFT}"
+
+
+def test_a_terminal_that_is_gone_does_not_keep_the_process(scene: Scene) -> None:
+    """Loss: the last words cannot be written, and so the process never ends."""
+    scene.terminal_is_gone = True
+    scene.notices.now = Notice("SIGTERM", LEFT, scene.now, launcher_knows=True)
+    assert scene.look()
+    assert scene.did == [f"left {LEFT}"]
+
+
+def test_a_stderr_that_is_none_does_not_keep_the_process(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss: the stacks cannot be shown, and so a hanging step hangs for ever."""
+    monkeypatch.setattr(sys, "stderr", None)
+    scene.dog.enter(Phase.STEP)
+    assert scene.look_after(FIRST_STEP_FACTOR * STEP_TIMEOUT + 1)
+
+
+def in_background(scene: Scene) -> None:
+    threading.Thread(target=scene.look, daemon=True).start()
+
+
+def test_a_disk_that_hangs_holds_the_process_no_longer_than_the_grace() -> None:
+    """Loss: a process that waits for a dead disk until the machine is gone, and its launcher is never told."""
+    scene = Scene(grace=0.6, real_time=True)
+    hanging, started = threading.Event(), time.monotonic()
+
+    def rescue() -> list[str]:
+        hanging.wait()
+        return []
+
+    scene.dog.rescue = rescue
+    scene.notices.now = Notice("Preempt", LEFT, started, launcher_knows=False)
+    in_background(scene)
+    assert scene.left.wait(5.0)
+    assert scene.did == [
+        f"{LEFT} Preempt: this process leaves; the state could not be saved in time (unknown to the launcher)",
+        f"left {LEFT}",
+    ]
+    scene.left.clear()
+    assert scene.left.wait(1.0), "the last word is not waited for either"
+    hanging.set()
+
+
+def test_last_words_that_hang_hold_the_process_no_longer_than_the_grace() -> None:
+    """Loss: a terminal that was stopped with Ctrl-S keeps a process on a machine that goes away."""
+    scene = Scene(grace=0.6, real_time=True)
+    scene.terminal_goes_on.clear()
+    scene.notices.now = Notice("SIGTERM", LEFT, time.monotonic(), launcher_knows=True)
+    in_background(scene)
+    assert scene.left.wait(5.0)
+    assert scene.did[0] == f"left {LEFT}"
+    scene.terminal_goes_on.set()
+
+
+def test_saving_may_take_what_is_left_of_the_grace() -> None:
+    """Loss: a slow disk is cut off in the middle of the last state, with seconds to spare."""
+    scene = Scene(grace=1.5, real_time=True)
+
+    def rescue() -> list[str]:
+        time.sleep(0.7)  # more than a third
+        return scene.rescue()
+
+    scene.dog.rescue = rescue
+    scene.dog.enter(Phase.EVALUATION)
+    scene.notices.now = Notice("SIGTERM", LEFT, time.monotonic(), launcher_knows=True)
+    assert scene.look()
+    assert scene.did[0] == "saved" and "the last step's state is saved" in scene.did[1]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # it is how `leave` ends the thread
+def test_time_in_which_the_process_was_stopped_counts_for_nothing() -> None:
+    """Loss: whoever wakes a machine that slept finds every job on it killed."""
+    scene = Scene(step_timeout=12.0)
+    for _ in range(3):
+        scene.step(1.0)
+    scene.dog.enter(Phase.STEP)
+    scene.dog.start()
+    time.sleep(2 * TICK)
+    scene.now += 3600
+    assert not scene.left.wait(4 * TICK)
+    deadline = time.monotonic() + 20
+    while not scene.left.is_set() and time.monotonic() < deadline:
+        scene.now += TICK
+        time.sleep(TICK / 50)
+    scene.dog.stop()
+    assert scene.did[-1] == f"left {RESTART}", "it still looks"
+
+
+def test_it_can_be_stopped(scene: Scene) -> None:
+    """Loss: an orderly end is taken for a hang."""
+    scene.dog.stop()
+    scene.dog.start()
+    scene.dog.enter(Phase.STEP)
+    scene.now += 3600
+    time.sleep(2 * TICK)
+    assert scene.did == []
+
+
+WORKER = """
+import ctypes, sys
+from gai_yolo.elastic.metadata import CloudWatch
+from gai_yolo.elastic.notices import Notices
+from gai_yolo.elastic.records import Phase
+from gai_yolo.elastic.watchdog import Watchdog
+
+def farewell(code, reason, launcher_knows):
+    print(code, reason, flush=True)
+
+dog = Watchdog(Notices(CloudWatch("none")), 2.0, 60.0, farewell)
+dog.rescue = lambda: []
+dog.enter(Phase.STEP)
+dog.start()
+print("ready", flush=True)
+mutex = ctypes.create_string_buffer(64)
+for _ in range(2):  # the second time it waits for ever, as for a peer: no handler of Python runs any more
+    ctypes.CDLL(None).pthread_mutex_lock(mutex)
+"""
+
+
+def test_sigterm_is_heeded_while_the_training_thread_waits_for_a_dead_peer() -> None:
+    """Loss: exactly where the peers are dead a process does not hear that it is to leave, and is killed with its last steps."""
+    worker = subprocess.Popen(
+        [sys.executable, "-c", WORKER], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY, env=environment(), start_new_session=True
+    )
+    assert worker.stdout is not None and worker.stdout.readline() == "ready\n"
+    time.sleep(0.3)
+    worker.terminate()
+    try:
+        out, _ = worker.communicate(timeout=10)
+    finally:
+        worker.kill()
+    assert worker.returncode == LEFT
+    assert out == f"{LEFT} SIGTERM: this process leaves; the last step's state is saved\n"
+
+
+def test_a_worker_does_not_outlive_its_agent() -> None:
+    """Loss: orphans that train on, and write into the run of those who were started in their place."""
+    agent = subprocess.Popen(
+        ["sh", "-c", '"$0" -c "$1" & wait', sys.executable, WORKER],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+        env={**environment(), "TORCHELASTIC_RUN_ID": "job"},
+    )
+    assert agent.stdout is not None and agent.stdout.readline() == "ready\n"
+    agent.kill()
+    out, _ = agent.communicate(timeout=10)  # ends when the worker has
+    assert out == f"{RESTART} the launcher's agent is gone; the last step's state is saved\n"
