@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from gai_yolo.assembly import assemble, make_plan, make_state
+from gai_yolo.assembly import assemble, make_loaders, make_plan, make_state
 from gai_yolo.config import load_config
 from gai_yolo.data.batch import Batch
 from gai_yolo.data.sources import load_indexes
@@ -68,7 +68,8 @@ def build(config_path: Path, overrides: list[str], world: World | None = None) -
     num_classes = len(indexes[0].categories)
     recipe = make_recipe(config.training, num_classes, make_plan(config, len(indexes[0])).steps_per_epoch)
     state = make_state(config, recipe, num_classes, site, None)
-    return assemble(config, indexes, recipe, state, site, {}, None, [])
+    loaders = make_loaders(config, indexes, make_plan(config, len(indexes[0])), site, None)
+    return assemble(config, indexes, loaders, recipe, state, site, {}, None, [])
 
 
 def train(run: Run, steps: Iterable[list[Batch]]) -> float:

@@ -72,10 +72,10 @@ RATES = (
 )
 OTHERS = Policy("as others", interval=1800.0, survivors_save=False, elastic=False, hand_off=60.0)
 ASSUMED_OF_OTHERS = """\
-"As others" is a model, not a measurement: a durable snapshot every 30 minutes, or as often as is best (Young and Daly), by torch.save of 712 MB
-(1.1 s, measured); nothing in memory, notices not used; torchrun's defaults find a dead node after 3 keep-alives of 5 s, NCCL's a hang after
-10 minutes; a scheduler hands over a spare node within 60 s, so it is never short of nodes; imports take 8 s (assumed, as are the 60 s); all that
-came after the last snapshot is done again."""
+"As others" is a model, not a measurement: a durable snapshot every 30 minutes, or as often as is best (Young and Daly), by torch.save of
+712 MB (1.1 s, measured); nothing in memory, notices not used; torchrun finds a dead node after its default of 3 keep-alives of 5 s, NCCL
+finds a hang after its default of 10 minutes; a scheduler hands over a spare node within 60 s, so it is never short of nodes; imports take
+8 s (both assumed); all that came after the last snapshot is done again."""
 FACTORS = (1, 3, 10)
 """By which a restart may be slower on many nodes than where it was measured."""
 
@@ -143,14 +143,14 @@ def show_scale(costs: Costs, nodes: Sequence[int], losses: int, seed: int) -> No
         for number in nodes:
             print(row(rate, number, costs, losses, seed))
     show_slower(costs, max(nodes), losses, seed)
-    default = own_policy(costs, 3600 * SnapshotsConfig().hours_between_failures)
+    hours = SnapshotsConfig().hours_between_failures
     print(
         f"\nAssumed: losses have no memory; {ALL:.0%} of them take all nodes at once (then the disk's snapshot is gone on from), "
         f"{HANGS:.1%} of hardware's are hangs; a lost node is replaced after {costs.replacement:.0f} s; steps take longer while nodes are "
         "missing; data, reports and evaluations take no time unless --costs says so; a restart takes as long on many nodes as where it was "
-        "measured.\ninterval: of durable snapshots, by gai_yolo.training.cadence, with snapshots.hours_between_failures set to what the rate "
-        f"says; left at its default of {SnapshotsConfig().hours_between_failures:g} hours it is {default.interval:.0f} s everywhere.\n"
-        f"{ASSUMED_OF_OTHERS}"
+        "measured, which by default was without GPUs (hence the last table).\ninterval: of durable snapshots, by "
+        "gai_yolo.training.cadence, with snapshots.hours_between_failures set to what the rate says; left at its default of "
+        f"{hours:g} hours it is {own_policy(costs, 3600 * hours).interval:.0f} s everywhere.\n{ASSUMED_OF_OTHERS}"
     )
 
 

@@ -42,6 +42,7 @@ from gai_yolo.training.step import TrainingStep
 def assemble(
     config: Config,
     indexes: tuple[Index, Index],
+    loaders: tuple[TrainingLoader, EvaluationLoader],
     recipe: Recipe,
     state: TrainingState,
     site: Site,
@@ -57,30 +58,39 @@ def assemble(
         accounts: records of earlier starts.
     """
     world, training = site.world, config.training
-    plan = make_plan(config, len(indexes[0]))
     loss = DetectionLoss(config.loss.box, config.loss.cls, config.loss.dfl)
-    workers, pin_memory = config.data.workers, world.device.type == "cuda"
-    train_images, val_images = world.together(lambda: [make_images(config, index, site.console) for index in indexes])
-    training_set = TrainingSet(train_images, config.augment, config.experiment.seed, training.epochs)
-    val_loader = EvaluationLoader(
-        EvaluationSet(val_images), config.evaluation.batch_size, world.rank, world.world_size, workers, pin_memory
-    )
     step = TrainingStep(state, loss, recipe, world, training)
     durable = make_snapshots(config, identity, state, site) if world.is_first else None
     in_memory = make_memory_tier(config, state, site, memory.store) if memory is not None else None
     return Run(
         config=config,
-        plan=plan,
+        plan=loaders[0].plan,
         state=state,
-        loader=TrainingLoader(training_set, plan, world.rank, world.world_size, workers, pin_memory),
+        loader=loaders[0],
         step=step,
         alarm=DivergenceAlarm(world, config.elastic.check_interval),
-        evaluate=Evaluator(val_loader, indexes[1], loss, world, config.evaluation, training.amp, training.channels_last),
+        evaluate=Evaluator(loaders[1], indexes[1], loss, world, config.evaluation, training.amp, training.channels_last),
         saver=Saver(state, step.boundary, identity, fingerprint(config), durable, in_memory),
         reporter=make_reporter(config, indexes[1], state, site),
         site=site,
         accounts=accounts,
     )
+
+
+def make_loaders(
+    config: Config, indexes: tuple[Index, Index], plan: Plan, site: Site, found: Found | None
+) -> tuple[TrainingLoader, EvaluationLoader]:
+    """What brings the data; the training workers begin at once with what comes after the state that was found."""
+    world, workers, pin_memory = site.world, config.data.workers, site.world.device.type == "cuda"
+    train_images, val_images = world.together(lambda: [make_images(config, index, site.console) for index in indexes])
+    training_set = TrainingSet(train_images, config.augment, config.experiment.seed, config.training.epochs)
+    train = TrainingLoader(training_set, plan, world.rank, world.world_size, workers, pin_memory)
+    val = EvaluationLoader(EvaluationSet(val_images), config.evaluation.batch_size, world.rank, world.world_size, workers, pin_memory)
+    step, epoch = (0, 0) if found is None else (found.manifest.position.step, found.manifest.position.epoch)
+    done = step - epoch * plan.steps_per_epoch
+    if epoch < config.training.epochs and done < plan.steps_per_epoch:
+        train.start(epoch + 1, done)
+    return train, val
 
 
 def make_snapshots(config: Config, identity: dict[str, Any], state: TrainingState, site: Site) -> Snapshots:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from gai_yolo.assembly import announce, assemble, make_plan, make_state
+from gai_yolo.assembly import announce, assemble, make_loaders, make_plan, make_state
 from gai_yolo.config import Config
 from gai_yolo.data.index import Index
 from gai_yolo.data.sources import load_indexes
@@ -91,6 +91,10 @@ def run_job(config: Config, options: Options) -> None:
         recorder.ended(f"refused: {refusal}")
         outcome.report(refusal.exit_code, str(refusal))
         raise
+    except Exception as error:
+        # A bug, which stays loud; whoever looks at the accounts is to know of it too.
+        recorder.ended(f"failed: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}")
+        raise
     finally:
         watchdog.stop()
         recorder.close()
@@ -147,7 +151,8 @@ def run_in(config: Config, options: Options, site: Site) -> None:
     memory = open_run(config, options, site)
     try:
         state = train_to_the_end(config, options, indexes, site, memory)
-        if memory is not None:
+        # Rank 0 comes when everything is on the disk.
+        if site.world.wait_for_all() and memory is not None:
             memory.remove()
     finally:
         if memory is not None:
@@ -202,13 +207,14 @@ def go_on(
 
     plan = make_plan(config, len(indexes[0]))
     recipe = make_recipe(config.training, len(indexes[0].categories), plan.steps_per_epoch)
+    loaders = make_loaders(config, indexes, plan, site, found)
     state = make_state(config, recipe, len(indexes[0].categories), site, found)
     site.world.from_first(lambda: bring_up_to_date(site, state))
     source = "nothing" if found is None else found.tier
     site.recorder.started_from(state.step, state.epoch + 1, source, high_water(accounts), recipe.total_steps, config.training.epochs)
     if state.epoch < config.training.epochs:
         announce(config, indexes, recipe, site)
-        run = assemble(config, indexes, recipe, state, site, identity, memory, accounts)
+        run = assemble(config, indexes, loaders, recipe, state, site, identity, memory, accounts)
         train_watched(run)
     return state
 

@@ -46,16 +46,25 @@ class TrainingLoader:
         self.rank, self.world_size = rank, world_size
         self._requests = _Requests()
         self._loader = _make_loader(dataset, self._requests, workers, pin_memory)
+        self._started: tuple[int, int, Iterator[Batch]] | None = None
+
+    def start(self, epoch: int, first_step: int) -> None:
+        """Let the workers begin with what `epoch` is going to be asked for, while other things are made ready."""
+        self._started = (epoch, first_step, self._begin(epoch, first_step))
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
         """The micro-batches of each step of an epoch (1-based), from `first_step` (0-based); an idle rank gets empty lists."""
+        started, self._started = self._started, None
+        batches = started[2] if started is not None and started[:2] == (epoch, first_step) else self._begin(epoch, first_step)
+        for step in range(first_step, self.plan.steps_per_epoch):
+            num_micro_batches = len(split_evenly(range(self.plan.step_size(step)[0]), self.world_size)[self.rank])
+            yield [next(batches) for _ in range(num_micro_batches)]
+
+    def _begin(self, epoch: int, first_step: int) -> Iterator[Batch]:
         order, steps = self.plan.order(epoch), range(first_step, self.plan.steps_per_epoch)
         spans = (self.plan.rank_micro_batches(order, step, self.rank, self.world_size) for step in steps)
         self._requests.batches = ([Key(epoch, position) for position in micro] for span in spans for micro in span)
-        batches = iter(self._loader)
-        for step in steps:
-            num_micro_batches = len(split_evenly(range(self.plan.step_size(step)[0]), self.world_size)[self.rank])
-            yield [next(batches) for _ in range(num_micro_batches)]
+        return iter(self._loader)
 
 
 class EvaluationLoader:

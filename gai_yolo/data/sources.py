@@ -10,6 +10,7 @@ from gai_yolo.data import coco, voc, yolo_txt
 from gai_yolo.data.check import Split, expand
 from gai_yolo.data.coco import read_coco
 from gai_yolo.data.index import Index
+from gai_yolo.data.index_cache import cached
 from gai_yolo.data.shapes import ensure_shapes
 from gai_yolo.data.voc import read_voc
 from gai_yolo.data.yolo_txt import read_yolo
@@ -29,7 +30,7 @@ def load_index(config: DataConfig, split: Split) -> Index:
             the training split has no boxes.
     """
     try:
-        index = _read(config, split)
+        index = cached(config, split, lambda: _read(config, split))
     except OSError as error:
         raise DataError(f"data.path {config.path}: {error.filename or 'something there'} cannot be read ({error.strerror}).") from None
     if split == "train" and not any(len(image.boxes) for image in index.images):

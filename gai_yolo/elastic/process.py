@@ -160,10 +160,12 @@ class World:
                 raise refusal
         return _result(outcome)
 
-    def wait_for_all(self) -> None:
-        """Wait until every rank has come here, or one has died."""
+    def wait_for_all(self) -> bool:
+        """Wait until every rank has come here, or one has died, or takes too long; returns whether all have."""
         with contextlib.suppress(RuntimeError):
             self.sum(torch.zeros(1, device=self.device))
+            return True
+        return False
 
     def close(self) -> None:
         """Leave the process group in order; not to be called when peers may be dead."""
