@@ -141,6 +141,7 @@ def leave(run: Run) -> None:
     found = [one for one in world.gather((world.node, notice) if notice else None) if one]
     if not found:
         return
+    tell_goodput(run, None)
     causes = {node: told.cause for node, told in found}
     step = f"after step {run.state.step}" + "".join(f"; {failure}" for failure in failures)
     if world.node in causes:
