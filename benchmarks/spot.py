@@ -117,7 +117,7 @@ def show(wall: float, report: Report, preemptions: list[Preemption]) -> int:
     print(json.dumps({part: round(seconds, 1) for part, seconds in report.seconds.items()}))
     difference = (total - wall) / wall
     print(
-        f"stop-watch {wall:.1f} s, account {total:.1f} s: {difference:+.2%}; goodput {report.goodput:.1%}; {report.replayed_steps} steps replayed"
+        f"stop-watch {wall:.1f} s, account {total:.1f} s: {difference:+.2%}; goodput {report.goodput:.1%}; replayed {report.replayed_steps}"
     )
     missing = 0
     for one in preemptions:
