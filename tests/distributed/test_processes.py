@@ -110,9 +110,8 @@ def test_no_bit_depends_on_a_resize_with_other_arithmetic(
     values = (value, "training.max_batches_per_epoch=12")
     expected = digests(finished(tmp_path / "alone", cache, 1, *values))
     assert digests(resized(tmp_path / "resized", cache, (1, 3, 2), *values, seed=1, steps=12)) == expected
-    assert digests(finished(tmp_path / "four", cache, 4, *values)) == expected
     assert expected["weights"] != digests(finished_runs[1])["weights"], "another arithmetic indeed"
-    figure(f"{name}; 1 and 4 processes, 1 -> 3 -> 2 with SIGKILL: {expected}")
+    figure(f"{name}; 1 process, and 1 -> 3 -> 2 with SIGKILL: {expected}")
 
 
 def test_plain_sums_are_another_matter(finished_runs: dict[int, Path], tmp_path: Path, cache: Path) -> None:
