@@ -115,7 +115,7 @@ def show_status(run: Path, as_json_text: bool, once: bool) -> None:
 def view(status: Status, most: int | None = None) -> RenderableType:
     """The whole picture; of the interruptions the `most` latest only."""
     found = status.report
-    parts: list[RenderableType] = [Text(str(status.run), style="bold", no_wrap=True, overflow="ignore"), _facts(status), _bars(found)]
+    parts: list[RenderableType] = [Text(str(status.run), style="bold", overflow="fold"), _facts(status), _bars(found)]
     if found.interruptions:
         parts.append(_interruptions(found.interruptions, most))
     if status.notes:
