@@ -16,8 +16,10 @@ from tests.harness import Running, run, small
 from tests.runs import metrics, state_digest
 
 STEPS, EPOCHS = 3, 30
-SETTINGS = (f"training.epochs={EPOCHS}", f"training.max_batches_per_epoch={STEPS}", "training.batch_size=4", "evaluation.interval=1000")
-SETTINGS = (*SETTINGS, "elastic.memory_interval_steps=null")  # what is tested here is the disk
+SETTINGS = (
+    *(f"training.epochs={EPOCHS}", f"training.max_batches_per_epoch={STEPS}", "training.batch_size=4", "evaluation.interval=1000"),
+    "elastic.memory_interval_steps=null",  # what is tested here is the disk
+)
 SNAPSHOTS = (*SETTINGS, "snapshots.interval_steps=1", "training.checkpoint_interval=1000")
 CHECKPOINTS = (*SETTINGS, "snapshots.interval_seconds=null", "snapshots.keep_epochs=2")
 
