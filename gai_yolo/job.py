@@ -34,8 +34,8 @@ from gai_yolo.training.step import WentBad
 
 CLOSING_PATIENCE = 10.0
 """Seconds that a job which stops waits for a checkpoint that is on its way to the disk."""
-LEAVING_PATIENCE = 1.0
-"""The same for one that leaves, and has saved its state without the writer."""
+LEAVING_PATIENCE = 0.0
+"""The same for one that leaves, and has saved its state without the writer; what that one was handed it finishes by itself."""
 MOST_RETURNS = 2
 """How often a run goes back to its last good state before it stops."""
 

@@ -62,18 +62,19 @@ class Saver:
         if not agreed or self.state.bad_in_row:
             return
         with self._stalling():
-            if self.memory is not None:
-                self.memory.save(self._manifest("step"), self._whole())
+            # First for the disk: the memory's thread begins to write at once, and would take the interpreter from the other's copy.
             if self._durable_is_due and self.durable is not None:
                 self.durable.save_step(self.state)
+            if self.memory is not None:
+                self.memory.save(self._manifest("step"), self._whole())
 
     def after_epoch(self) -> None:
         """To be called when an epoch is complete, its evaluation included."""
         with self._stalling():
-            if self.memory is not None:
-                self.memory.save(self._manifest("epoch"), self._whole())
             if self.durable is not None:
                 self.durable.after_epoch(self.state)
+            if self.memory is not None:
+                self.memory.save(self._manifest("epoch"), self._whole())
 
     def finish(self) -> None:
         """To be called after the last epoch: everything is on the disk on return; raises as `Snapshots.finish`."""

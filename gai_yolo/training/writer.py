@@ -62,8 +62,8 @@ def main() -> None:
     while True:
         try:
             request, descriptor = receive(connection)
-        except EOFError:
-            return
+        except (EOFError, OSError):
+            return  # it has gone; with an answer of ours unread, the connection breaks
         answer = serve(store, policy, request, descriptor)
         try:
             send(connection, answer)

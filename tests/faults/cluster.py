@@ -7,6 +7,7 @@ its processes, and cannot be cut off. All processes of a node carry its name in 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -139,12 +140,15 @@ class Node:
 class Cluster:
     """Nodes on one network, with a folder that they share."""
 
-    def __init__(self, folder: Path, num_nodes: int, number: int = 0) -> None:
+    _made = itertools.count()
+
+    def __init__(self, folder: Path, num_nodes: int) -> None:
+        number = next(self._made)
         self.folder, self.namespaces = folder, has_namespaces()
         self.shared = folder / "shared"
         self.shared.mkdir(parents=True)
         self._prefix = f"gai{os.getpid() % 100000}-{number}"
-        self._bridge = f"gb{os.getpid() % 100000}{number}"
+        self._bridge = f"g{os.getpid() % 100000}b{number}"
         # A network for each process of a parallel test run.
         self._network = (os.getpid() * 7 + number) % 200 + 1
         self.nodes = [self._make(place) for place in range(num_nodes)]

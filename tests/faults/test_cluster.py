@@ -263,7 +263,7 @@ def test_whatever_happens_the_job_finishes_by_itself_with_the_same_result(
     rng = random.Random(seed)
     steps = 8 * FAULTS // 2 * 2
     length = (f"training.max_batches_per_epoch={steps // 2}",)
-    with Cluster(tmp_path, 3, number=seed + 1) as cluster, small_disk(cluster), contextlib.ExitStack() as stack:
+    with Cluster(tmp_path, 3) as cluster, small_disk(cluster), contextlib.ExitStack() as stack:
         clouds = {node.name: stack.enter_context(AwsServer(cluster.outside)) for node in cluster.nodes}
 
         def boot(node: Node) -> None:

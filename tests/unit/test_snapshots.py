@@ -10,7 +10,11 @@ import os
 import pickle
 import random
 import resource
+import select
 import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,7 +36,8 @@ from gai_yolo.store.store import Store
 from gai_yolo.training.buffers import StateBuffer
 from gai_yolo.training.snapshots import Snapshots, bytes_to_come, expected_bytes, is_due, newest
 from gai_yolo.training.state import FORMAT, TrainingState
-from gai_yolo.training.writer import Answer, Request, serve
+from gai_yolo.training.writer import Answer, Request, send, serve
+from gai_yolo.training.writing import START
 
 MakeState = Callable[..., TrainingState]
 STEPS = 10
@@ -771,3 +776,20 @@ def test_room_for_the_rest_of_a_run_is_foreseen(make_state: MakeState) -> None:
     assert files(1000, [], keep_epochs=3, interval_seconds=None) == 3 + 1 + 1
     state.epoch = 6
     assert files(7, [], interval_seconds=None) == 1 + 1
+
+
+def test_a_writer_whose_training_process_has_left_ends_without_a_word(run: Path) -> None:
+    """Loss: a traceback in the terminal of everybody who stops a job, because an answer was on its way."""
+    store = store_of(run)
+    own, other = socket.socketpair()
+    with other:
+        writer = subprocess.Popen([sys.executable, "-c", START], stdin=other.fileno(), stderr=subprocess.PIPE, text=True)
+    buffer = StateBuffer(1 << 16, pinned=False)
+    buffer.fill(state(1))
+    send(own, (run, store.fence, Policy()))
+    send(own, Request(manifest_of(state(1)), buffer.content), (buffer.descriptor,))
+    while not select.select([own], [], [], 0.1)[0]:
+        assert writer.poll() is None
+    own.close()  # with the answer unread, as by a process that was killed
+    assert writer.communicate(timeout=60)[1] == "" and writer.returncode == 0
+    buffer.close()
