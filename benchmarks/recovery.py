@@ -16,6 +16,7 @@ and, for the bare script, the seconds until its processes have reduced again.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import statistics
@@ -53,6 +54,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--costs", type=Path, help="write the splits for benchmarks/scale.py into this file")
     given = parser.parse_args()
     arms: dict[str, Callable[[Path], dict[str, float]]] = {
         "bare torchrun": bare,
@@ -67,6 +69,16 @@ def main() -> None:
                 measured[name].append(arm(Path(folder)))
                 print(f"{name}: {measured[name][-1]}", flush=True)
     show(measured)
+    if given.costs:
+        given.costs.write_text(json.dumps({"restart": costs(measured)}, indent=1))
+
+
+def costs(measured: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """The splits as `benchmarks/scale.py` takes them. A notice is a SIGTERM of which the launcher is told; when it starts again is
+    counted as rendezvous here."""
+    names = {"worker kill": "worker", "node loss": "node", "SIGTERM": "notice"}
+    median = {name: {part: statistics.median(row[part] for row in measured[arm]) for part in PARTS} for arm, name in names.items()}
+    return {name: {part.replace(" ", "_"): round(max(0.0, value), 3) for part, value in parts.items()} for name, parts in median.items()}
 
 
 def show(measured: dict[str, list[dict[str, float]]]) -> None:

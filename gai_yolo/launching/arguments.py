@@ -16,8 +16,8 @@ from gai_yolo.launching.ends import EXIT_CODES
 from gai_yolo.launching.served import Endpoint
 
 RENDEZVOUS = {
-    "last_call_timeout": 3,
-    "keep_alive_interval": 2,
+    "last_call_timeout": 2,
+    "keep_alive_interval": 1,
     "keep_alive_max_attempt": 3,
     "join_timeout": 600,
     "read_timeout": 20,
