@@ -22,8 +22,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from benchmarks.simulation import DAY, Costs, Kind, Policy, Rate, Restart, Restarts, own_policy, simulate
 from benchmarks.traces import compare, measure, read_trace, table
-from gai_yolo.config import SnapshotsConfig
 from gai_yolo.errors import Refusal
+from gai_yolo.sections import SnapshotsConfig
 from gai_yolo.training.cadence import young_daly
 
 NODES = (8, 32, 128, 512, 2048, 10_000)

@@ -19,9 +19,9 @@ from typing import Literal
 
 from pydantic import ConfigDict, NonNegativeFloat, PositiveFloat, with_config
 
-from gai_yolo.config import ElasticConfig, SnapshotsConfig
 from gai_yolo.elastic.records import Phase
 from gai_yolo.elastic.timeline import DOWNTIME, LOST, PARTS, REPLAYED, USEFUL
+from gai_yolo.sections import ElasticConfig, SnapshotsConfig
 from gai_yolo.training.cadence import FIRST_AFTER, Cost, automatic_interval
 
 Kind = Literal["worker", "node", "notice", "join", "hang", "all"]

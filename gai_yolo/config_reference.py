@@ -10,7 +10,8 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from gai_yolo.config import FIXED, Config
+from gai_yolo.config import Config
+from gai_yolo.sections import FIXED
 
 HEADER = """# Configuration
 

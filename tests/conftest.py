@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from gai_yolo.config import TrainingConfig
 from gai_yolo.data.batch import Batch
 from gai_yolo.data.index import ImageRecord, make_record
 from gai_yolo.detector import YOLO12
 from gai_yolo.elastic.process import World
+from gai_yolo.sections import TrainingConfig
 from gai_yolo.training.ema import EMA
 from gai_yolo.training.optim import make_optimizer, make_recipe
 from gai_yolo.training.state import TrainingState

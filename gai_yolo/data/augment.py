@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from gai_yolo.config import AugmentConfig
 from gai_yolo.data.images import GREY, Image
+from gai_yolo.sections import AugmentConfig
 
 SMALLEST_SIDE, LARGEST_ASPECT, LEAST_AREA = 2.0, 100.0, 0.1
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gai_yolo.config import DataConfig, SplitConfig
 from gai_yolo.data.check import (
     SPLIT_NAMES,
     UNKNOWN_CLASS,
@@ -28,6 +27,7 @@ from gai_yolo.data.check import (
 )
 from gai_yolo.data.index import Category, Index
 from gai_yolo.errors import DataError
+from gai_yolo.sections import DataConfig, SplitConfig
 
 LOOKED_FOR = "annotations/train.json, annotations/instances_train*.json, train/_annotations.coco.json"
 MALFORMED = "malformed annotation"

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from gai_yolo.config import AugmentConfig
 from gai_yolo.data.augment import Sample, letterbox, mixup, mosaic, random_affine, random_flip, random_hsv
 from gai_yolo.data.batch import Batch
 from gai_yolo.data.images import GREY, ImageSource, fitted_size
+from gai_yolo.sections import AugmentConfig
 
 
 class Key(NamedTuple):

@@ -18,9 +18,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from gai_yolo.config import DataConfig
 from gai_yolo.data.check import Split, expand
 from gai_yolo.data.index import Category, ImageRecord, Index, Problem
+from gai_yolo.sections import DataConfig
 from gai_yolo.store.atomic import publish
 
 FORMAT = 1

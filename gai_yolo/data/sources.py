@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from gai_yolo.config import DataConfig, SplitConfig
 from gai_yolo.data import coco, voc, yolo_txt
 from gai_yolo.data.check import Split, expand
 from gai_yolo.data.coco import read_coco
@@ -15,6 +14,7 @@ from gai_yolo.data.shapes import ensure_shapes
 from gai_yolo.data.voc import read_voc
 from gai_yolo.data.yolo_txt import read_yolo
 from gai_yolo.errors import DataError
+from gai_yolo.sections import DataConfig, SplitConfig
 
 BUILT_IN = Path("shapes")
 

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from gai_yolo.config import DataConfig, SplitConfig
 from gai_yolo.data.check import (
     IMAGE_SUFFIXES,
     MISSING,
@@ -37,6 +36,7 @@ from gai_yolo.data.check import (
 )
 from gai_yolo.data.index import Category, Index
 from gai_yolo.errors import DataError
+from gai_yolo.sections import DataConfig, SplitConfig
 
 LOOKED_FOR = "*.xml in Annotations, annotations, voc, xml, xmls, train, valid or the folder itself"
 BROKEN_XML = "broken xml"

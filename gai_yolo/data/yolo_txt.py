@@ -19,7 +19,6 @@ from typing import Any
 
 import yaml
 
-from gai_yolo.config import DataConfig
 from gai_yolo.data.check import (
     UNKNOWN_CLASS,
     Folders,
@@ -35,6 +34,7 @@ from gai_yolo.data.check import (
 )
 from gai_yolo.data.index import Category, Index
 from gai_yolo.errors import DataError
+from gai_yolo.sections import DataConfig
 
 LOOKED_FOR = "data.yaml, or a single other *.yaml with `names` and `train`"
 UNPARSABLE_ROW = "unparsable label row"

@@ -6,13 +6,12 @@ is known within a second, and the last completed step exactly.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,16 +79,6 @@ class Recorder:
             self._count()
             if phase != self._record.phase:
                 self._record.phase, self._record.stretch = phase, 0.0
-
-    @contextlib.contextmanager
-    def during(self, phase: Phase) -> Iterator[None]:
-        """A phase within another one, which goes on afterwards."""
-        before = self._record.phase
-        self.enter(phase)
-        try:
-            yield
-        finally:
-            self.enter(before)
 
     def started_from(
         self, step: int, epoch: int, source: str, known: int = 0, total_steps: int | None = None, epochs: int | None = None

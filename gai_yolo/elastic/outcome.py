@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 VARIABLE = "GAI_YOLO_OUTCOME"
-"""`gai-yolo launch` sets it to the path of a file in a folder of its own."""
+"""Environment variable: the file, in a folder of the launcher's own, in which workers say why they end, `{"code": int, "reason": str}`."""
 AGENT = os.getppid()
 """Process id of torchrun's agent, if there is one; when it has died, the parent is another process, which is not to be ended."""
 
@@ -32,9 +32,14 @@ def report(code: int, reason: str) -> None:
     if not path:
         return
     with contextlib.suppress(OSError):
-        draft = Path(f"{path}.{os.getpid()}")
-        draft.write_text(json.dumps({"code": code, "reason": reason}))
-        draft.rename(path)
+        write(Path(path), code, reason)
+
+
+def write(path: Path, code: int, reason: str) -> None:
+    """Say it in a file, all of it or nothing; raises `OSError`."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    draft.write_text(json.dumps({"code": code, "reason": reason}))
+    draft.rename(path)
 
 
 def _path() -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Literal, TypeVar
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from gai_yolo.elastic.machine import available_cores
 from gai_yolo.errors import ConfigError, Refusal
 
 T = TypeVar("T")
@@ -198,13 +198,6 @@ def _result(outcome: T | Refusal | None) -> T:
     if isinstance(outcome, Refusal):
         raise outcome
     return outcome  # type: ignore[return-value]
-
-
-def available_cores() -> int:
-    """Cores this process may use: containers and Slurm often give fewer than the machine has."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _choose_device(setting: Literal["auto", "cpu", "cuda"], local_rank: int, local_world_size: int) -> torch.device:

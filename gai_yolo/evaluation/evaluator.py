@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gai_yolo.config import EvaluationConfig
 from gai_yolo.data.batch import Batch
 from gai_yolo.data.index import Index
 from gai_yolo.data.loader import EvaluationLoader
@@ -17,6 +16,7 @@ from gai_yolo.detector.postprocess import Detections, select_detections
 from gai_yolo.detector.precision import autocast, to_input
 from gai_yolo.elastic.process import World
 from gai_yolo.evaluation.coco_metrics import CocoMetrics, ImageDetections, coco_metrics
+from gai_yolo.sections import EvaluationConfig
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 
+from gai_yolo.elastic.outcome import VARIABLE as OUTCOME_VARIABLE
 from gai_yolo.launching.arguments import Settings
-from gai_yolo.launching.ends import OUTCOME_VARIABLE
 
 LAUNCHER_VARIABLE = "GAI_YOLO_LAUNCHER"
 """Environment variable: process id of the launcher."""
@@ -62,11 +61,6 @@ def agent_environment(inherited: Mapping[str, str], job: str, outcome: str, laun
         LAUNCHER_VARIABLE: str(launcher),
         JOB_VARIABLE: job,
     }
-
-
-def available_cores() -> int:
-    """Cores this process may use: containers and Slurm often give fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def threads_each(cores: int, processes: int) -> int:

@@ -22,14 +22,15 @@ from torch.distributed.elastic.rendezvous import (
     rendezvous_handler_registry,
 )
 
+from gai_yolo.elastic.machine import available_cores
+from gai_yolo.elastic.outcome import VARIABLE as OUTCOME_VARIABLE
 from gai_yolo.errors import Refusal
-from gai_yolo.launching.command import BACKEND, JOB_VARIABLE, available_cores, threads_each
+from gai_yolo.launching.command import BACKEND, JOB_VARIABLE, threads_each
 from gai_yolo.launching.ends import (
     CLOSED,
     DONE,
     FAILED,
     LAST_WORDS,
-    OUTCOME_VARIABLE,
     RENDEZVOUS_LOST,
     TERMINATED,
     Outcome,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from gai_yolo.elastic.outcome import write
 from gai_yolo.errors import INTERRUPTED, LEFT, NO_PROGRESS, Refusal
 
 EXIT_CODES = """\
@@ -23,9 +24,6 @@ exit codes:
 Whatever else ends the script or torchrun, both are started again, after 1 s, 2 s, 4 s, ... 60 s; after 1 s again
 once they have lasted for 2 minutes.
 """
-
-OUTCOME_VARIABLE = "GAI_YOLO_OUTCOME"
-"""Environment variable: the file in which workers say why they end, `{"code": int, "reason": str}`."""
 
 DONE, FAILED, RENDEZVOUS_LOST, IN_VAIN, CLOSED, TERMINATED = 0, 1, 69, 70, 71, 143
 """Exit codes of the agent; nobody but the launcher sees them. 70: the script ends as soon as it is started; 71: other nodes
@@ -148,10 +146,8 @@ def read_outcome(path: Path) -> Outcome | None:
 
 
 def write_outcome(path: Path, outcome: Outcome) -> None:
-    """Say it as a worker does."""
-    draft = path.with_name(f"{path.name}.draft")
-    draft.write_text(json.dumps({"code": outcome.code, "reason": outcome.reason}))
-    draft.rename(path)
+    """Say it as a worker does; raises `OSError`."""
+    write(path, outcome.code, outcome.reason)
 
 
 class Starts:

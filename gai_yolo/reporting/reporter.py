@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from gai_yolo.config import ReportingConfig
 from gai_yolo.data.batch import Batch
 from gai_yolo.data.images import decode
 from gai_yolo.data.index import Index
@@ -25,6 +24,7 @@ from gai_yolo.evaluation.evaluator import Evaluation
 from gai_yolo.reporting.console import Silent
 from gai_yolo.reporting.drawing import Image, draw_comparison, write_image
 from gai_yolo.reporting.tensorboard import TensorBoard
+from gai_yolo.sections import ReportingConfig
 from gai_yolo.store.atomic import publish_text
 from gai_yolo.store.run_folder import RunFolder
 

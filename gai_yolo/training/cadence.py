@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gai_yolo.config import SnapshotsConfig
+from gai_yolo.sections import SnapshotsConfig
 
 ASSUMED_BYTES_PER_SECOND = 100e6
 """Of a disk that was not measured yet."""

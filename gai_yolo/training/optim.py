@@ -9,7 +9,7 @@ from typing import Literal
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from gai_yolo.config import TrainingConfig
+from gai_yolo.sections import TrainingConfig
 
 FEW_ITERATIONS = 10_000
 """`optimizer: auto` takes AdamW below this many steps."""

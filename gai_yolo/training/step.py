@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gai_yolo.config import TrainingConfig
 from gai_yolo.data.batch import Batch
 from gai_yolo.detector.loss import DetectionLoss, normalised
 from gai_yolo.detector.precision import autocast, to_input
 from gai_yolo.elastic.exact import ExactSum, GradientSum, exponents_of, followed, is_too_coarse
 from gai_yolo.elastic.process import World
 from gai_yolo.errors import Stop
+from gai_yolo.sections import TrainingConfig
 from gai_yolo.training.optim import Recipe, set_rates
 from gai_yolo.training.running_statistics import RunningStatistics
 from gai_yolo.training.state import TrainingState

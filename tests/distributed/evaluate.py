@@ -7,7 +7,6 @@ import json
 import sys
 from pathlib import Path
 
-from gai_yolo.config import DataConfig, EvaluationConfig
 from gai_yolo.data.dataset import EvaluationSet
 from gai_yolo.data.images import ImageSource
 from gai_yolo.data.loader import EvaluationLoader
@@ -17,6 +16,7 @@ from gai_yolo.detector.loss import DetectionLoss
 from gai_yolo.detector.weights import load_weights
 from gai_yolo.elastic.process import World
 from gai_yolo.evaluation.evaluator import Evaluator
+from gai_yolo.sections import DataConfig, EvaluationConfig
 
 
 def main(checkpoint: Path, cache: Path) -> None:

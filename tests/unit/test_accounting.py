@@ -67,8 +67,8 @@ class Job:
             recorder.enter(Phase.STEP)
             before, after = self.seconds(), self.seconds()
             node.clock.now += before
-            with recorder.during(Phase.SNAPSHOT):
-                self.spend(node, Phase.SNAPSHOT)
+            self.spend(node, Phase.SNAPSHOT)
+            recorder.enter(Phase.STEP)
             node.clock.now += after
             if self.dies():
                 self.fired["died in a step"] += 1

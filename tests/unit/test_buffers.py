@@ -19,10 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gai_yolo.config import TrainingConfig
 from gai_yolo.data.batch import Batch
 from gai_yolo.detector.loss import DetectionLoss
 from gai_yolo.elastic.process import World
+from gai_yolo.sections import TrainingConfig
 from gai_yolo.training.buffers import ALIGNMENT, StateBuffer, open_state
 from gai_yolo.training.optim import make_recipe
 from gai_yolo.training.snapshots import expected_bytes

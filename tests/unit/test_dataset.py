@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from gai_yolo.config import AugmentConfig
 from gai_yolo.data.augment import Sample
 from gai_yolo.data.batch import Batch
 from gai_yolo.data.dataset import EvaluationSet, Item, Key, TrainingSet, collate
@@ -19,6 +18,7 @@ from gai_yolo.data.images import GREY, ImageSource
 from gai_yolo.data.index import ImageRecord, make_record
 from gai_yolo.data.loader import EvaluationLoader, TrainingLoader
 from gai_yolo.data.order import Plan
+from gai_yolo.sections import AugmentConfig
 
 WriteImages = Callable[[int], list[ImageRecord]]
 SIZE, EPOCHS = 64, 4

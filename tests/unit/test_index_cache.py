@@ -11,11 +11,11 @@ import cv2
 import numpy as np
 import pytest
 
-from gai_yolo.config import DataConfig
 from gai_yolo.data import index_cache
 from gai_yolo.data.index import Index
 from gai_yolo.data.index_cache import pack, unpack
 from gai_yolo.data.sources import load_index
+from gai_yolo.sections import DataConfig
 
 COUNT = 6
 

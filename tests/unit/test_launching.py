@@ -16,7 +16,7 @@ from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousParameters
 
 from gai_yolo.cli import main
-from gai_yolo.elastic import outcome as worker_outcome
+from gai_yolo.elastic.outcome import VARIABLE as OUTCOME_VARIABLE
 from gai_yolo.launching.arguments import RENDEZVOUS, LaunchError, Settings, add_arguments, settings_from
 from gai_yolo.launching.attachment import LOST_AFTER, OUTVOTED_AFTER, Attachment, Look, Target
 from gai_yolo.launching.board import Board, FileBoard, Notes
@@ -26,7 +26,6 @@ from gai_yolo.launching.ends import (
     FAILED,
     IN_VAIN,
     MOST_IN_VAIN,
-    OUTCOME_VARIABLE,
     RENDEZVOUS_LOST,
     TERMINATED,
     End,
@@ -137,7 +136,6 @@ def test_environment_of_an_operator_does_not_reach_the_agent() -> None:
     assert environment[OUTCOME_VARIABLE] == "/tmp/x"
     assert (environment["HOME"], environment["OMP_NUM_THREADS"]) == ("/root", "7")
     assert "PET_STANDALONE" not in environment
-    assert worker_outcome.VARIABLE == OUTCOME_VARIABLE
     assert [threads_each(8, processes) for processes in (1, 3, 16)] == [8, 2, 1]
 
 

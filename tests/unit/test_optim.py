@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.optim import SGD, AdamW
 
-from gai_yolo.config import TrainingConfig
 from gai_yolo.detector import YOLO12
+from gai_yolo.sections import TrainingConfig
 from gai_yolo.training.optim import Recipe, make_optimizer, make_recipe, set_rates
 
 

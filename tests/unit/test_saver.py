@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from gai_yolo.config import TrainingConfig
 from gai_yolo.detector.loss import DetectionLoss
 from gai_yolo.elastic.process import World
+from gai_yolo.sections import TrainingConfig
 from gai_yolo.store.catalogue import Catalogue
 from gai_yolo.store.filesystem import FileSystem
 from gai_yolo.store.lease import raise_fence

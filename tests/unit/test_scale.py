@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from benchmarks.scale import OTHERS, RATES, main, others_costs, read_costs, slower
 from benchmarks.simulation import Costs, Job, Policy, Rate, Restart, Restarts, Strike, own_policy, replay, simulate
 from benchmarks.traces import kind_of, measure, schedule_of
-from gai_yolo.config import SnapshotsConfig
 from gai_yolo.elastic.accounting import Interruption, as_json, report
 from gai_yolo.elastic.causes import KILLED
 from gai_yolo.elastic.records import Phase, pack
 from gai_yolo.errors import Refusal
+from gai_yolo.sections import SnapshotsConfig
 from gai_yolo.training.cadence import Cadence, Cost
 from tests.starts import Node
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gai_yolo.config import DataConfig, SplitConfig
 from gai_yolo.data.index import Index
 from gai_yolo.data.sources import load_index, load_indexes
 from gai_yolo.errors import DataError
+from gai_yolo.sections import DataConfig, SplitConfig
 
 BCCD = Path(__file__).parents[3] / "shared" / "data" / "bccd"
 needs_bccd = pytest.mark.skipif(not BCCD.is_dir(), reason="../shared/data/bccd is not there")

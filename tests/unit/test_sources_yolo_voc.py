@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gai_yolo.config import DataConfig
 from gai_yolo.data.index import Index
 from gai_yolo.data.sources import load_index, load_indexes
 from gai_yolo.errors import DataError
+from gai_yolo.sections import DataConfig
 
 WIDTH, HEIGHT = 40, 30
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gai_yolo.config import TrainingConfig
 from gai_yolo.data.batch import Batch
 from gai_yolo.detector.loss import DetectionLoss
 from gai_yolo.elastic.exact import ExactSum
 from gai_yolo.elastic.process import World
 from gai_yolo.errors import CheckpointError
+from gai_yolo.sections import TrainingConfig
 from gai_yolo.training.ema import EMA
 from gai_yolo.training.optim import make_recipe
 from gai_yolo.training.running_statistics import RunningStatistics

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gai_yolo.config import TrainingConfig
 from gai_yolo.data.batch import Batch
 from gai_yolo.detector.loss import DetectionLoss
 from gai_yolo.elastic.process import World
+from gai_yolo.sections import TrainingConfig
 from gai_yolo.training.digest import part_digests
 from gai_yolo.training.optim import Recipe, make_recipe
 from gai_yolo.training.state import TrainingState
