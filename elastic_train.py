@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Refusal as refusal:
         if environment_local_rank() == 0 and not refusal.told:
             print(f"error: {refusal}", file=sys.stderr, flush=True)
+        outcome.report(refusal.exit_code, str(refusal))  # a wrong configuration is known before there is a job
         outcome.end_agent()
         return refusal.exit_code
     except Departure as departure:

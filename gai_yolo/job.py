@@ -89,7 +89,6 @@ def run_job(config: Config, options: Options) -> None:
         raise
     except Refusal as refusal:
         recorder.ended(f"refused: {refusal}")
-        outcome.report(refusal.exit_code, str(refusal))
         raise
     except Exception as error:
         # A bug, which stays loud; whoever looks at the accounts is to know of it too.

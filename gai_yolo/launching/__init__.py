@@ -10,8 +10,11 @@
     served.py       the same over TCP
     run_name.py     which run of a job this is
     processes.py    children that neither outlive this process nor are left behind by the agent
-    agent.py        the child: torchrun without tracebacks          -- loads torch, as do the next two
+    fork_server.py  a process whose forks become workers, so that nothing is imported after a fault
+    forking.py      the agent's side of it
+    agent.py        the child: torchrun without tracebacks          -- loads torch, as do the next three
     elastic.py      what that runs
+    workers.py      workers from the fork server, if there is one
     handler.py      torchrun's rendezvous, on a board
 
 torchrun's own stores are not used. A FileStore whose last record was cut short, by a kill in mid-write or by a full disk, makes every

@@ -9,7 +9,8 @@ import os
 import signal
 import sys
 
-from gai_yolo.launching.command import LAUNCHER_VARIABLE
+from gai_yolo.launching.command import FORK_VARIABLE, LAUNCHER_VARIABLE, worker_command
+from gai_yolo.launching.forking import fork_server_for
 from gai_yolo.launching.processes import die_with_parent
 
 
@@ -17,9 +18,10 @@ def main() -> int:
     """Run torchrun, bound to the launcher's life."""
     # SIGTERM ends the workers, too, in order. Before torch is there it ends this process at once, which has none yet.
     die_with_parent(int(os.environ[LAUNCHER_VARIABLE]), signal.SIGTERM)
-    from gai_yolo.launching.elastic import run  # takes seconds
+    server = fork_server_for(worker_command(sys.argv[1:])) if os.environ.get(FORK_VARIABLE) != "0" else None
+    from gai_yolo.launching.elastic import run  # takes seconds, in which the fork server imports as well
 
-    return run(sys.argv[1:])
+    return run(sys.argv[1:], server)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,8 @@ class Settings:
     host_name: str | None
     patience: float
     """Seconds to wait for the first endpoint."""
+    fork_server: bool
+    """Workers are forks of a process that has imported what the script imports."""
     module: bool
     """The script is the name of a module."""
     script: str
@@ -89,6 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="at the start, wait so long for the first of several endpoints (default: %(default).0f)",
     )
+    add("--no-fork-server", action="store_true", help="let each process import everything itself, which takes seconds after each fault")
     add("-m", "--module", action="store_true", help="the script is a module, as in python -m")
     add("command", nargs=argparse.REMAINDER, metavar="SCRIPT ...", help="what to run, and its arguments")
 
@@ -129,6 +132,7 @@ def settings_from(given: argparse.Namespace) -> Settings:
         max_restarts=given.max_restarts,
         host_name=given.host_name,
         patience=given.first_endpoint_wait,
+        fork_server=not given.no_fork_server,
         module=module,
         script=script,
         script_arguments=tuple(arguments),

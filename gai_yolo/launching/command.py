@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from gai_yolo.elastic.outcome import VARIABLE as OUTCOME_VARIABLE
 from gai_yolo.launching.arguments import Settings
@@ -12,6 +12,8 @@ LAUNCHER_VARIABLE = "GAI_YOLO_LAUNCHER"
 """Environment variable: process id of the launcher."""
 JOB_VARIABLE = "GAI_YOLO_JOB"
 """Environment variable: the job's id on the board."""
+FORK_VARIABLE = "GAI_YOLO_FORK_SERVER"
+"""Environment variable of the agent: `0`, where each worker is to import everything itself."""
 BACKEND = "gai-yolo"
 """Name of our rendezvous among torchrun's."""
 MONITOR_SECONDS = 0.1
@@ -49,7 +51,17 @@ def agent_command(settings: Settings, address: str, run: str, local_address: str
     ]
 
 
-def agent_environment(inherited: Mapping[str, str], job: str, outcome: str, launcher: int) -> dict[str, str]:
+def worker_command(arguments: Sequence[str]) -> list[str]:
+    """The command line with which torchrun starts a worker.
+
+    Args:
+        arguments: of the agent, as `agent_command` makes them: options have the form `--name=value`.
+    """
+    at = next(index for index, word in enumerate(arguments) if not word.startswith("--"))
+    return [sys.executable, "-u", *(["-m"] if "--module" in arguments[:at] else []), *arguments[at:]]
+
+
+def agent_environment(inherited: Mapping[str, str], job: str, outcome: str, launcher: int, fork_server: bool = True) -> dict[str, str]:
     """The agent's environment, which its workers inherit."""
     # torchrun takes PET_* for defaults of its arguments: a cluster's operator may have set what is not meant for this agent.
     kept = {key: value for key, value in inherited.items() if not key.startswith("PET_")}
@@ -60,6 +72,7 @@ def agent_environment(inherited: Mapping[str, str], job: str, outcome: str, laun
         OUTCOME_VARIABLE: outcome,
         LAUNCHER_VARIABLE: str(launcher),
         JOB_VARIABLE: job,
+        **({} if fork_server else {FORK_VARIABLE: "0"}),
     }
 
 

@@ -37,11 +37,17 @@ from gai_yolo.launching.ends import (
     read_outcome,
     write_outcome,
 )
+from gai_yolo.launching.forking import ForkServer
 from gai_yolo.launching.handler import BoardLost, BoardRendezvous, StopStarting, make_rendezvous
+from gai_yolo.launching.workers import fork_workers
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Be torchrun's agent; returns an exit code of `ends.py`."""
+def run(arguments: Sequence[str], server: ForkServer | None = None) -> int:
+    """Be torchrun's agent; returns an exit code of `ends.py`.
+
+    Args:
+        server: gives the workers, where it can.
+    """
     outcome = Path(os.environ[OUTCOME_VARIABLE])
     rendezvous: list[BoardRendezvous] = []
 
@@ -58,6 +64,8 @@ def run(arguments: Sequence[str]) -> int:
     given.nproc_per_node = str(processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_each(available_cores(), processes)))
     _quieten_tracebacks()
+    if server is not None:
+        fork_workers(server)
     death = Death(outcome)
     code = _end_of(lambda: torchrun.run(given))  # type: ignore[no-untyped-call]
     death.is_over()

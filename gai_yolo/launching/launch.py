@@ -124,7 +124,7 @@ class Launcher:
         local_address = self._meeting.local_address(target)
         agent = Child(
             agent_command(self._settings, self._meeting.address(target), run, local_address),
-            agent_environment(os.environ, self._job, str(self._outcome), os.getpid()),
+            agent_environment(os.environ, self._job, str(self._outcome), os.getpid(), self._settings.fork_server),
         )
         moved = False
         while (code := agent.poll()) is None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 1, 15, 36
 TICK = 0.1
 """Seconds between two looks at a child."""
 KILLED_WITHIN = 10.0
@@ -29,6 +29,11 @@ def die_with_parent(parent: int, number: signal.Signals) -> None:
 def adopt_orphans() -> None:
     """Become the parent of what dead children leave behind, which would go to process 1 otherwise."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def set_name(name: str) -> None:
+    """Name this process, in up to 15 letters, for `top` and `ps -o comm`."""
+    _prctl(PR_SET_NAME, name.encode())
 
 
 class Child:
@@ -104,6 +109,6 @@ def children_of(parent: int) -> set[int]:
     return found
 
 
-def _prctl(option: int, value: int) -> None:
+def _prctl(option: int, value: int | bytes) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)

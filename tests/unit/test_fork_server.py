@@ -1,0 +1,191 @@
+"""Workers that are forks: as if they had been started, and the usual way where they cannot be."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gai_yolo.launching.command import worker_command
+from gai_yolo.launching.fork_server import imported_names, is_like
+from tests.harness import environment
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="forks are adopted on Linux only")
+
+SCRIPT = """
+import heavy
+import json, os, signal, sys
+word = os.environ["RANK"]
+if "end" in sys.argv:
+    raise SystemExit(7)
+if "raise" in sys.argv:
+    raise ValueError("no")
+if "wait" in sys.argv:
+    signal.pause()
+with open(f"said.{word}", "w") as file:
+    json.dump({"argv": sys.argv, "name": __name__, "file": __file__, "path": sys.path[0], "imported": heavy.PID, "pid": os.getpid(),
+               "parent": os.getppid(), "session": os.getsid(0), "set": os.environ.get("HEAVY"), "gone": os.environ.get("ONLY_HERE"),
+               "sigterm": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
+               "sigint": signal.getsignal(signal.SIGINT) is signal.default_int_handler}, file)
+"""
+HEAVY = """
+import os
+PID = os.getpid()
+os.environ["HEAVY"] = "1"
+"""
+AGENT = """
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+from gai_yolo.launching.forking import ForkServer
+script, command = sys.argv[1], lambda *more: [sys.executable, "-u", sys.argv[1], *more]
+start = dict(os.environ)
+found = {"agent": os.getpid()}
+def ask(server, args, rank, **more):
+    return server.fork(args, {**start, "RANK": rank, "TORCHELASTIC_RESTART_COUNT": rank, **more})
+"""
+
+
+def agent(tmp_path: Path, scenario: str) -> dict[str, Any]:
+    """Run a piece of an agent, in a folder with a script; returns what it found."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "script.py").write_text(SCRIPT)
+    (tmp_path / "code" / "heavy.py").write_text(HEAVY)
+    done = subprocess.run(
+        [sys.executable, "-c", f"{AGENT}\n{scenario}\nprint(json.dumps(found))", "code/script.py"],
+        cwd=tmp_path,
+        env={**environment(), "PYTHONPATH": str(Path.cwd())},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return {**found, "stderr": done.stderr}
+
+
+@linux
+def test_fork_is_the_script_as_a_child_of_the_agent_with_imports_made_before(tmp_path: Path) -> None:
+    found = agent(
+        tmp_path,
+        'server = ForkServer(command("a", "b"))\n'
+        'ends = [ask(server, command("a", "b"), rank) for rank in "01"]\n'
+        "found.update(codes=[one.wait(20) for one in ends], pids=[one.pid for one in ends], server=server.pid)",
+    )
+    assert found["codes"] == [0, 0]
+    for rank in (0, 1):
+        said = json.loads((tmp_path / f"said.{rank}").read_text())
+        assert said == {
+            **{"argv": ["code/script.py", "a", "b"], "name": "__main__", "file": "code/script.py", "path": str(tmp_path / "code")},
+            **{"imported": found["server"], "pid": found["pids"][rank], "parent": found["agent"], "session": found["pids"][rank]},
+            **{"set": "1", "gone": None, "sigterm": True, "sigint": True},
+        }
+
+
+@linux
+def test_ends_of_forks_are_those_of_processes(tmp_path: Path) -> None:
+    found = agent(
+        tmp_path,
+        "def end(word, number=None):\n"
+        "    server = ForkServer(command(word))\n"
+        '    child = ask(server, command(word), "0")\n'
+        "    if number:\n"
+        "        assert child.poll() is None\n"
+        "        try:\n"
+        "            child.wait(0.1)\n"
+        "        except subprocess.TimeoutExpired:\n"
+        "            os.killpg(child.pid, number)\n"
+        "    return child.wait(20)\n"
+        'found["codes"] = [end("end"), end("raise"), end("wait", signal.SIGTERM), end("wait", signal.SIGKILL)]',
+    )
+    assert found["codes"] == [7, 1, -15, -9]
+    assert "ValueError: no" in found["stderr"]
+
+
+@linux
+def test_another_command_or_environment_is_left_to_the_usual_way(tmp_path: Path) -> None:
+    found = agent(
+        tmp_path,
+        'server = ForkServer(command("a"))\n'
+        'found["none"] = [ask(server, command("b"), "0") is None, ask(server, command("a"), "0", ONLY_HERE="1") is None]\n'
+        'found["code"] = ask(server, command("a"), "0").wait(20)',
+    )
+    assert found["none"] == [True, True] and found["code"] == 0
+
+
+@linux
+def test_dead_server_is_replaced(tmp_path: Path) -> None:
+    found = agent(
+        tmp_path,
+        'server = ForkServer(command("a"))\n'
+        'found["first"] = ask(server, command("a"), "0").wait(20)\n'
+        "os.kill(server.pid, signal.SIGTERM)\n"  # meant for the workers
+        'found["second"] = ask(server, command("a"), "1").wait(20)\n'
+        "os.kill(server.pid, signal.SIGKILL)\n"
+        'found["none"] = ask(server, command("a"), "2") is None\n'
+        'found["third"] = ask(server, command("a"), "3").wait(20)',
+    )
+    assert (found["first"], found["second"], found["none"], found["third"]) == (0, 0, True, 0)
+
+
+@linux
+def test_server_ends_with_the_agent_and_its_forks_live_on(tmp_path: Path) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "script.py").write_text(SCRIPT)
+    (tmp_path / "code" / "heavy.py").write_text(HEAVY)
+    scenario = (
+        f'{AGENT}\nserver = ForkServer(command("wait"))\nchild = ask(server, command("wait"), "0")\n'
+        "print(server.pid, child.pid, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
+    )
+    own = {**environment(), "PYTHONPATH": str(Path.cwd())}
+    with (tmp_path / "out").open("w") as out:  # a pipe would be held open by the fork
+        subprocess.run([sys.executable, "-c", scenario, "code/script.py"], cwd=tmp_path, env=own, stdout=out, timeout=60)
+    server, child = map(int, (tmp_path / "out").read_text().split())
+    try:
+        deadline = time.monotonic() + 20
+        while (state := _state(server)) not in ("", "Z") and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert state in ("", "Z")
+        assert _state(child) == "S"
+    finally:
+        os.kill(child, 9)
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+def test_imports_are_those_made_before_anything_else() -> None:
+    source = b"""'''Docs.'''
+from __future__ import annotations
+import os, torch.nn as nn
+from gai_yolo.job import run_job
+from . import relative
+from typing import *
+if True:
+    import conditional
+def f():
+    import inner
+"""
+    assert imported_names(source) == ["os", "torch.nn", "gai_yolo.job", "gai_yolo.job.run_job", "typing"]
+
+
+def test_only_torchruns_own_variables_may_differ() -> None:
+    own = {"PATH": "/bin", "OMP_NUM_THREADS": "2"}
+    assert is_like(own, {"PATH": "/bin", "OMP_NUM_THREADS": "1", "RANK": "0", "TORCHELASTIC_RUN_ID": "x"})
+    assert not is_like(own, {"PATH": "/usr/bin"})
+    assert not is_like(own, {**own, "CUDA_VISIBLE_DEVICES": "1"})
+    assert not is_like({**own, "LD_PRELOAD": "x"}, own)
+
+
+def test_command_of_workers_is_read_from_the_agents() -> None:
+    assert worker_command(["--nnodes=1:2", "train.py", "--set", "a=b"]) == [sys.executable, "-u", "train.py", "--set", "a=b"]
+    assert worker_command(["--nnodes=1", "--module", "train", "--module"]) == [sys.executable, "-u", "-m", "train", "--module"]
