@@ -176,7 +176,7 @@ def main() -> None:
         return
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    set_name("python")
+    set_name(f"rank-{os.environ.get('RANK', '')}")
     gc.unfreeze()
     if torch is not None:
         # OpenMP has read it already, as the server was started.

@@ -226,8 +226,7 @@ class Cluster:
 
     def first_node(self) -> Node:
         """The node that holds rank 0."""
-        with_rank = [node for node in self.nodes for pid in node.workers() if b"\0RANK=0\0" in b"\0" + _read(pid, "environ") + b"\0"]
-        return with_rank[0]
+        return next(node for node in self.nodes for pid in node.workers() if _is_first(pid))
 
     def outputs(self, last: int = 6000) -> str:
         """The ends of what the nodes have printed."""
@@ -254,6 +253,10 @@ def _ip(*arguments: str) -> str:
 
 def _all_pids() -> list[int]:
     return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def _is_first(pid: int) -> bool:
+    return _read(pid, "comm") == b"rank-0\n" or b"\0RANK=0\0" in b"\0" + _read(pid, "environ") + b"\0"
 
 
 def _read(pid: int, what: str) -> bytes:
