@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gai_yolo.config import Config
-from gai_yolo.elastic.goodput import Identity
+from gai_yolo.elastic.goodput import Identity, process_started
+from gai_yolo.elastic.outcome import LAUNCHER_VARIABLE
 from gai_yolo.elastic.process import launch_id, was_restarted
 from gai_yolo.elastic.records import FINISHED, Record, keep_records, next_number, parse_records, read_records
 from gai_yolo.errors import NoProgress, Refusal
@@ -168,7 +169,12 @@ def open_record(site: Site, accounts: Sequence[Mapping[str, Any]]) -> None:
     if world.is_first_on_node:
         keep_records(folder, accounts, site.tell)
         node = f"{socket.gethostname()}-{world.node}"
-        site.recorder.open(folder, Identity(next_number(accounts), start, node, world.rank, world.world_size), site.tell)
+        number = next_number(accounts)
+        launcher = os.environ.get(LAUNCHER_VARIABLE)
+        if number == 1 and launcher is not None:
+            # A job begins with its launcher. Later this would be downtime, or beside the training of others.
+            site.recorder.begin_at(process_started(launcher))
+        site.recorder.open(folder, Identity(number, start, node, world.rank, world.world_size), site.tell)
 
 
 def check_progress(accounts: Sequence[Mapping[str, Any]], step: int) -> None:

@@ -73,6 +73,14 @@ class Recorder:
         self._file = RecordFile(folder / record.name, self.record, tell)
         self._note(PATIENCE)
 
+    def begin_at(self, moment: float) -> None:
+        """Count from an earlier moment, in seconds since 1970: what was before the process is start-up, as its imports are."""
+        with self._state:
+            record = self._record
+            earlier = max(0.0, record.began - moment)
+            record.began -= earlier
+            record.seconds[Phase.IMPORT] = record.seconds.get(Phase.IMPORT, 0.0) + earlier
+
     def enter(self, phase: Phase) -> None:
         """The next phase begins."""
         with self._state:
@@ -160,12 +168,12 @@ class Recorder:
         return now
 
 
-def process_started() -> float:
-    """When this process was started, in seconds since 1970 to about 0.01 s, so that its imports are counted; now where the system does
+def process_started(process: int | str = "self") -> float:
+    """When a process was started, in seconds since 1970 to about 0.01 s, so that its imports are counted; now where the system does
     not say."""
     now = time.time()
     try:
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         age = _uptime() - int(fields[19]) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, LookupError):
         return now

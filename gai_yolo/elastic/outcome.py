@@ -10,6 +10,8 @@ from pathlib import Path
 
 VARIABLE = "GAI_YOLO_OUTCOME"
 """Environment variable: the file, in a folder of the launcher's own, in which workers say why they end, `{"code": int, "reason": str}`."""
+LAUNCHER_VARIABLE = "GAI_YOLO_LAUNCHER"
+"""Environment variable: process id of the launcher, if there is one."""
 AGENT = os.getppid()
 """Process id of torchrun's agent, if there is one; when it has died, the parent is another process, which is not to be ended."""
 

@@ -9,7 +9,8 @@ import os
 import signal
 import sys
 
-from gai_yolo.launching.command import FORK_VARIABLE, LAUNCHER_VARIABLE, worker_command
+from gai_yolo.elastic.outcome import LAUNCHER_VARIABLE
+from gai_yolo.launching.command import FORK_VARIABLE, worker_command
 from gai_yolo.launching.forking import fork_server_for
 from gai_yolo.launching.processes import die_with_parent
 

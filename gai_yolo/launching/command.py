@@ -5,11 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 
+from gai_yolo.elastic.outcome import LAUNCHER_VARIABLE
 from gai_yolo.elastic.outcome import VARIABLE as OUTCOME_VARIABLE
 from gai_yolo.launching.arguments import Settings
 
-LAUNCHER_VARIABLE = "GAI_YOLO_LAUNCHER"
-"""Environment variable: process id of the launcher."""
 JOB_VARIABLE = "GAI_YOLO_JOB"
 """Environment variable: the job's id on the board."""
 FORK_VARIABLE = "GAI_YOLO_FORK_SERVER"

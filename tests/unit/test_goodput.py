@@ -60,6 +60,26 @@ def test_imports_are_counted_from_the_start_of_the_process() -> None:
     assert process_started() < time.time()
 
 
+def test_a_job_begins_with_its_launcher() -> None:
+    """Loss: ten seconds of the launcher's and the agent's imports are in no account."""
+    node = Node(100.0)
+    node.load(0)
+    before = node.recorder.record()
+    node.recorder.begin_at(93.0)
+    after = node.recorder.record()
+    assert (before["began"], after["began"]) == (100.0, 93.0)
+    assert after["seconds"]["import"] == before["seconds"]["import"] + 7.0
+    (record,) = parse_records([after])
+    assert record.end == node.clock.now
+    node.recorder.begin_at(95.0)
+    assert node.recorder.record()["began"] == 93.0
+    with run("import time; print(flush=True); time.sleep(60)") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert abs(process_started(process.pid) - time.time()) < 5.0
+        process.kill()
+
+
 def test_a_clock_that_is_set_shifts_no_second() -> None:
     """Loss: a machine that learns the time during training accounts for an hour of it too much."""
     wall, inner = [EPOCH], [7.0]
