@@ -65,14 +65,14 @@ def test_a_job_begins_with_its_launcher() -> None:
     node = Node(100.0)
     node.load(0)
     before = node.recorder.record()
-    node.recorder.begin_at(93.0)
+    node.recorder.begin_at(EPOCH + 93.0)
     after = node.recorder.record()
-    assert (before["began"], after["began"]) == (100.0, 93.0)
+    assert (before["began"], after["began"]) == (EPOCH + 100.0, EPOCH + 93.0)
     assert after["seconds"]["import"] == before["seconds"]["import"] + 7.0
     (record,) = parse_records([after])
     assert record.end == node.clock.now
-    node.recorder.begin_at(95.0)
-    assert node.recorder.record()["began"] == 93.0
+    node.recorder.begin_at(EPOCH + 95.0)
+    assert node.recorder.record()["began"] == EPOCH + 93.0
     with run("import time; print(flush=True); time.sleep(60)") as process:
         assert process.stdout is not None
         process.stdout.readline()
