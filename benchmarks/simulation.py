@@ -40,24 +40,24 @@ class Restart:
     """Until the survivors have noticed and saved; of a hang, beyond `Costs.patience`."""
     rendezvous: NonNegativeFloat = 0.5
     """Until the next processes start, and in their process group."""
-    imports: NonNegativeFloat = 4.0
-    load: NonNegativeFloat = 0.6
-    first_step: NonNegativeFloat = 1.0
+    imports: NonNegativeFloat = 0.0
+    load: NonNegativeFloat = 1.0
+    first_step: NonNegativeFloat = 0.4
     """Until it is done, the wait for its batch included."""
 
 
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class Restarts:
-    """By kind of interruption. Where nodes are missing, the rendezvous waits its last call (3 s) for more; a dead node is noticed after
-    three keep-alives of 2 s."""
+    """By kind of interruption. Where nodes are missing, the rendezvous waits its last call (2 s) for more; a dead node is noticed after
+    three keep-alives of 1 s. All at once: launchers start anew, and import."""
 
     worker: Restart = Restart()
-    node: Restart = Restart(rendezvous=8.7)
-    notice: Restart = Restart(rendezvous=4.0)
+    node: Restart = Restart(rendezvous=4.6)
+    notice: Restart = Restart(rendezvous=2.5)
     join: Restart = Restart(rendezvous=1.6)
     hang: Restart = Restart(rendezvous=4.0)
-    all: Restart = Restart()
+    all: Restart = Restart(rendezvous=4.6)
 
 
 @with_config(ConfigDict(extra="forbid"))
