@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Literal
 
@@ -86,6 +86,8 @@ class Costs:
     memory_stall: NonNegativeFloat = 0.126
     memory_write: NonNegativeFloat = 2.4
     """What the job itself assumes before it has measured: 300 MB/s."""
+    start_up: NonNegativeFloat = 0.0
+    """Of the job, once: launchers and agents, and what the fork server imports."""
     closing: NonNegativeFloat = 0.3
     """Of a run that is finished."""
     patience: NonNegativeFloat = ElasticConfig().step_timeout_seconds
@@ -178,7 +180,8 @@ class Job:
         self.strikes = 0
         self._starting: deque[tuple[str, float]] = deque()
         self._slow = 0.0
-        self._start(costs.restart.worker, None)
+        first = costs.restart.worker
+        self._start(replace(first, imports=first.imports + costs.start_up), None)
 
     @property
     def is_meeting(self) -> bool:

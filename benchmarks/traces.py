@@ -139,9 +139,8 @@ def measure(folder: Path) -> Costs:
     first_batch, data = _line(trained, lambda start: start.parts.get(Phase.DATA, 0.0))
     steps = sum(_num_steps(start) for start in trained)
     seconds = trace.report.seconds
-    common = Restart(
-        imports=_mean(trained, Phase.IMPORT), load=_mean(trained, Phase.LOAD), first_step=first_batch + slow + step, rendezvous=0.0
-    )
+    imports = statistics.median(start.parts.get(Phase.IMPORT, 0.0) for start in trained)
+    common = Restart(imports=imports, load=_mean(trained, Phase.LOAD), first_step=first_batch + slow + step, rendezvous=0.0)
     costs = Costs(
         step=step,
         scaling=0.0,  # it is the mean over what numbers of nodes there were
@@ -150,6 +149,7 @@ def measure(folder: Path) -> Costs:
         evaluation=seconds[Phase.EVALUATION] / steps,
         snapshot=seconds[Phase.SNAPSHOT] / steps,
         first_batch=first_batch,
+        start_up=max(0.0, starts[0].parts.get(Phase.IMPORT, 0.0) - imports),  # a job begins with its launcher
         closing=starts[-1].parts.get(Phase.CLOSING, 0.0) if starts[-1].finished else 0.3,
         source=trace.digest,
     )

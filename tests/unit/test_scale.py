@@ -46,6 +46,14 @@ def parts(seconds: dict[str, float]) -> dict[str, float]:
 # --- one job ---------------------------------------------------------------------------------------------------------------
 
 
+def test_start_up_is_paid_for_once() -> None:
+    """Loss: ten seconds of launchers and agents that every restart is charged, or none."""
+    strikes = [Strike(29.0, "worker", 4)]
+    with_it, without = (replay(strikes, 60.0, replace(EVEN, start_up=start_up), QUIET, 4, finished=False) for start_up in (7.0, 0.0))
+    assert with_it.seconds["import"] - without.seconds["import"] == pytest.approx(7.0)
+    assert with_it.seconds["downtime"] == pytest.approx(without.seconds["downtime"])
+
+
 def test_schedule_that_was_computed_by_hand() -> None:
     """Loss: a table for ten thousand nodes that is wrong in the same way everywhere, and looks right."""
     # Exec 0, first batch at 5.5; ten steps to 15.5, 0.4 s of the next are lost; survivors are ready at 16.9, exec at 20.9, first
