@@ -166,9 +166,6 @@ def main() -> None:
     script.prepare()
     with contextlib.suppress(OSError, SyntaxError, ImportError, ValueError):  # the worker will say it
         preload(script.imports())
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        return  # a GPU cannot be used on both sides of a fork
     gc.freeze()  # a collection would write to pages that all processes share
     sys.stdout.flush()
     sys.stderr.flush()
@@ -178,7 +175,10 @@ def main() -> None:
         signal.signal(number, handler)
     set_name(f"rank-{os.environ.get('RANK', '')}")
     gc.unfreeze()
+    torch = sys.modules.get("torch")
     if torch is not None:
+        if torch.cuda._is_in_bad_fork():  # an import has touched a GPU, which cannot be used on both sides of a fork
+            os.execv(sys.executable, [sys.executable, "-u", *sys.argv[3:]])
         # OpenMP has read it already, as the server was started.
         with contextlib.suppress(KeyError, ValueError):
             torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

@@ -53,7 +53,7 @@ def ask(server, args, rank, **more):
 
 def agent(tmp_path: Path, scenario: str) -> dict[str, Any]:
     """Run a piece of an agent, in a folder with a script; returns what it found."""
-    (tmp_path / "code").mkdir()
+    (tmp_path / "code").mkdir(exist_ok=True)
     (tmp_path / "code" / "script.py").write_text(SCRIPT)
     (tmp_path / "code" / "heavy.py").write_text(HEAVY)
     done = subprocess.run(
@@ -131,6 +131,23 @@ def test_dead_server_is_replaced(tmp_path: Path) -> None:
         'found["third"] = ask(server, command("a"), "3").wait(20)',
     )
     assert (found["first"], found["second"], found["none"], found["third"]) == (0, 0, True, 0)
+
+
+@linux
+def test_fork_that_cannot_use_the_gpu_begins_anew(tmp_path: Path) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "torch.py").write_text("import os\nSERVER = os.getpid()\nclass cuda:\n    _is_in_bad_fork = lambda: os.getpid() != SERVER\n")
+    found = agent(
+        tmp_path,
+        'Path("code/script.py").write_text("import torch\\n" + Path("code/script.py").read_text())\n'
+        'server = ForkServer(command("a"))\n'
+        'child = ask(server, command("a"), "0")\n'
+        "found.update(code=child.wait(20), pid=child.pid)",
+    )
+    said = json.loads((tmp_path / "said.0").read_text())
+    assert found["code"] == 0 and said["pid"] == said["imported"] == found["pid"] and said["parent"] == found["agent"]
+    assert said["argv"] == ["code/script.py", "a"] and said["sigterm"] and said["sigint"]
 
 
 @linux
