@@ -15,6 +15,7 @@ from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from gai_yolo.elastic.machine import available_cores
+from gai_yolo.elastic.network import interface_for_peers
 from gai_yolo.errors import ConfigError, Refusal
 
 T = TypeVar("T")
@@ -81,6 +82,8 @@ class World:
         torch.set_num_threads(self.threads)
         self._owns_group = False
         if self.world_size > 1 or "TORCHELASTIC_RUN_ID" in os.environ:
+            if self.world_size > local_world_size and (interface := interface_for_peers(os.environ["MASTER_ADDR"])):
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
             store = self._store(timedelta(seconds=timeout))
             dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world_size, timeout=timedelta(seconds=timeout))

@@ -183,7 +183,8 @@ class Cluster:
     def _connect(self, node: Node, place: int) -> None:
         assert node.namespace is not None
         here = f"{self._bridge}v{place}"
-        hosts = "127.0.0.1 localhost\n" + "".join(f"{one.address} {one.name}\n" for one in self.nodes)
+        # As Debian does it: a machine's own name leads to itself alone.
+        hosts = "127.0.0.1 localhost\n" + "".join(f"{'127.0.1.1' if one is node else one.address} {one.name}\n" for one in self.nodes)
         names = Path("/etc/netns") / node.namespace
         names.mkdir(parents=True)
         (names / "hosts").write_text(hosts)

@@ -1,0 +1,75 @@
+"""Which of this machine's networks the other machines are on; needs no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import sys
+from collections.abc import Mapping
+
+ANYWHERE = "192.0.2.1"
+"""An address that no machine has (RFC 5737): the way there is the default route."""
+SIOCGIFADDR = 0x8915
+
+
+def interface_for_peers(first_host: str) -> str | None:
+    """Name of the interface that gloo has to be told (`GLOO_SOCKET_IFNAME`), because it would tell other machines the address that this
+    one's own name leads to, and that is a loopback one, as on Debian (127.0.1.1). None: that address is right, or nothing better is known.
+
+    Args:
+        first_host: name or address of rank 0's machine; may be this one.
+    """
+    own = _resolve(socket.gethostname())
+    if own is None or not _is_loopback(own):
+        return None
+    host = _resolve(first_host)
+    return choose_interface(interface_addresses(), [way for target in (host, ANYWHERE) if target and (way := source_address(target))])
+
+
+def choose_interface(addresses: Mapping[str, str], ways: list[str]) -> str | None:
+    """The interface of the first way that leads out of this machine; without such a way the only interface there is.
+
+    Args:
+        addresses: of each interface.
+        ways: own addresses from which packets to others leave, the best one first.
+    """
+    outside = {address: name for name, address in addresses.items() if not _is_loopback(address)}
+    for way in ways:
+        if way in outside:
+            return outside[way]
+    return next(iter(outside.values())) if len(outside) == 1 else None
+
+
+def interface_addresses() -> dict[str, str]:
+    """IPv4 address of each interface that has one. Linux; elsewhere nothing."""
+    found: dict[str, str] = {}
+    if sys.platform != "linux":
+        return found
+    import fcntl
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):
+                answer = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+                found[name] = socket.inet_ntoa(answer[20:24])  # struct ifreq: 16 bytes of name, family, port, address
+    return found
+
+
+def source_address(target: str) -> str | None:
+    """This machine's address from which packets to another IPv4 address leave; None: there is no way."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((target, 9))  # sends nothing
+        address: str = probe.getsockname()[0]
+        return address
+    return None
+
+
+def _resolve(host: str) -> str | None:
+    with contextlib.suppress(OSError, UnicodeError):
+        return socket.gethostbyname(host)
+    return None
+
+
+def _is_loopback(address: str) -> bool:
+    return address.startswith("127.")
