@@ -29,6 +29,7 @@ from gai_yolo.training.continuation import check_continuation, finished_line, id
 from gai_yolo.training.loop import Run, train
 from gai_yolo.training.optim import make_recipe
 from gai_yolo.training.site import Site
+from gai_yolo.training.snapshots import Found
 from gai_yolo.training.state import TrainingState
 from gai_yolo.training.step import WentBad
 
@@ -150,8 +151,10 @@ def run_in(config: Config, options: Options, site: Site) -> None:
     memory = open_run(config, options, site)
     try:
         state = train_to_the_end(config, options, indexes, site, memory)
-        # Rank 0 comes when everything is on the disk.
-        if site.world.wait_for_all() and memory is not None:
+        # Whoever lets its memory go, or says that the job is done, must know that no other one starts again.
+        if not site.world.wait_for_all():
+            raise Departure("peer lost: at the end", RESTART)
+        if memory is not None:
             memory.remove()
     finally:
         if memory is not None:
@@ -211,11 +214,16 @@ def go_on(
     site.world.from_first(lambda: bring_up_to_date(site, state))
     source = "nothing" if found is None else found.tier
     site.recorder.started_from(state.step, state.epoch + 1, source, high_water(accounts), recipe.total_steps, config.training.epochs)
-    if state.epoch < config.training.epochs:
+    if state.epoch < config.training.epochs or site.world.from_first(lambda: not is_result(found)):
         announce(config, indexes, recipe, site)
         run = assemble(config, indexes, loaders, recipe, state, site, identity, memory, accounts)
         train_watched(run)
     return state
+
+
+def is_result(found: Found | None) -> bool:
+    """Whether a finished state is where people look for it, and not in a node's memory or a snapshot only. On rank 0."""
+    return found is not None and found.tier == "disk" and found.manifest.kind == "epoch"
 
 
 def train_watched(run: Run) -> None:

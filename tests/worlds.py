@@ -41,6 +41,9 @@ class ThreadWorld(World):
         self._meeting.barrier.wait()
         return items
 
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.copy_(torch.stack(self.gather(tensor)).sum(0))
+
     def broadcast_bytes(self, data: bytes, source: int) -> bytes:
         return self.gather(data)[source]
 

@@ -155,6 +155,25 @@ class World:
             dist.broadcast_object_list(outcome, src=0)
         return _result(outcome[0])
 
+    def from_first_in_time(self, make: Callable[[Callable[[], None]], T]) -> T:
+        """The same for what may take longer than ranks wait for each other: `make` is given a function to call every second or so,
+        which lets the others know, and raises where one of them is gone."""
+
+        def first_waits(yes: bool = False) -> bool:
+            return bool(self.sum(torch.tensor([float(yes)], device=self.device)) > 0)
+
+        def say_so() -> None:
+            first_waits(True)
+
+        outcome: T | Refusal | None = None
+        if self.is_first:
+            outcome = _attempt(lambda: make(say_so))
+            first_waits(False)
+        else:
+            while first_waits():
+                pass
+        return self.from_first(lambda: _result(outcome))
+
     def together(self, make: Callable[[], T]) -> T:
         """Call `make` on every rank; if any refuses, all raise the refusal of the lowest such rank, so none waits for it."""
         outcome = _attempt(make)

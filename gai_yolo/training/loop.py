@@ -53,6 +53,7 @@ def train(run: Run) -> None:
         Departure: a process has to leave; the state after the last step is saved.
         Stop: training cannot go on.
     """
+    run.saver.catch_up()
     for epoch in range(run.state.epoch + 1, run.config.training.epochs + 1):
         row = train_epoch(run, epoch)
         run.site.enter(Phase.EVALUATION)
@@ -65,7 +66,8 @@ def train(run: Run) -> None:
         run.reporter.record(run.state.history)
         tell_goodput(run, run.state.step)
     run.site.enter(Phase.CLOSING)
-    run.saver.finish()
+    # The other processes must not leave before: a launcher takes their end for the job's.
+    run.site.world.from_first_in_time(run.saver.finish)
     run.site.recorder.ended(FINISHED)
     tell_goodput(run, None)
 

@@ -76,10 +76,15 @@ class Saver:
             if self.memory is not None:
                 self.memory.save(self._manifest("epoch"), self._whole())
 
-    def finish(self) -> None:
-        """To be called after the last epoch: everything is on the disk on return; raises as `Snapshots.finish`."""
+    def catch_up(self) -> None:
+        """To be called before the first step: the disk gets what only another tier has; see `Snapshots.catch_up`."""
         if self.durable is not None:
-            self.durable.finish()
+            self.durable.catch_up(self.state)
+
+    def finish(self, meanwhile: Callable[[], None]) -> None:
+        """To be called after the last epoch: everything is on the disk on return; as `Snapshots.finish`."""
+        if self.durable is not None:
+            self.durable.finish(meanwhile)
 
     def save_now(self) -> list[str]:
         """Save the last completed step's state on all tiers of this rank, without another process, without any collective, from any

@@ -89,13 +89,25 @@ class Snapshots:
         """
         self.store.publish(manifest, lambda file: torch.save(content, file))
 
-    def finish(self) -> None:
+    def catch_up(self, state: TrainingState) -> None:
+        """Save an epoch's state that was found elsewhere, in a node's memory say, because a fault came between it and the disk. Without
+        this the epoch's checkpoint would never be there, and after the last epoch the result would not."""
+        if not state.history or state.history[-1].get("step") != state.step:
+            return
+        there = [one for one in self.store.listing().present if one.kind == "epoch" and one.position.step == state.step]
+        if not any(self.store.flaw_of(one) is None for one in there):
+            self.after_epoch(state)
+
+    def finish(self, meanwhile: Callable[[], None]) -> None:
         """Wait until everything is on the disk.
+
+        Args:
+            meanwhile: is called every second.
 
         Raises:
             CheckpointError: it could not be written, for as long as `snapshots.patience_seconds`.
         """
-        if not self.writer.drain(self.config.snapshots.patience_seconds):
+        if not self.writer.drain(self.config.snapshots.patience_seconds, meanwhile):
             raise CheckpointError(
                 f"{', '.join(self.writer.unwritten)}: could not be written within snapshots.patience_seconds; make room and start "
                 "again: it goes on from the newest complete checkpoint."

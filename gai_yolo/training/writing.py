@@ -173,11 +173,19 @@ class BackgroundWriter:
         if self._sent is None and self._clock() >= self._not_before:
             self._send_next()
 
-    def drain(self, patience: float) -> bool:
-        """Wait until everything is on the disk; returns whether it is. Gives up when nothing was written for so many seconds."""
+    def drain(self, patience: float, meanwhile: Callable[[], None] = lambda: None) -> bool:
+        """Wait until everything is on the disk; returns whether it is. Gives up when nothing was written for so many seconds.
+
+        Args:
+            meanwhile: is called every second.
+        """
         left, deadline = self._num_left, self._clock() + patience
+        next_call = self._clock() + 1.0
         while not self.is_idle and self._clock() < deadline:
             self.poll(0.05)
+            if self._clock() >= next_call:
+                meanwhile()
+                next_call = self._clock() + 1.0
             if self._num_left < left:
                 left, deadline = self._num_left, self._clock() + patience
         return self.is_idle

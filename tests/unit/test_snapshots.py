@@ -34,7 +34,7 @@ from gai_yolo.store.retention import Policy
 from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.store.store import Store
 from gai_yolo.training.buffers import StateBuffer
-from gai_yolo.training.snapshots import Snapshots, bytes_to_come, expected_bytes, is_due, newest
+from gai_yolo.training.snapshots import Snapshots, bytes_to_come, expected_bytes, is_due, make_manifest, newest
 from gai_yolo.training.state import FORMAT, TrainingState
 from gai_yolo.training.writer import Answer, Request, send, serve
 from gai_yolo.training.writing import START
@@ -675,7 +675,7 @@ def test_epochs_are_saved_when_due_or_best_and_a_former_best_that_was_not_due_go
             contents[f"epoch_{epoch:03d}"] = content_of(state)
             step_ended(snapshots, state)
             snapshots.after_epoch(state)
-        snapshots.finish()
+        snapshots.finish(lambda: None)
         assert snapshots.writer.is_idle
     assert told == [] and snapshots.count == 5, "2, 3, 4, 6 and 7; not 1 and 5, which are neither due nor better"
     found = manifests(run / "checkpoints")
@@ -699,6 +699,34 @@ def test_epochs_are_saved_when_due_or_best_and_a_former_best_that_was_not_due_go
     assert best["epoch"] == 4 and best["ema_state_dict"]["model.0.conv.weight"].unique().tolist() == [4.0]
 
 
+@pytest.mark.parametrize("there", ["nothing", "damaged", "a snapshot", "the checkpoint"])
+def test_an_epochs_state_that_only_memory_had_is_brought_to_the_disk(there: str, run: Path, make_state: MakeState) -> None:
+    """Loss: a killed job's last epoch is found in memory, called finished, and thrown away with it."""
+    config = config_of(training={"epochs": 2, "checkpoint_interval": 2}, snapshots={"interval_seconds": None})
+    state, told = make_state(), list[str]()
+    for epoch in (1, 2):
+        train_a_step(state, float(epoch))
+        state.end_epoch({"epoch": epoch, "step": epoch, "mAP50-95": None})
+    with snapshots_of(run, config, state, told) as snapshots:
+        if there == "a snapshot":
+            snapshots.save_now(make_manifest("step", state, "f" * 16), content_of(state))
+        elif there != "nothing":
+            snapshots.after_epoch(state)
+            snapshots.finish(lambda: None)
+        data = run / "checkpoints" / "epoch_002.pt"
+        if there == "damaged":
+            data.write_bytes(bytes(data.stat().st_size))
+    with snapshots_of(run, config, state, told) as snapshots:
+        snapshots.catch_up(state)
+        snapshots.finish(lambda: None)
+        assert snapshots.count == (0 if there == "the checkpoint" else 1)
+        train_a_step(state, 3.0)
+        snapshots.catch_up(state)
+        assert snapshots.writer.is_idle, "in the middle of an epoch there is none to catch up with"
+    assert_equal(torch.load(data, weights_only=True)["history"], state.history)
+    assert Catalogue(run).flaw_of(manifests(run / "checkpoints")["epoch_002"]) is None
+
+
 def test_snapshots_come_at_their_interval_and_hold_the_state_and_whose_it_is(run: Path, make_state: MakeState) -> None:
     """Loss: a snapshot of another step than its name says, one that cannot be told from one of another run, or too many."""
     config = config_of(training={"epochs": 2, "checkpoint_interval": 2}, snapshots={"interval_steps": 3, "keep": 2})
@@ -720,7 +748,7 @@ def test_snapshots_come_at_their_interval_and_hold_the_state_and_whose_it_is(run
         train_a_step(state, 12.0)
         step_ended(snapshots, state)
         assert not snapshots.writer.is_idle
-        snapshots.finish()
+        snapshots.finish(lambda: None)
     three, six, nine, twelve = (f"step_{step:08d}" for step in (3, 6, 9, 12))
     assert seen == [[], [], [three], [three], [three], [three, six], [three, six], [three, six], [six, nine], [six, nine], [six, nine]]
     assert told == [] and snapshots.count == 4
@@ -750,7 +778,7 @@ def test_run_whose_last_checkpoint_cannot_be_written_says_so_and_does_not_end_we
         state.end_epoch({"epoch": 1, "mAP50-95": 0.5})
         snapshots.after_epoch(state)
         with pytest.raises(CheckpointError, match=r"checkpoints/epoch_001\.pt.*snapshots\.patience_seconds"):
-            snapshots.finish()
+            snapshots.finish(lambda: None)
         while not told:
             snapshots.writer.poll(0.05)
         assert "epoch_001.pt could not be written: No such file or directory" in told[0] and snapshots.count == 0
