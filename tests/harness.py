@@ -9,8 +9,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+
+from tests.zygote import TORCHRUN, Forked, zygote
 
 REPOSITORY = Path(__file__).parents[1]
 PATIENCE = 240.0
@@ -48,7 +51,7 @@ def command(script: str, arguments: Sequence[str], processes: int = 1, restarts:
     path = str(REPOSITORY / script)
     if processes == 1 and not restarts:
         return [sys.executable, path, *arguments]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    launcher = [sys.executable, *TORCHRUN, "--standalone", f"--nproc-per-node={processes}"]
     return [*launcher, f"--max-restarts={restarts}", path, *arguments]
 
 
@@ -59,16 +62,36 @@ def environment() -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
 
 
-def run(script: str, arguments: Sequence[str], processes: int = 1) -> subprocess.CompletedProcess[str]:
-    """Run to the end from the repository's folder, as a user would."""
-    return subprocess.run(
-        command(script, arguments, processes),
-        cwd=REPOSITORY,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
+def run(script: str, arguments: Sequence[str], processes: int = 1, plain: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run to the end from the repository's folder, as a user would.
+
+    Args:
+        plain: not by the zygote.
+    """
+    words = command(script, arguments, processes)
+    job = start(words, environment(), apart=True, plain=plain)
+    with ThreadPoolExecutor() as readers:
+        said = [readers.submit(stream.read) for stream in (job.stdout, job.stderr) if stream is not None]
+        try:
+            code = job.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            job.kill()
+            raise
+    return subprocess.CompletedProcess(words, code, *(one.result() for one in said))
+
+
+def start(words: Sequence[str], wanted: Mapping[str, str], apart: bool, plain: bool) -> subprocess.Popen[str] | Forked:
+    """Start a job in a session of its own, forked where that makes no difference.
+
+    Args:
+        apart: errors have a stream of their own.
+    """
+    forks = None if plain else zygote()
+    if forks is not None and forks.can_start(wanted):
+        return forks.start(words, wanted, apart)
+    errors = subprocess.PIPE if apart else subprocess.STDOUT
+    return subprocess.Popen(
+        words, cwd=REPOSITORY, env=dict(wanted), stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
     )
 
 
@@ -76,17 +99,17 @@ class Running:
     """A job in the background, in a process group of its own, whose output can be waited for."""
 
     def __init__(
-        self, script: str, arguments: Sequence[str], processes: int = 1, extra: Mapping[str, str] | None = None, restarts: int = 0
+        self,
+        script: str,
+        arguments: Sequence[str],
+        processes: int = 1,
+        extra: Mapping[str, str] | None = None,
+        restarts: int = 0,
+        plain: bool = False,
     ) -> None:
-        self.process = subprocess.Popen(
-            command(script, arguments, processes, restarts),
-            cwd=REPOSITORY,
-            env={**environment(), "PYTHONUNBUFFERED": "1", **(extra or {})},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        words = command(script, arguments, processes, restarts)
+        self._has_agent = TORCHRUN[1] in words
+        self.process = start(words, {**environment(), "PYTHONUNBUFFERED": "1", **(extra or {})}, apart=False, plain=plain)
         self.output = ""
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -106,9 +129,9 @@ class Running:
 
     def training_processes(self) -> list[int]:
         """Process ids of the script itself: under torchrun its children, by rank. Reads /proc."""
-        if b"torch.distributed.run" not in _command_line(self.process.pid):
+        if not self._has_agent:
             return [self.process.pid]
-        return sorted(children_of(self.process.pid)) or [self.process.pid]
+        return sorted(pid for pid in children_of(self.process.pid) if _name(pid) != "fork-server") or [self.process.pid]
 
     def hold_until(self, condition: Callable[[], bool]) -> None:
         """Stop the training until something is so, and let it go on: a busy machine's writer has all the time that it needs.
@@ -166,8 +189,8 @@ def _parent(pid: int) -> int:
         return -1  # it has just ended
 
 
-def _command_line(pid: int) -> bytes:
+def _name(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
+        return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
-        return b""
+        return ""

@@ -17,8 +17,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import NoReturn
 
+from gai_yolo.elastic import outcome
 from gai_yolo.elastic.notices import Notices
-from gai_yolo.elastic.outcome import AGENT, is_under_torchrun
 from gai_yolo.elastic.records import Phase
 from gai_yolo.errors import RESTART
 
@@ -94,7 +94,7 @@ class Watchdog:
 
     def look(self) -> None:
         """One look; ends the process if something is wrong."""
-        if is_under_torchrun() and os.getppid() != AGENT:
+        if outcome.is_under_torchrun() and os.getppid() != outcome.AGENT:
             self._depart(RESTART, "the launcher's agent is gone")
         notice = self.notices.pending()
         if notice is not None and self._clock() >= notice.at + self._until_acting():

@@ -20,9 +20,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from gai_yolo.launching.processes import die_with_parent, set_name
 
@@ -31,6 +32,8 @@ PER_WORKER = (
     *("ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS", "TORCH_NCCL_ASYNC_ERROR_HANDLING"),
 )
 """Variables that are not looked at while anything is imported, or, of the threads, set again after the fork. TORCHELASTIC_* too."""
+FORKED_NAME, WORKER_NAME = "fork-server", "rank-"
+"""What `ps -o comm` shows for the server, and of a worker for its first moment; and for a worker, before its rank."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 """Who sends them to all processes of a job means the workers."""
 ADOPTED_WITHIN = 10.0
@@ -63,7 +66,7 @@ class Script:
         if self.is_module:
             runpy.run_module(self.name, run_name="__main__", alter_sys=True)
         else:
-            runpy.run_path(self.name, run_name="__main__")
+            runpy.run_path(str(Path(self.name).absolute()), run_name="__main__")
 
     def imports(self) -> list[str]:
         """Names of the modules that it imports before it does anything else."""
@@ -75,37 +78,80 @@ class Script:
 
 
 def imported_names(source: bytes) -> list[str]:
-    """Modules that a program's import statements name, those within functions and conditions left out. For `from a import b` both `a` and
-    `a.b`, which need not be a module."""
+    """Modules that a program's first import statements name, before it does anything that could matter to the others. For `from a import b`
+    both `a` and `a.b`, which need not be a module."""
     names: list[str] = []
     for statement in ast.parse(source).body:
         if isinstance(statement, ast.Import):
             names += [alias.name for alias in statement.names]
-        elif isinstance(statement, ast.ImportFrom) and statement.module and statement.level == 0:
-            names += [statement.module, *(f"{statement.module}.{alias.name}" for alias in statement.names if alias.name != "*")]
+        elif isinstance(statement, ast.ImportFrom):
+            if statement.module and statement.level == 0:
+                names += [statement.module, *(f"{statement.module}.{alias.name}" for alias in statement.names if alias.name != "*")]
+        elif not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)):  # a docstring
+            break
     return [name for name in names if not name.startswith("__future__")]
 
 
 def preload(names: Sequence[str]) -> None:
     """Import them, as far as they are modules; what fails will fail in the worker, where it is seen."""
     for name in names:
+        package, _, member = name.rpartition(".")
+        if hasattr(sys.modules.get(package), member):
+            continue  # a module of that name would take its place
         with contextlib.suppress(Exception):
             importlib.import_module(name)
 
 
-def serve(channel: socket.socket, agent: int, own: Mapping[str, str]) -> bool:
+class Noting(os._Environ[str]):
+    """Environment variables that notes which were looked at."""
+
+    seen: ClassVar[set[str]] = set()
+
+    def __getitem__(self, name: str) -> str:
+        self.seen.add(name)
+        return super().__getitem__(name)
+
+
+@contextlib.contextmanager
+def noting() -> Iterator[set[str]]:
+    """Names of the variables that are looked at meanwhile."""
+    before = os.environ.__class__
+    os.environ.__class__ = Noting  # the same object, because modules may hold it
+    try:
+        yield Noting.seen
+    finally:
+        os.environ.__class__ = before
+
+
+def is_of_worker(variable: str) -> bool:
+    """Whether a variable differs between workers or starts."""
+    return variable in PER_WORKER or variable.startswith("TORCHELASTIC_")
+
+
+def forks_well() -> bool:
+    """Whether a fork of this process is as good as a process that imports the same: no import has touched a GPU, nor left threads
+    running, as OpenMP does, which a fork would wait for in vain. OpenBLAS ends its threads before a fork."""
+    pid = os.fork()
+    if pid == 0:
+        torch = sys.modules.get("torch")
+        os._exit(int(torch is not None and torch.cuda._is_in_bad_fork()))
+    return os.waitpid(pid, 0)[1] == 0 and len(list(Path("/proc/self/task").iterdir())) == 1
+
+
+def serve(channel: socket.socket, agent: int, own: Mapping[str, str] | None, restore: Callable[[], None]) -> bool:
     """Fork a worker for each request of the agent, until that closes the channel. Returns twice, as `os.fork`: in the server False, in each
     worker True, with the worker's environment.
 
     Args:
-        own: this process's environment before it imported anything.
+        own: this process's environment before it imported anything; None: there will be no forks, each request is answered with 0.
+        restore: is called in the worker before anybody knows of it.
     """
     # Libraries set variables for themselves as they are imported (OpenCV does).
-    imported = {name: value for name, value in os.environ.items() if own.get(name) != value}
+    imported = {name: value for name, value in os.environ.items() if own is not None and own.get(name) != value}
     with channel, channel.makefile("r") as requests:
         for line in requests:
             wanted: dict[str, str] = json.loads(line)
-            pid = fork_for(agent) if is_like(own, wanted) else 0
+            pid = fork_for(agent, restore) if own is not None and is_like(own, wanted) else 0
             if pid is None:
                 os.environ.clear()
                 os.environ.update(wanted | imported)
@@ -117,12 +163,15 @@ def serve(channel: socket.socket, agent: int, own: Mapping[str, str]) -> bool:
 def is_like(own: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
     """Whether what was imported in one environment is what would be imported in another."""
     differing = {name for name in own.keys() | wanted.keys() if own.get(name) != wanted.get(name)}
-    return all(name in PER_WORKER or name.startswith("TORCHELASTIC_") for name in differing)
+    return all(map(is_of_worker, differing))
 
 
-def fork_for(agent: int) -> int | None:
+def fork_for(agent: int, restore: Callable[[], None]) -> int | None:
     """Fork a child for another process, which must have asked for orphans (`processes.adopt_orphans`): it is the child of a child that
     ends at once.
+
+    Args:
+        restore: is called in the child before it tells its id.
 
     Returns:
         The new process's id, 0 if there is none; in that process None.
@@ -134,6 +183,7 @@ def fork_for(agent: int) -> int | None:
             os._exit(0)
         os.close(reading)
         os.setsid()  # torchrun signals the whole session
+        restore()
         os.write(writing, f"{os.getpid()}".encode())
         os.close(writing)
         if not wait_until(lambda: os.getppid() == agent, ADOPTED_WITHIN):
@@ -155,34 +205,51 @@ def wait_until(condition: Callable[[], bool], patience: float) -> bool:
     return True
 
 
-def main() -> None:
-    """Be the server, and, in its forks, the script."""
-    channel, agent = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
+def be_server(channel: socket.socket, agent: int, script: Script, prepare: Callable[[], None]) -> None:
+    """Be the server, and, in its forks, the script.
+
+    Args:
+        prepare: imports.
+    """
     die_with_parent(agent, signal.SIGKILL)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whoever has started all this may have it ignored, and nobody could be waited for
     handlers = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
-    set_name("fork-server")
+    set_name(FORKED_NAME)
     own = dict(os.environ)
-    script = Script.parse(sys.argv[3:])
-    script.prepare()
-    with contextlib.suppress(OSError, SyntaxError, ImportError, ValueError):  # the worker will say it
-        preload(script.imports())
+    with noting() as seen:
+        prepare()
+    is_fit = forks_well() and not any(map(is_of_worker, seen))
     gc.freeze()  # a collection would write to pages that all processes share
     sys.stdout.flush()
     sys.stderr.flush()
-    if not serve(channel, agent, own):
+
+    def restore() -> None:
+        for number, handler in handlers.items():
+            if signal.getsignal(number) is signal.SIG_IGN:  # not if an import has set another one
+                signal.signal(number, handler)
+
+    if not serve(channel, agent, own if is_fit else None, restore):
         return
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    set_name(f"rank-{os.environ.get('RANK', '')}")
+    set_name(f"{WORKER_NAME}{os.environ.get('RANK', '')}")
     gc.unfreeze()
     torch = sys.modules.get("torch")
     if torch is not None:
-        if torch.cuda._is_in_bad_fork():  # an import has touched a GPU, which cannot be used on both sides of a fork
-            os.execv(sys.executable, [sys.executable, "-u", *sys.argv[3:]])
         # OpenMP has read it already, as the server was started.
         with contextlib.suppress(KeyError, ValueError):
             torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     script.run()
+
+
+def main() -> None:
+    """Called by `forking.py`."""
+    script = Script.parse(sys.argv[3:])
+
+    def prepare() -> None:
+        script.prepare()
+        with contextlib.suppress(OSError, SyntaxError, ImportError, ValueError):  # the worker will say it
+            preload(script.imports())
+
+    be_server(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), script, prepare)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from gai_yolo.launching.processes import adopt_orphans
+from gai_yolo.launching.fork_server import FORKED_NAME, WORKER_NAME
+from gai_yolo.launching.processes import adopt_orphans, children_of, name_of
 
 ANSWER_WITHIN = 120.0
 """Seconds; the first answer comes when everything is imported, from a disk that may be slow."""
@@ -59,10 +61,14 @@ class ForkServer:
 
     Args:
         command: `[sys.executable, "-u", SCRIPT, ...]` or `[sys.executable, "-u", "-m", MODULE, ...]`.
+
+    Raises:
+        OSError: this system has none of what it takes.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
         self._command = list(command)
+        self._forks: set[int] = set()
         adopt_orphans()
         self._start()
 
@@ -83,9 +89,13 @@ class ForkServer:
             answer = ""
         if not answer:
             self.close()
+            self._kill_unknown()
             self._start()
             return None
-        return ForkedChild(int(answer), command) if int(answer) else None
+        if int(answer) == 0:
+            return None
+        self._forks.add(int(answer))
+        return ForkedChild(int(answer), command)
 
     def close(self) -> None:
         """End the process that forks; its forks go on."""
@@ -93,6 +103,12 @@ class ForkServer:
         self._process.wait()
         self._answers.close()
         self._channel.close()
+
+    def _kill_unknown(self) -> None:
+        """End a fork whose id was lost with the server: another process will be started in its place."""
+        for pid in children_of(os.getpid()) - self._forks:
+            if name_of(pid).startswith((FORKED_NAME, WORKER_NAME)):
+                os.kill(pid, signal.SIGKILL)
 
     def _start(self) -> None:
         self._channel, theirs = socket.socketpair()

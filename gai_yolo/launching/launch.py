@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -47,6 +48,7 @@ class Signals:
         """The first one."""
         self.hurry = False
         """Ctrl-C was pressed again."""
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # some supervisors leave it ignored, and every agent would seem to end with 0
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
                 signal.signal(number, self._note)
@@ -74,7 +76,8 @@ class Launcher:
         self._run: str | None = None
         self._job = settings.job or UNNAMED
         self._meeting = self._meet(folder)
-        adopt_orphans()
+        with contextlib.suppress(OSError):
+            adopt_orphans()
 
     def run(self) -> int:
         """See `main`."""

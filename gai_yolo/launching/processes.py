@@ -27,8 +27,13 @@ def die_with_parent(parent: int, number: signal.Signals) -> None:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of what dead children leave behind, which would go to process 1 otherwise."""
-    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    """Become the parent of what dead children leave behind, which would go to process 1 otherwise.
+
+    Raises:
+        OSError: the system does not allow it.
+    """
+    if _prctl(PR_SET_CHILD_SUBREAPER, 1) != 0:
+        raise OSError("orphans cannot be adopted")
 
 
 def set_name(name: str) -> None:
@@ -75,6 +80,8 @@ def reap_orphans(own: Sequence[int] = ()) -> None:
     Args:
         own: children that somebody else waits for.
     """
+    if not hasattr(os, "waitid"):
+        return  # macOS with an old Python; where orphans cannot be adopted, either
     with contextlib.suppress(ChildProcessError):
         while (dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None and dead.si_pid not in own:
             os.waitpid(dead.si_pid, 0)
@@ -109,6 +116,16 @@ def children_of(parent: int) -> set[int]:
     return found
 
 
-def _prctl(option: int, value: int | bytes) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+def name_of(pid: int) -> str:
+    """What `set_name` has given a process; empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _prctl(option: int, value: int | bytes) -> int:
+    if sys.platform != "linux":
+        return -1
+    result: int = ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+    return result

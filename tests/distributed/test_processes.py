@@ -41,9 +41,9 @@ def arguments(folder: Path, cache: Path, *values: str) -> list[str]:
     return ["--config", "configs/config_test_resume.yaml", *small(folder, cache, *SETTINGS, *values)]
 
 
-def finished(folder: Path, cache: Path, processes: int, *values: str) -> Path:
+def finished(folder: Path, cache: Path, processes: int, *values: str, plain: bool = False) -> Path:
     """The run folder of a run that nothing disturbed."""
-    done = run("elastic_train.py", arguments(folder, cache, *values), processes)
+    done = run("elastic_train.py", arguments(folder, cache, *values), processes, plain)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "run"
 
@@ -84,7 +84,7 @@ def finished_runs(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> dict
         4: ("data.workers=1",),
     }
     return {
-        processes: finished(tmp_path_factory.mktemp(f"processes_{processes}"), cache, processes, *values)
+        processes: finished(tmp_path_factory.mktemp(f"processes_{processes}"), cache, processes, *values, plain=processes == 2)
         for processes, values in differences.items()
     }
 

@@ -35,7 +35,7 @@ def wait_for_epoch_2(job: Running, run_folder: Path) -> None:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     """A run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = run("main.py", _arguments(folder, cache))
+    done = run("main.py", _arguments(folder, cache), plain=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "run"
 
@@ -87,11 +87,11 @@ def test_stopped_in_epoch_2_and_resumed(
 def test_two_processes_killed_and_resumed_by_one(tmp_path: Path, cache: Path) -> None:
     """The node that is left must be able to go on alone."""
     arguments = _arguments(tmp_path, cache)
-    pair = Running("elastic_train.py", arguments, processes=2)
+    pair = Running("elastic_train.py", arguments, processes=2, plain=True)
     wait_for_epoch_2(pair, tmp_path / "run")
     pair.send(signal.SIGKILL)
     pair.wait()
-    done = run("elastic_train.py", arguments)
+    done = run("elastic_train.py", arguments, plain=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [row["step"] for row in metrics(tmp_path / "run")] == [STEPS, 2 * STEPS]
     assert scalar_steps(tmp_path / "run")["Loss/Train_Batch"] == list(range(1, 2 * STEPS + 1))

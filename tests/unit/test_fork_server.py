@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from gai_yolo.launching.command import worker_command
-from gai_yolo.launching.fork_server import imported_names, is_like
+from gai_yolo.launching.fork_server import imported_names, is_like, preload
 from tests.harness import environment
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="forks are adopted on Linux only")
@@ -81,7 +81,12 @@ def test_fork_is_the_script_as_a_child_of_the_agent_with_imports_made_before(tmp
     for rank in (0, 1):
         said = json.loads((tmp_path / f"said.{rank}").read_text())
         assert said == {
-            **{"argv": ["code/script.py", "a", "b"], "name": "__main__", "file": "code/script.py", "path": str(tmp_path / "code")},
+            **{
+                "argv": [str(tmp_path / "code" / "script.py"), "a", "b"],
+                "name": "__main__",
+                "file": str(tmp_path / "code" / "script.py"),
+                "path": str(tmp_path / "code"),
+            },
             **{"imported": found["server"], "pid": found["pids"][rank], "parent": found["agent"], "session": found["pids"][rank]},
             **{"set": "1", "gone": None, "sigterm": True, "sigint": True},
         }
@@ -133,21 +138,64 @@ def test_dead_server_is_replaced(tmp_path: Path) -> None:
     assert (found["first"], found["second"], found["none"], found["third"]) == (0, 0, True, 0)
 
 
+UNFIT = {
+    "a GPU was touched": (
+        "torch.py",
+        "import os\nSERVER = os.getpid()\nclass cuda:\n    _is_in_bad_fork = lambda: os.getpid() != SERVER\nset_num_threads = print\n",
+    ),
+    "a thread is left": ("thread.py", "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"),
+    "the rank was looked at": ("rank.py", "import os\nRANK = int(os.getenv('RANK', -1))\n"),
+    "torchrun's settings were looked at": ("restarts.py", "from os import environ\nCOUNT = environ.get('TORCHELASTIC_RESTART_COUNT')\n"),
+}
+
+
 @linux
-def test_fork_that_cannot_use_the_gpu_begins_anew(tmp_path: Path) -> None:
-    code = tmp_path / "code"
-    code.mkdir()
-    (code / "torch.py").write_text("import os\nSERVER = os.getpid()\nclass cuda:\n    _is_in_bad_fork = lambda: os.getpid() != SERVER\n")
+@pytest.mark.parametrize("why", [*UNFIT, "none"])
+def test_nothing_is_forked_where_a_fork_would_not_be_as_good(why: str, tmp_path: Path) -> None:
+    """Loss: workers that hang in their first step, cannot use their GPU, or all take themselves for rank -1."""
+    (tmp_path / "code").mkdir()
+    name, text = UNFIT.get(why, ("harmless.py", "import os\nHOME = os.environ.get('HOME')\n"))
+    (tmp_path / "code" / name).write_text(text)
     found = agent(
         tmp_path,
-        'Path("code/script.py").write_text("import torch\\n" + Path("code/script.py").read_text())\n'
+        f'Path("code/script.py").write_text("import {name.removesuffix(".py")}\\n" + Path("code/script.py").read_text())\n'
         'server = ForkServer(command("a"))\n'
-        'child = ask(server, command("a"), "0")\n'
-        "found.update(code=child.wait(20), pid=child.pid)",
+        'found["forked"] = [ask(server, command("a"), rank) is not None for rank in "01"]\n'
+        'found["alive"] = server._process.poll() is None',
     )
-    said = json.loads((tmp_path / "said.0").read_text())
-    assert found["code"] == 0 and said["pid"] == said["imported"] == found["pid"] and said["parent"] == found["agent"]
-    assert said["argv"] == ["code/script.py", "a"] and said["sigterm"] and said["sigint"]
+    assert found["forked"] == [why == "none"] * 2
+    assert found["alive"], "and it is not made ready again and again"
+
+
+@linux
+def test_fork_whose_id_was_lost_does_not_run_beside_its_successor(tmp_path: Path) -> None:
+    """Loss: two processes of one rank, of which nobody knows the first."""
+    found = agent(
+        tmp_path,
+        'server = ForkServer(command("wait"))\n'
+        'known = ask(server, command("wait"), "0")\n'
+        'server._channel.sendall((json.dumps({**start, "RANK": "1"}) + "\\n").encode())\n'
+        "lost = int(server._answers.readline())\n"
+        "os.kill(server.pid, signal.SIGKILL)\n"
+        'found["none"] = ask(server, command("wait"), "1") is None\n'
+        'found["ends"] = [os.waitstatus_to_exitcode(os.waitpid(lost, 0)[1]), known.poll()]\n'
+        "os.kill(known.pid, signal.SIGKILL)",
+    )
+    assert found["none"] and found["ends"] == [-9, None]
+
+
+@linux
+def test_ends_are_known_though_the_starter_ignores_its_children(tmp_path: Path) -> None:
+    """Loss: a supervisor's habit, inherited through exec, and the server dies at its first fork."""
+    found = agent(
+        tmp_path,
+        "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+        'server = ForkServer(command("end"))\n'
+        "signal.signal(signal.SIGCHLD, signal.SIG_DFL)\n"
+        'found["codes"] = [ask(server, command("end"), rank).wait(20) for rank in "01"]\n'
+        'found["alive"] = server._process.poll() is None',
+    )
+    assert found["codes"] == [7, 7] and found["alive"]
 
 
 @linux
@@ -191,8 +239,24 @@ if True:
     import conditional
 def f():
     import inner
+os.environ["HOME"] = "elsewhere"
+import transformers
 """
     assert imported_names(source) == ["os", "torch.nn", "gai_yolo.job", "gai_yolo.job.run_job", "typing"]
+
+
+def test_module_does_not_take_the_place_of_a_function_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss: "module is not callable" in a script that is right."""
+    package = tmp_path / "twofold_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("def tool(): return 5\n")
+    (package / "tool.py").write_text("")
+    (package / "other.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    preload(imported_names(b"from twofold_package import tool, other, missing"))
+    import twofold_package  # type: ignore[import-not-found]
+
+    assert twofold_package.tool() == 5 and "twofold_package.other" in sys.modules
 
 
 def test_only_torchruns_own_variables_may_differ() -> None:

@@ -1,0 +1,211 @@
+"""Starts jobs for tests by forking a process that has imported what they import: most of a short job's seconds are PyTorch's import.
+
+A job is a process of its own as ever, with its own session, environment and output. What it shares with the others is the seed of
+Python's hashes, so some tests start their jobs in the plain way (`harness.plain`). `python -m tests.zygote SOCKET` is the process that
+forks; torchrun's agents fork their workers through the product's own fork server.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import IO
+
+from gai_yolo.elastic import outcome
+from gai_yolo.launching.fork_server import Script, be_server, preload
+from gai_yolo.launching.forking import ForkServer
+from gai_yolo.launching.processes import die_with_parent
+
+REPOSITORY = Path(__file__).parents[1]
+AFTER_START = ("PYTEST_CURRENT_TEST", "PYTHONUNBUFFERED", "TROUBLE", "TROUBLE_STEP", "TROUBLE_RANK")
+"""Variables that may differ: nobody looks at them while anything is imported, or the output is unbuffered anyway."""
+TORCHRUN = ["-m", "torch.distributed.run"]
+
+
+class Forked:
+    """A job; as much of `subprocess.Popen` as tests use."""
+
+    def __init__(self, control: socket.socket, stdout: IO[str], stderr: IO[str] | None) -> None:
+        self._control = control
+        said = b""
+        while not said.endswith(b"\n"):
+            said += control.recv(1)  # one at a time: the exit code may be there already
+        self.pid = int(said)
+        self.stdout, self.stderr = stdout, stderr
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Exit code, minus a signal's number, or None while it runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0.001)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The same, once it has ended."""
+        if self.returncode is None:
+            self._control.settimeout(timeout)
+            try:
+                self.returncode = int(self._control.recv(16))
+            except TimeoutError:
+                raise subprocess.TimeoutExpired("job", timeout or 0.0) from None
+            self._control.close()
+        return self.returncode
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+class Zygote:
+    """The process that forks, as the tests see it."""
+
+    def __init__(self) -> None:
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+        start = [sys.executable, "-u", "-m", "tests.zygote", str(theirs.fileno()), str(os.getpid())]
+        with theirs:
+            self._process = subprocess.Popen(
+                start, pass_fds=[theirs.fileno()], cwd=REPOSITORY, env=self.environment, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+        atexit.register(self._process.kill)
+
+    def can_start(self, environment: Mapping[str, str]) -> bool:
+        """Whether a job's imports would be the same."""
+        names = self.environment.keys() | environment.keys()
+        return all(self.environment.get(name) == environment.get(name) for name in names - set(AFTER_START))
+
+    def start(self, command: Sequence[str], environment: Mapping[str, str], apart: bool) -> Forked:
+        """Start `python ...`.
+
+        Args:
+            apart: errors have a stream of their own.
+        """
+        ours, control = socket.socketpair()
+        streams = [os.pipe() for _ in range(2 if apart else 1)]
+        said = json.dumps({"words": command[1:], "environment": dict(environment)}).encode()
+        with control:
+            socket.send_fds(self._channel, [said], [control.fileno(), streams[0][1], streams[-1][1]])
+        for _, writing in streams:
+            os.close(writing)
+        stdout, *rest = [os.fdopen(reading, "r", errors="replace") for reading, _ in streams]
+        return Forked(ours, stdout, rest[0] if rest else None)
+
+
+@cache
+def zygote() -> Zygote | None:
+    """This process's zygote; None where processes cannot be forked safely."""
+    return Zygote() if sys.platform == "linux" else None
+
+
+class Twin(ForkServer):
+    """A fork server that is itself a fork of the agent, made before the agent has threads."""
+
+    def _start(self) -> None:
+        self._channel, theirs = socket.socketpair()
+        self._answers = self._channel.makefile("r")
+        agent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self._channel.close()
+            script = Script.parse(self._command[2:])
+            be_server(theirs, agent, script, lambda: be_child_of(agent, script))
+            sys.exit()
+        theirs.close()
+        self._process = Pid(pid)  # type: ignore[assignment]
+
+
+def be_child_of(agent: int, script: Script) -> None:
+    """What importing in a process that this agent has started would have done."""
+    outcome.AGENT = agent
+    script.prepare()
+
+
+class Pid:
+    """A child; as much of `subprocess.Popen` as `ForkServer` uses."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self) -> None:
+        """Take note of its end."""
+        os.waitpid(self.pid, 0)
+
+
+def run_job(words: list[str]) -> None:
+    """Be `python WORDS`; with torchrun, an agent whose workers come from a fork of this process."""
+    os.setsid()
+    if words[:2] == TORCHRUN:
+        at = next(place for place, word in enumerate(words[2:], 2) if not word.startswith("--"))
+        server = Twin([sys.executable, "-u", *words[at:]])
+        from gai_yolo.launching.workers import fork_workers
+
+        fork_workers(server)
+        sys.argv = words[1:]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        script = Script.parse(words)
+        script.prepare()
+        script.run()
+
+
+def wait_for_job(control: socket.socket, job: int) -> None:
+    """Tell the job's process id, and how it ends."""
+    with contextlib.suppress(OSError):
+        control.sendall(f"{job}\n".encode())
+    _, status = os.waitpid(job, 0)
+    with contextlib.suppress(OSError):
+        control.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+
+
+def main() -> None:
+    """Be the process that forks, and in its forks the job and who waits for it."""
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    die_with_parent(int(sys.argv[2]), signal.SIGKILL)
+    preload(Script(False, str(REPOSITORY / "elastic_train.py"), ()).imports())
+    gc.freeze()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # those who wait are not waited for
+    while True:
+        said, descriptors, _, _ = socket.recv_fds(channel, 1 << 20, 3)
+        if not said:
+            return
+        if os.fork() == 0:
+            break
+        for descriptor in descriptors:
+            os.close(descriptor)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    channel.close()
+    wanted = json.loads(said)
+    with socket.socket(fileno=descriptors[0]) as control:
+        job = os.fork()
+        if job != 0:
+            for descriptor in descriptors[1:]:
+                os.close(descriptor)
+            wait_for_job(control, job)
+            os._exit(0)
+    for target, descriptor in enumerate(descriptors[1:], start=1):
+        os.dup2(descriptor, target)
+        os.close(descriptor)
+    os.environ.clear()
+    os.environ.update(wanted["environment"])
+    gc.unfreeze()
+    run_job(wanted["words"])
+
+
+if __name__ == "__main__":
+    main()
