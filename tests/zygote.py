@@ -28,8 +28,8 @@ from gai_yolo.launching.forking import ForkServer
 from gai_yolo.launching.processes import die_with_parent
 
 REPOSITORY = Path(__file__).parents[1]
-AFTER_START = ("PYTEST_CURRENT_TEST", "PYTHONUNBUFFERED", "TROUBLE", "TROUBLE_STEP", "TROUBLE_RANK")
-"""Variables that may differ: nobody looks at them while anything is imported, or the output is unbuffered anyway."""
+AFTER_START = ("PYTEST_CURRENT_TEST", "PYTHONUNBUFFERED", "PYTHONPATH", "GAI_YOLO_FAULTS", "TROUBLE", "TROUBLE_STEP", "TROUBLE_RANK")
+"""Variables that may differ: nobody looks at them while anything is imported, or `follow_python_path` makes up for it."""
 TORCHRUN = ["-m", "torch.distributed.run"]
 
 
@@ -147,6 +147,15 @@ class Pid:
         os.waitpid(self.pid, 0)
 
 
+def follow_python_path() -> None:
+    """Do what Python does at its start with the folders of PYTHONPATH that this process did not have."""
+    new = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder not in sys.path]
+    sys.path[1:1] = new
+    for folder in new:
+        if (Path(folder) / "sitecustomize.py").exists():
+            runpy.run_path(str(Path(folder) / "sitecustomize.py"))
+
+
 def run_job(words: list[str]) -> None:
     """Be `python WORDS`; with torchrun, an agent whose workers come from a fork of this process."""
     os.setsid()
@@ -161,6 +170,7 @@ def run_job(words: list[str]) -> None:
     else:
         script = Script.parse(words)
         script.prepare()
+        follow_python_path()
         script.run()
 
 

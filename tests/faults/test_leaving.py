@@ -34,9 +34,9 @@ def test_told_in_the_middle_of_a_long_step_it_is_gone_in_time_and_loses_none(
     number: signal.Signals, tmp_path: Path, cache: Path, figure: Callable[[str], None]
 ) -> None:
     """Loss: a spot machine is gone before the step is done, and with it everything since the last snapshot."""
-    # A step of half a minute on a slow core, and nothing that saves by itself.
+    # A step of a quarter of a minute on a slow core, and nothing that saves by itself.
     never = ("snapshots.interval_seconds=null", "elastic.memory_interval_steps=null", "training.max_batches_per_epoch=3")
-    long = ("data.image_size=640", "training.batch_size=48", "training.micro_batch_size=4", "data.workers=1")
+    long = ("data.image_size=640", "training.batch_size=24", "training.micro_batch_size=4", "data.workers=1")
     job = Running("elastic_train.py", [*CONFIG, *small(tmp_path, cache, *never, *long)])
     job.wait_for("step 1/3")
     time.sleep(2.0)  # well within the second step
