@@ -195,7 +195,7 @@ def go_on(
     first: bool,
 ) -> TrainingState:
     """Train from the newest complete state to the end; returns the last one. `first` unless it is gone back to."""
-    found = find(options, site, memory)
+    found = find(options, site, memory, config.training.exact)
     config = settle(config, found, site.world, len(indexes[0]))
     assert config.training.threads != "auto"
     site.world.set_threads(config.training.threads)

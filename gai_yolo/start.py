@@ -215,8 +215,12 @@ def was_asked_to_leave(outcome: str) -> bool:
     return outcome.startswith("peer left") or ": left " in outcome or ": this process leaves" in outcome
 
 
-def find(options: Options, site: Site, memory: NodeMemory | None) -> Found | None:
-    """The state to go on from, on every rank. A collective; raises as `agree`."""
+def find(options: Options, site: Site, memory: NodeMemory | None, exact: bool) -> Found | None:
+    """The state to go on from, on every rank. A collective; raises as `agree`.
+
+    Args:
+        exact: `training.exact`.
+    """
     world = site.world
     passed_over = []
 
@@ -230,7 +234,7 @@ def find(options: Options, site: Site, memory: NodeMemory | None) -> Found | Non
     if memory is None and of_node is not None:
         # Ranks of a node read what its first one keeps.
         tiers = {"memory": Catalogue(of_node), **tiers}
-    found = agree(world, tiers, tell)
+    found = agree(world, tiers, tell, alike=exact)
     any_passed_over = any(world.gather(bool(passed_over)))
     if found is None and any_passed_over:
         site.console.warning(f"NO COMPLETE CHECKPOINT IS LEFT in {site.folder.path}: training starts at epoch 1")

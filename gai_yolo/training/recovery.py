@@ -31,12 +31,14 @@ class Holding:
     manifest: Manifest
 
 
-def agree(world: World, tiers: Mapping[str, Catalogue], tell: Callable[[str], None]) -> Found | None:
+def agree(world: World, tiers: Mapping[str, Catalogue], tell: Callable[[str], None], alike: bool = True) -> Found | None:
     """The newest complete state of all nodes; None if there is none. A collective.
 
     Args:
         tiers: of this rank, by name, the fastest first.
         tell: is given sentences about what was passed over, on every node's first rank.
+        alike: states of one position are equal wherever they come from, as with exact sums. Otherwise all nodes take that of one: two
+            halves of a job may have gone on apart.
 
     Raises:
         CheckpointError: on all ranks: a folder cannot be read, or holds what another version has written, or program code.
@@ -54,7 +56,9 @@ def agree(world: World, tiers: Mapping[str, Catalogue], tell: Callable[[str], No
         found = world.together(lambda position=position: read_own(tiers, mine, position, tell_once))  # type: ignore[misc]
         holders = world.gather(found is not None)
         if any(holders):
-            return found if all(holders) else share(world, found, holders.index(True))
+            if all(holders) and (alike or world.world_size == world.local_world_size):
+                return found
+            return share(world, found, holders.index(True), alike)
     return None
 
 
@@ -84,8 +88,8 @@ def read_own(tiers: Mapping[str, Catalogue], mine: Sequence[Holding], position: 
     return None
 
 
-def share(world: World, found: Found | None, source: int) -> Found:
-    """Send a state from a rank that has it to all that lack it. A collective.
+def share(world: World, found: Found | None, source: int, alike: bool) -> Found:
+    """Send a state from a rank that has it to all that lack it; unless `alike`, to all. A collective.
 
     Raises:
         Departure: on all ranks: it is not what was verified any more; the next start looks again.
@@ -100,6 +104,6 @@ def share(world: World, found: Found | None, source: int) -> Found:
     assert manifest is not None
     if hashlib.sha256(received).hexdigest() != manifest.sha256:
         raise Departure(f"{host}:{path} has changed while it was sent", RESTART)
-    if found is not None:
+    if found is not None and (alike or world.rank == source):
         return found
     return Found(path, parse(path, io.BytesIO(received), manifest), f"{PEER} ({host})", manifest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,18 @@ def test_each_rank_reads_its_own_copy_the_fastest_first(cluster: Cluster) -> Non
         published(cluster.disk(node), 30, "epoch")
         published(cluster.memory(node), 30, "epoch")
     assert positions(cluster.start(3)) == [(30, "disk"), (30, "memory"), (30, "memory")]
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_halves_that_went_on_apart_go_on_from_the_state_of_one(alike: bool, cluster: Cluster) -> None:
+    """Loss: plain sums, a network that was cut, two states of one step; each goes on from its own, and good hardware is called broken."""
+    for node, weight in enumerate((1.0, 2.0, 3.0)):
+        content = content_of(30)
+        content["model_state_dict"]["w"] = torch.full_like(content["model_state_dict"]["w"], weight)
+        store_at(cluster.memory(node)).publish(manifest_of(content), lambda file, content=content: torch.save(content, file))  # type: ignore[misc]
+    found = good(cluster.start(3, agreeing=partial(agree, alike=alike)))
+    weights = [float(one.content["model_state_dict"]["w"].flatten()[0]) for one in found if one is not None]
+    assert weights == ([1.0, 2.0, 3.0] if alike else [1.0] * 3)
 
 
 def test_an_epochs_state_is_newer_than_that_before_its_evaluation(cluster: Cluster) -> None:
@@ -182,7 +195,7 @@ def test_what_changes_while_it_is_sent_is_noticed_by_all(fault: str, cluster: Cl
                 path.unlink()
             else:
                 flip(path)
-        return share(world, found, 1)
+        return share(world, found, 1, alike=True)
 
     for result in cluster.start(3, agreeing=agreeing):
         assert isinstance(result, Departure) and result.exit_code == RESTART and "has changed while it was sent" in result.reason

@@ -154,7 +154,7 @@ class Cluster:
             memory: NodeMemory | None = None
             try:
                 memory = open_run(self.config(node, **elastic), options or Options(fresh=fresh), site)
-                found = find(Options(), site, memory)
+                found = find(Options(), site, memory, exact=True)
                 if step is not None and memory is not None:
                     content = content_of(step)
                     memory.store.publish(manifest_of(content), lambda file: torch.save(content, file))
