@@ -40,8 +40,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> str:
     return state_digest(folder / "run" / LAST)
 
 
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
-@pytest.mark.parametrize("writing", [DATA, MANIFEST], ids=["data", "manifest"])
+@pytest.mark.parametrize(("writing", "error"), [(DATA, errno.ENOSPC), (MANIFEST, errno.EIO)], ids=["data", "manifest"])
 def test_training_never_dies_of_a_failed_save(
     writing: list[tuple[str, int]], error: int, tmp_path: Path, cache: Path, undisturbed: str
 ) -> None:

@@ -35,7 +35,7 @@ def wait_for_epoch_2(job: Running, run_folder: Path) -> None:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     """A run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = run("main.py", _arguments(folder, cache), plain=True)
+    done = run("main.py", _arguments(folder, cache))
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "run"
 
