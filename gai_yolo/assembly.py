@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,13 +25,14 @@ from gai_yolo.evaluation.evaluator import Evaluator
 from gai_yolo.reporting.console import Silent
 from gai_yolo.reporting.reporter import Reporter
 from gai_yolo.reporting.tensorboard import TensorBoard
+from gai_yolo.store.manifest import Manifest
 from gai_yolo.store.node_memory import NodeMemory
 from gai_yolo.store.store import Store
 from gai_yolo.training.continuation import advice, launcher_advice
 from gai_yolo.training.digest import DivergenceAlarm
 from gai_yolo.training.ema import EMA
 from gai_yolo.training.loop import Run
-from gai_yolo.training.memory import MemoryTier
+from gai_yolo.training.memory import MemoryTier, save_for_the_first
 from gai_yolo.training.optim import Recipe, make_optimizer
 from gai_yolo.training.saver import Saver
 from gai_yolo.training.site import Site
@@ -70,7 +72,7 @@ def assemble(
         step=step,
         alarm=DivergenceAlarm(world, config.elastic.check_interval),
         evaluate=Evaluator(loaders[1], indexes[1], loss, world, config.evaluation, training.amp, training.channels_last),
-        saver=Saver(state, step.boundary, identity, fingerprint(config), durable, in_memory),
+        saver=Saver(state, step.boundary, identity, fingerprint(config), durable, in_memory, make_substitute(config, state, site)),
         reporter=make_reporter(config, indexes[1], state, site),
         site=site,
         accounts=accounts,
@@ -119,6 +121,15 @@ def make_memory_tier(config: Config, state: TrainingState, site: Site, memory: S
         )
         return None
     return MemoryTier(memory, interval, config.snapshots.max_overhead, size, site.tell)
+
+
+def make_substitute(config: Config, state: TrainingState, site: Site) -> Callable[[Manifest, dict[str, Any]], None] | None:
+    """What saves this node's state if the process dies that keeps it; on the others."""
+    run_id = site.folder.run_id()
+    if config.elastic.memory_interval_steps is None or site.world.is_first_on_node or run_id is None:
+        return None
+    base = config.elastic.memory_folder.expanduser()
+    return partial(save_for_the_first, base, site.folder.path, run_id, expected_bytes(state)) if base.is_dir() else None
 
 
 def make_plan(config: Config, num_samples: int) -> Plan:

@@ -126,6 +126,9 @@ def _final(end: End) -> Verdict | None:
 
 def code_when_told(told: signal.Signals, outcome: Outcome | None) -> Verdict:
     """What follows when the launcher itself is to end."""
+    if outcome is not None and outcome.code == LEFT and told == signal.SIGINT:
+        # Workers are told by SIGTERM, whatever this process was told by.
+        return Verdict(INTERRUPTED, outcome.reason.replace(signal.SIGTERM.name, "Ctrl-C", 1))
     if outcome is not None and outcome.code in (HARDWARE, LEFT):
         return Verdict(outcome.code, outcome.reason)
     return Verdict(INTERRUPTED if told == signal.SIGINT else TERMINATED, f"ended by {told.name}")

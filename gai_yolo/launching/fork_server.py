@@ -148,7 +148,8 @@ def serve(channel: socket.socket, agent: int, own: Mapping[str, str] | None, res
     """
     # Libraries set variables for themselves as they are imported (OpenCV does).
     imported = {name: value for name, value in os.environ.items() if own is not None and own.get(name) != value}
-    with channel, channel.makefile("r") as requests:
+    # An agent that ends without having read an answer breaks the connection.
+    with contextlib.suppress(ConnectionError), channel, channel.makefile("r") as requests:
         for line in requests:
             wanted: dict[str, str] = json.loads(line)
             pid = fork_for(agent, restore) if own is not None and is_like(own, wanted) else 0

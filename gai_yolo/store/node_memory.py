@@ -43,8 +43,11 @@ class NodeMemory:
         assert self._store is not None, "open() first"
         return self._store
 
-    def open(self, run_id: str) -> None:
+    def open(self, run_id: str, patience: float = LOCK_PATIENCE) -> None:
         """Become the process that keeps this node's state of a run; what another run has left there is removed.
+
+        Args:
+            patience: seconds to wait for another process that is just ending.
 
         Raises:
             Refusal: another process does, or the folder cannot be made or is somebody else's.
@@ -53,7 +56,7 @@ class NodeMemory:
             self._owner.mkdir(mode=0o700, exist_ok=True)
             if self._owner.lstat().st_uid != os.getuid() or self._owner.is_symlink():
                 raise Refusal(f"{self._owner}: belongs to another user; set elastic.memory_folder to another place, or null the interval.")
-            store = Store(self.path, self._lease.acquire(LOCK_PATIENCE))
+            store = Store(self.path, self._lease.acquire(patience))
             if self.run_id() != run_id:
                 self._clear()
             for folder in FOLDERS.values():

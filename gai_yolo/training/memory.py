@@ -6,12 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from gai_yolo.errors import RunFolderBusy
+from gai_yolo.errors import Refusal, RunFolderBusy
 from gai_yolo.store.manifest import Manifest
+from gai_yolo.store.node_memory import NodeMemory
 from gai_yolo.store.retention import Policy
 from gai_yolo.store.store import Store
 from gai_yolo.training.buffers import StateBuffer, open_state
@@ -20,6 +22,30 @@ NEWEST_ONLY = Policy(keep_steps=0, keep_epochs=0)
 """The newest complete one is always kept."""
 ASSUMED_BYTES_PER_SECOND = 300e6
 """Of serialising, hashing and writing a state that was not measured yet."""
+
+
+def save_for_the_first(base: Path, run: Path, run_id: str, size: int, manifest: Manifest, content: Mapping[str, Any]) -> None:
+    """Keep a state in this node's memory on behalf of the node's first process, if that is dead. In the calling thread.
+
+    Args:
+        base: memory-backed storage.
+        run: the run folder.
+        size: bytes that the state takes at most.
+
+    Raises:
+        OSError: the memory refuses.
+    """
+    memory = NodeMemory(base, run)
+    try:
+        memory.open(run_id, patience=0.0)
+    except Refusal:
+        return  # it lives, and saves by itself; or nobody on this node can
+    try:
+        if memory.store.fs.free_bytes(memory.path) >= size:
+            memory.store.publish(manifest, lambda file: torch.save(dict(content), file))
+            memory.store.prune(NEWEST_ONLY)
+    finally:
+        memory.release()
 
 
 class MemoryTier:

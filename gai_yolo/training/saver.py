@@ -26,6 +26,7 @@ class Saver:
         identity: what is saved beside the state to recognise the run.
         fingerprint: of the configuration.
         boundary: the state after the last completed step, from any thread, with `state.changing` held.
+        substitute: saves a state where the node's first process, which is another one, would have; see `memory.save_for_the_first`.
     """
 
     def __init__(
@@ -36,9 +37,10 @@ class Saver:
         fingerprint: str,
         durable: Snapshots | None,
         memory: MemoryTier | None,
+        substitute: Callable[[Manifest, dict[str, Any]], None] | None = None,
     ) -> None:
         self.state, self.boundary, self.identity, self.fingerprint = state, boundary, identity, fingerprint
-        self.durable, self.memory = durable, memory
+        self.durable, self.memory, self.substitute = durable, memory, substitute
         self._durable_is_due = False
         self._saving = threading.Lock()
         self.stall = 0.0
@@ -133,7 +135,10 @@ class Saver:
         return f"{written}training stood still for saving for {self.stall:.2f} s"
 
     def _direct(self) -> list[Callable[[Manifest, dict[str, Any]], object]]:
-        return [tier.save_now for tier in (self.memory, self.durable) if tier is not None]
+        own: list[Callable[[Manifest, dict[str, Any]], object]] = [
+            tier.save_now for tier in (self.memory, self.durable) if tier is not None
+        ]
+        return own if self.substitute is None else [*own, self.substitute]
 
     def _whole(self) -> dict[str, Any]:
         return {**self.state.capture(), **self.identity}

@@ -21,7 +21,7 @@ from gai_yolo.training.buffers import StateBuffer
 from gai_yolo.training.cadence import Cadence, Cost
 from gai_yolo.training.state import FORMAT, TrainingState
 from gai_yolo.training.writer import Answer
-from gai_yolo.training.writing import BackgroundWriter, Job, WriterProcess
+from gai_yolo.training.writing import HANGING, BackgroundWriter, Job, WriterProcess
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Snapshots:
         Raises:
             CheckpointError: it could not be written, for as long as `snapshots.patience_seconds`.
         """
-        if not self.writer.drain(self.config.snapshots.patience_seconds, meanwhile):
+        if not self.writer.drain(self.config.snapshots.patience_seconds, meanwhile, HANGING):
             raise CheckpointError(
                 f"{', '.join(self.writer.unwritten)}: could not be written within snapshots.patience_seconds; make room and start "
                 "again: it goes on from the newest complete checkpoint."

@@ -173,21 +173,24 @@ class BackgroundWriter:
         if self._sent is None and self._clock() >= self._not_before:
             self._send_next()
 
-    def drain(self, patience: float, meanwhile: Callable[[], None] = lambda: None) -> bool:
+    def drain(self, patience: float, meanwhile: Callable[[], None] = lambda: None, first_try: float = 0.0) -> bool:
         """Wait until everything is on the disk; returns whether it is. Gives up when nothing was written for so many seconds.
 
         Args:
             meanwhile: is called every second.
+            first_try: seconds that it waits in any case while no try has failed: the writer itself may be starting.
         """
-        left, deadline = self._num_left, self._clock() + patience
-        next_call = self._clock() + 1.0
-        while not self.is_idle and self._clock() < deadline:
+        now = self._clock()
+        in_any_case, next_call = now + first_try, now + 1.0
+        left, deadline = self._num_left, now + patience
+        while not self.is_idle and (now < deadline or (self._failures == 0 and now < in_any_case)):
             self.poll(0.05)
-            if self._clock() >= next_call:
+            now = self._clock()
+            if now >= next_call:
                 meanwhile()
-                next_call = self._clock() + 1.0
+                next_call = now + 1.0
             if self._num_left < left:
-                left, deadline = self._num_left, self._clock() + patience
+                left, deadline = self._num_left, now + patience
         return self.is_idle
 
     def close(self, patience: float) -> None:

@@ -73,6 +73,16 @@ def test_one_of_two_processes_is_told_and_both_end_at_the_same_step(tmp_path: Pa
     assert state_digest(tmp_path / last) == state_digest(tmp_path / "alone" / last)
 
 
+def test_the_first_process_of_a_node_dies_and_another_one_saves_for_it(tmp_path: Path, cache: Path) -> None:
+    """Loss: everything since the last snapshot, because the one process died that keeps the node's state."""
+    never = ("snapshots.interval_seconds=null", "elastic.memory_interval_steps=1000", "training.max_batches_per_epoch=12")
+    job = Running("elastic_train.py", [*CONFIG, *small(tmp_path, cache, *never, "training.epochs=1")], 2, restarts=3)
+    job.wait_for("epoch 1/1  step 5/12")
+    os.kill(job.training_processes()[0], signal.SIGKILL)
+    assert job.wait() == 0, job.output
+    assert going_on(job.output) >= 5, job.output
+
+
 def test_a_step_that_hangs_in_every_start_ends_the_job_with_the_reason(tmp_path: Path, cache: Path) -> None:
     """Loss: a job that hangs for ever, or is started again for ever, on machines that are paid by the hour."""
     settings = ("training.max_batches_per_epoch=12", "elastic.step_timeout_seconds=2", "elastic.memory_interval_steps=1")

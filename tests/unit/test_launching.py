@@ -159,6 +159,7 @@ def test_environment_of_an_operator_does_not_reach_the_agent() -> None:
         (End(TERMINATED, 5, Outcome(76, "a peer was lost"), signal.SIGTERM), 143),
         (End(BY_SIGTERM, 5, None, signal.SIGUSR1), 143),
         (End(BY_SIGTERM, 5, None, signal.SIGINT), 130),
+        (End(BY_SIGTERM, 5, Outcome(75, "SIGTERM: left after step 6"), signal.SIGINT), 130),
         (End(0, 5, None, signal.SIGTERM), 0),
     ],
 )

@@ -590,6 +590,18 @@ def test_draining_gives_up_while_the_disk_refuses(bench: Bench) -> None:
     assert bench.writer.unwritten == [name] and len(bench.tried) > 1, "and it was tried again in the meantime"
 
 
+@pytest.mark.parametrize(("answers", "waits"), [([], 60.0), ([FULL] * 100, 2.0)], ids=["starting", "refusing"])
+def test_draining_waits_for_a_writer_that_is_only_starting(answers: list[Answer], waits: float, bench: Bench) -> None:
+    """Loss: "make room and start again", over and over, because the writer needs longer to come up than the patience lasts."""
+    bench.epoch(1)
+    bench.clock.drift = 0.1
+    bench.answers.extend(answers)
+    before, calls = bench.clock.now, list[float]()
+    assert not bench.writer.drain(2.0, lambda: calls.append(bench.clock.now), first_try=60.0)
+    assert waits <= bench.clock.now - before < waits + 2.0
+    assert len(calls) >= waits / 2 - 1, "others are told all the time"
+
+
 def test_draining_goes_on_while_there_is_progress(bench: Bench) -> None:
     """Loss: a slow disk that would have taken everything is given up with the last epoch in memory."""
     for number in range(1, 5):
