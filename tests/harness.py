@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from gai_yolo.launching.fork_server import FORKED_NAME
+from gai_yolo.launching.processes import children_of, name_of
 from tests.zygote import TORCHRUN, Forked, zygote
 
 REPOSITORY = Path(__file__).parents[1]
@@ -131,7 +133,7 @@ class Running:
         """Process ids of the script itself: under torchrun its children, by rank. Reads /proc."""
         if not self._has_agent:
             return [self.process.pid]
-        return sorted(pid for pid in children_of(self.process.pid) if _name(pid) != "fork-server") or [self.process.pid]
+        return sorted(pid for pid in children_of(self.process.pid) if name_of(pid) != FORKED_NAME) or [self.process.pid]
 
     def hold_until(self, condition: Callable[[], bool]) -> None:
         """Stop the training until something is so, and let it go on: a busy machine's writer has all the time that it needs.
@@ -166,11 +168,6 @@ class Running:
         return code
 
 
-def children_of(pid: int) -> list[int]:
-    """Process ids of the children of a process. Reads /proc."""
-    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit() and _parent(int(path.name)) == pid]
-
-
 def _signal(pids: Sequence[int], number: signal.Signals) -> None:
     for pid in pids:
         os.kill(pid, number)
@@ -180,17 +177,3 @@ def _wait(condition: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
-
-
-def _parent(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return -1  # it has just ended
-
-
-def _name(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return ""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 ANYWHERE = "192.0.2.1"
 """An address that no machine has (RFC 5737): the way there is the default route."""
+ANY_PORT = 9
 SIOCGIFADDR = 0x8915
 
 
@@ -23,8 +24,7 @@ def interface_for_peers(first_host: str) -> str | None:
     own = _resolve(socket.gethostname())
     if own is None or not _is_loopback(own):
         return None
-    host = _resolve(first_host)
-    return choose_interface(interface_addresses(), [way for target in (host, ANYWHERE) if target and (way := source_address(target))])
+    return choose_interface(interface_addresses(), [way for host in (first_host, ANYWHERE) if (way := source_address(host, ANY_PORT))])
 
 
 def choose_interface(addresses: Mapping[str, str], ways: list[str]) -> str | None:
@@ -56,12 +56,14 @@ def interface_addresses() -> dict[str, str]:
     return found
 
 
-def source_address(target: str) -> str | None:
-    """This machine's address from which packets to another IPv4 address leave; None: there is no way."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((target, 9))  # sends nothing
-        address: str = probe.getsockname()[0]
-        return address
+def source_address(host: str, port: int) -> str | None:
+    """This machine's address from which packets to another one leave; None: there is no way."""
+    with contextlib.suppress(OSError, UnicodeError):
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.connect(address)  # sends nothing
+                found: str = probe.getsockname()[0]
+                return found
     return None
 
 

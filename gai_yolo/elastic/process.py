@@ -195,8 +195,8 @@ class World:
             dist.destroy_process_group()
 
 
-LOST = ("gloo/transport", "gloo::", "Gloo ", "NCCL", "timed out", "Timed out", "DataLoader worker")
-"""In messages about processes that are gone."""
+LOST = ("gloo/transport", "gloo::", "Gloo ", "NCCL", "timed out", "Timed out", "DataLoader worker (pid")
+"""In messages about processes that are gone. An error within a loader has "DataLoader worker process"."""
 
 
 def is_lost_peer(error: BaseException) -> bool:
@@ -204,9 +204,7 @@ def is_lost_peer(error: BaseException) -> bool:
     loaders have no class for it."""
     if isinstance(error, (dist.DistNetworkError, dist.DistStoreError, dist.DistBackendError, ConnectionError)):
         return True
-    return isinstance(error, RuntimeError) and any(
-        word in str(error) for word in ("gloo/transport", "gloo::", "NCCL", "timed out", "Timed out")
-    )
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in LOST)
 
 
 def _attempt(make: Callable[[], T]) -> T | Refusal:

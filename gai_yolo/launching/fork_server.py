@@ -116,6 +116,7 @@ class Noting(os._Environ[str]):
 def noting() -> Iterator[set[str]]:
     """Names of the variables that are looked at meanwhile."""
     before = os.environ.__class__
+    Noting.seen.clear()
     os.environ.__class__ = Noting  # the same object, because modules may hold it
     try:
         yield Noting.seen

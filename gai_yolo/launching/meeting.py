@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from gai_yolo.elastic.interfaces import source_address
 from gai_yolo.launching.attachment import Attachment, Look, Target
 from gai_yolo.launching.board import Board, FileBoard
 from gai_yolo.launching.run_name import claim_run
@@ -135,7 +136,8 @@ class EndpointMeeting:
             return self._host_name
         if self._own:
             return self._endpoints[target.index if target.index in self._own else self._own[0]].host
-        return address_towards(self._endpoints[target.index])
+        endpoint = self._endpoints[target.index]
+        return source_address(endpoint.host, endpoint.port)
 
     def board(self, target: Target) -> Board:
         """See `Meeting`."""
@@ -216,14 +218,3 @@ def is_here(host: str, host_name: str | None) -> bool:
                 probe.bind(address)  # an address of another machine cannot be bound to
                 return True
     return False
-
-
-def address_towards(endpoint: Endpoint) -> str | None:
-    """The address of this machine that packets to an endpoint leave from; None: there is no way."""
-    with contextlib.suppress(OSError):
-        for family, kind, protocol, _, address in socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_DGRAM):
-            with socket.socket(family, kind, protocol) as probe:
-                probe.connect(address)  # sends nothing
-                found: str = probe.getsockname()[0]
-                return found
-    return None

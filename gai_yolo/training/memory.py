@@ -24,6 +24,12 @@ ASSUMED_BYTES_PER_SECOND = 300e6
 """Of serialising, hashing and writing a state that was not measured yet."""
 
 
+def keep(store: Store, manifest: Manifest, content: Mapping[str, Any]) -> None:
+    """Write a state, complete on return, and let those before it go; raises as `Store.publish`."""
+    store.publish(manifest, lambda file: torch.save(dict(content), file))
+    store.prune(NEWEST_ONLY)
+
+
 def save_for_the_first(base: Path, run: Path, run_id: str, size: int, manifest: Manifest, content: Mapping[str, Any]) -> None:
     """Keep a state in this node's memory on behalf of the node's first process, if that is dead. In the calling thread.
 
@@ -42,8 +48,7 @@ def save_for_the_first(base: Path, run: Path, run_id: str, size: int, manifest: 
         return  # it lives, and saves by itself; or nobody on this node can
     try:
         if memory.store.fs.free_bytes(memory.path) >= size:
-            memory.store.publish(manifest, lambda file: torch.save(dict(content), file))
-            memory.store.prune(NEWEST_ONLY)
+            keep(memory.store, manifest, content)
     finally:
         memory.release()
 
@@ -114,8 +119,7 @@ class MemoryTier:
             RunFolderBusy: another job uses this node's memory for the run.
         """
         with self._publishing:
-            self.store.publish(manifest, lambda file: torch.save(dict(content), file))
-            self.store.prune(NEWEST_ONLY)
+            keep(self.store, manifest, content)
 
     def close(self) -> None:
         """Wait for what is being written."""

@@ -153,7 +153,7 @@ def test_checkpoint_without_manifest_is_not_trusted_until_it_is_adopted(
     for number in (1, 3):
         (run / "checkpoints" / f"epoch_00{number}.json").unlink()
     shutil.rmtree(run / "snapshots")
-    code, out, _ = start("training.epochs=2")
+    code, out, _ = start("training.epochs=3")
     assert code == 0
     assert "has no manifest and is not trusted" in out and f"gai-yolo snapshots adopt {run}" in out
     assert "NO COMPLETE CHECKPOINT IS LEFT" in out and "training starts at epoch 1" in out

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from gai_yolo.launching import processes
 from gai_yolo.launching.command import worker_command
 from gai_yolo.launching.fork_server import imported_names, is_like, preload
+from gai_yolo.launching.forking import fork_server_for
 from tests.harness import environment
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="forks are adopted on Linux only")
@@ -196,6 +198,29 @@ def test_ends_are_known_though_the_starter_ignores_its_children(tmp_path: Path) 
         'found["alive"] = server._process.poll() is None',
     )
     assert found["codes"] == [7, 7] and found["alive"]
+
+
+@linux
+def test_server_ends_without_a_word_when_its_agent_has_not_read_the_answer(tmp_path: Path) -> None:
+    """Loss: a traceback beside the one sentence that says what to mend."""
+    found = agent(
+        tmp_path,
+        'server = ForkServer(command("end"))\n'
+        'found["code"] = ask(server, command("end"), "0").wait(20)\n'
+        'server._channel.sendall((json.dumps({**start, "RANK": "1"}) + "\\n").encode())\n'
+        "import select\n"
+        "select.select([server._channel], [], [], 20)\n"
+        "server._answers.close()\n"
+        "server._channel.close()\n"
+        'found["server"] = server._process.wait(20)',
+    )
+    assert (found["code"], found["server"], found["stderr"]) == (7, 0, "")
+
+
+def test_no_fork_server_where_orphans_cannot_be_adopted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss: workers that are children of another process: each seems to have ended at once."""
+    monkeypatch.setattr(processes, "_prctl", lambda *_: -1)
+    assert fork_server_for([sys.executable, "-u", "script.py"]) is None
 
 
 @linux

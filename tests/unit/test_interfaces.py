@@ -33,7 +33,7 @@ def test_interface_is_that_of_the_way_out(addresses: dict[str, str], ways: list[
 @linux
 def test_loopback_interface_has_its_address() -> None:
     found = interface_addresses()
-    assert found[socket.if_indextoname(1)] == "127.0.0.1" and source_address("127.0.0.1") == "127.0.0.1"
+    assert found[socket.if_indextoname(1)] == "127.0.0.1" and source_address("127.0.0.1", 9) == "127.0.0.1"
 
 
 @linux

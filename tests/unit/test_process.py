@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from gai_yolo.elastic.process import World
+import pytest
+
+from gai_yolo.elastic.process import World, is_lost_peer
 from gai_yolo.errors import CheckpointError
 from tests.worlds import good, on_ranks
 
@@ -50,3 +52,20 @@ def test_alone_nobody_is_asked(world: World) -> None:
         return 5
 
     assert world.from_first_in_time(make) == 5
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer [10.0.0.2]:4"), True),
+        (RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed. "), True),
+        (RuntimeError("DataLoader worker (pid(s) 4711) exited unexpectedly"), True),
+        (RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback ..."), False),
+        (RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), False),
+        (ConnectionResetError("reset"), True),
+        (ValueError("Timed out"), False),
+    ],
+)
+def test_a_dead_process_is_told_from_a_bug(error: Exception, lost: bool) -> None:
+    """Loss: a loader that the kernel has killed ends in a traceback; or a bug is taken for a lost peer, and tried again and again."""
+    assert is_lost_peer(error) == lost

@@ -1,0 +1,54 @@
+"""How a job ends: nothing is called done, and nothing let go, before all processes are through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gai_yolo import job
+from gai_yolo.config import Config
+from gai_yolo.elastic.goodput import Recorder
+from gai_yolo.elastic.metadata import CloudWatch
+from gai_yolo.elastic.notices import Notices
+from gai_yolo.elastic.process import World
+from gai_yolo.elastic.watchdog import Watchdog
+from gai_yolo.errors import RESTART, Departure
+from gai_yolo.reporting.console import Silent
+from gai_yolo.start import Options
+from gai_yolo.store.node_memory import NodeMemory
+from gai_yolo.store.run_folder import RunFolder
+from gai_yolo.training.site import Site
+from tests.conftest import MakeState
+
+
+@pytest.fixture
+def site(tmp_path: Path, world: World) -> Iterator[Site]:
+    notices = Notices(CloudWatch("none"))
+    watchdog = Watchdog(notices, 15.0, 60.0, lambda *_: None)
+    yield Site(world, RunFolder(tmp_path / "run"), Silent(), notices, watchdog, Recorder(0.0))
+    notices.close()
+
+
+@pytest.mark.parametrize("all_came", [True, False])
+def test_a_job_whose_peer_is_lost_at_the_very_end_is_not_done(
+    all_came: bool, site: Site, tmp_path: Path, make_state: MakeState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss: the launcher hears "done" and leaves rank 0's node alone, whose last checkpoint is on no disk; and the memory is given back."""
+    memory = NodeMemory(tmp_path, site.folder.path)
+    memory.open("1-run")
+    monkeypatch.setattr(job, "load_indexes", lambda _: ())
+    monkeypatch.setattr(job, "open_run", lambda *_: memory)
+    monkeypatch.setattr(job, "train_to_the_end", lambda *_: make_state())
+    monkeypatch.setattr(site.world, "wait_for_all", lambda: all_came)
+    said: list[str] = []
+    monkeypatch.setattr(site.recorder, "ended", said.append)
+    if all_came:
+        job.run_in(Config(), Options(), site)
+    else:
+        with pytest.raises(Departure) as departure:
+            job.run_in(Config(), Options(), site)
+        assert departure.value.exit_code == RESTART
+    assert said == (["finished"] if all_came else [])
+    assert memory.path.exists() == (not all_came)
