@@ -10,12 +10,14 @@ rank 0; and told to end with SIGTERM and started again at once. Printed are medi
     load         data index, network, state
     first step   until it is done
 
-and, for the bare script, the seconds until its processes have reduced again.
+and, for the bare script, the seconds until its processes have reduced again. With `--against OTHER` (a checkout of another commit, with its
+virtual environment in `.venv`) its rounds alternate with those of this one, each in a process of its own, and both tables are printed.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import os
 import signal
@@ -24,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,7 +58,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--costs", type=Path, help="write the splits for benchmarks/scale.py into this file")
+    parser.add_argument("--against", type=Path, help="another checkout of this repository, measured in turn with this one")
     given = parser.parse_args()
+    if given.against:
+        compare(given.against.resolve(), given.rounds)
+        return
     arms: dict[str, Callable[[Path], dict[str, float]]] = {
         "bare torchrun": bare,
         "worker kill": worker_kill,
@@ -71,6 +78,33 @@ def main() -> None:
     show(measured)
     if given.costs:
         given.costs.write_text(json.dumps({"restart": costs(measured)}, indent=1))
+
+
+def compare(other: Path, rounds: int) -> None:
+    """Rounds of two checkouts in turn; prints a table for each, and the ratio of the totals."""
+    checkouts = {"other": other, "this": REPOSITORY}
+    measured: dict[str, dict[str, list[dict[str, float]]]] = {name: defaultdict(list) for name in checkouts}
+    for _ in range(rounds):
+        for name, checkout in checkouts.items():
+            for arm, row in one_round(checkout):
+                measured[name][arm].append(row)
+                print(f"{name} {arm}: {row}", flush=True)
+    for name, checkout in checkouts.items():
+        print(f"\n{name}: {checkout}")
+        show(measured[name])
+    print("\ntotals, this / other, medians:")
+    for arm in measured["this"]:
+        own, others = (statistics.median(row["total"] for row in measured[name][arm]) for name in ("this", "other"))
+        print(f"{arm:16}{own / others:.2f}")
+
+
+def one_round(checkout: Path) -> list[tuple[str, dict[str, float]]]:
+    """What a round of a checkout has printed."""
+    command = [str(checkout / ".venv" / "bin" / "python"), "benchmarks/recovery.py", "--rounds", "1"]
+    own = {**environment(), "PYTHONPATH": str(checkout)}
+    done = subprocess.run(command, cwd=checkout, env=own, stdout=subprocess.PIPE, text=True, check=True)
+    lines = [line.partition(": ") for line in done.stdout.splitlines() if ": {" in line]
+    return [(arm, ast.literal_eval(row)) for arm, _, row in lines]
 
 
 def costs(measured: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
