@@ -28,9 +28,11 @@ from gai_yolo.reporting.tensorboard import TensorBoard
 from gai_yolo.store.manifest import Manifest
 from gai_yolo.store.node_memory import NodeMemory
 from gai_yolo.store.store import Store
+from gai_yolo.training.consistency import must_agree
 from gai_yolo.training.continuation import advice, launcher_advice
 from gai_yolo.training.digest import DivergenceAlarm
 from gai_yolo.training.ema import EMA
+from gai_yolo.training.environment import file_digest
 from gai_yolo.training.loop import Run
 from gai_yolo.training.memory import MemoryTier, save_for_the_first
 from gai_yolo.training.optim import Recipe, make_optimizer
@@ -147,6 +149,8 @@ def make_state(config: Config, recipe: Recipe, num_classes: int, site: Site, fou
     if weights is not None and found is None:
         left_out = site.world.together(lambda: load_weights(model, expand(weights)))
         site.console.info(f"weights from {weights}" + (f"; {len(left_out)} tensors of the class branch start anew" if left_out else ""))
+    if found is None:
+        must_agree(site.world, {"content of model.weights": None if weights is None else file_digest(expand(weights))})
     memory_format = torch.channels_last if config.training.channels_last else torch.contiguous_format
     model = model.to(site.world.device, memory_format=memory_format)  # type: ignore[call-overload]
     scaler = torch.amp.GradScaler(site.world.device.type, init_scale=2.0**10, enabled=config.training.amp == "fp16")

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from gai_yolo.errors import ConfigError
 from gai_yolo.sections import (
     FIXED,
+    LOCAL,
     AugmentConfig,
     DataConfig,
     ElasticConfig,
@@ -135,6 +136,12 @@ def fingerprint(config: Config) -> str:
     flat = dict(_flatten(config.dump()))
     fixed = {path: flat[path] for path, info in _fields(Config) if info == FIXED}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def shared_values(config: Config) -> dict[str, Any]:
+    """Plain data by dotted key paths: all that the nodes of a job must have in common."""
+    flat = dict(_flatten(config.dump()))
+    return {path: flat[path] for path, info in _fields(Config) if info != LOCAL}
 
 
 def value_at(dumped: dict[str, Any], key_path: str) -> Any:

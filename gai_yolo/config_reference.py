@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from gai_yolo.config import Config
-from gai_yolo.sections import FIXED
+from gai_yolo.sections import FIXED, LOCAL
 
 HEADER = """# Configuration
 
@@ -19,6 +19,9 @@ Made by `uv run python -m gai_yolo.config_reference > docs/configuration.md`; a 
 
 Every key can be set in the YAML file or with `--set key.path=value`. Keys marked with * define the run: a run that has
 checkpoints is not continued with another value. A change of any other key is told and accepted.
+
+All nodes of a job must have the same values, which they compare at every start. Keys marked with † are each machine's own affair; whether
+the files that they lead to are the same is compared by their content.
 """
 
 
@@ -38,7 +41,7 @@ def _rows(section: Any, prefix: str) -> Iterator[tuple[str, str, str, str, str]]
             yield from _rows(field.annotation, f"{prefix}{name}.")
             continue
         default = "none" if field.default is None else f"`{field.default}`"
-        mark = " *" if field.json_schema_extra == FIXED else ""
+        mark = " *" if field.json_schema_extra == FIXED else " †" if field.json_schema_extra == LOCAL else ""
         yield f"{prefix}{name}", mark, _kind(field.annotation), default, " ".join((field.description or "").split())
 
 

@@ -22,10 +22,11 @@ from gai_yolo.elastic.watchdog import Watchdog
 from gai_yolo.errors import RESTART, ConfigError, Departure, Refusal, Stop
 from gai_yolo.reporting.console import Console, Silent
 from gai_yolo.reporting.reporter import rewind_ledger, write_metrics
-from gai_yolo.start import Options, check_progress, find, open_record, open_run, read_accounts
+from gai_yolo.start import Options, check_progress, compare_nodes, find, open_record, open_run, read_accounts
 from gai_yolo.store.node_memory import NodeMemory
 from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.training.continuation import check_continuation, finished_line, identity_of, settle
+from gai_yolo.training.environment import Environment
 from gai_yolo.training.loop import Run, train
 from gai_yolo.training.optim import make_recipe
 from gai_yolo.training.site import Site
@@ -121,12 +122,13 @@ def run_with(config: Config, options: Options, site_of: Callable[[World], Site],
 def run_at(config: Config, options: Options, site: Site) -> None:
     """The same, in a folder that is locked meanwhile."""
     try:
+        environment = compare_nodes(config, options, site)
         site.world.from_first(site.folder.lock)
         if options.tensorboard and site.world.is_first:
             from gai_yolo.reporting.serve import serve_tensorboard
 
             site.console.info(f"TensorBoard: {serve_tensorboard(site.folder.path.parent)}")
-        run_in(config, options, site)
+        run_in(config, options, site, environment)
     except Stop:
         # A launcher kills the other processes when one has left, and rank 0 may have something to bring to the disk.
         site.world.wait_for_all()
@@ -141,15 +143,18 @@ def lost_peer(error: RuntimeError, failures: list[str]) -> Departure:
     return Departure("; ".join([reason, *failures]), RESTART)
 
 
-def run_in(config: Config, options: Options, site: Site) -> None:
-    """Train in a locked run folder; nothing in it is touched before the configuration and the data are known to be good."""
+def run_in(config: Config, options: Options, site: Site, environment: Environment) -> None:
+    """Train in a locked run folder; nothing in it is touched before the configuration and the data are known to be good, and the same
+    on all nodes."""
     if config.training.amp == "fp16" and site.world.device.type == "cpu":
         raise ConfigError("training.amp: fp16 needs a GPU; use bf16 or none on a CPU.")
     indexes = site.world.together(lambda: load_indexes(config.data))
+    environment.check_data(site.world, indexes)
     for index in indexes:
         tell_about(index, site.console)
     memory = open_run(config, options, site)
     try:
+        environment.keep(site)
         state = train_to_the_end(config, options, indexes, site, memory)
         # Whoever lets its memory go, or says that the job is done, must know that no other one starts again.
         if not site.world.wait_for_all():

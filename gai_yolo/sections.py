@@ -1,7 +1,8 @@
 """What a YAML file may say: typed sections, a doc under every field.
 
 Fields marked `FIXED` define the run: a run that already has checkpoints is not continued with another value, because the result
-would be neither the old run nor the new one.
+would be neither the old run nor the new one. Those marked `LOCAL` are a machine's own affair; in all others the nodes of a job must be
+alike, which they compare at every start.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 FIXED: dict[str, Any] = {"continuation": "fixed"}
+LOCAL: dict[str, Any] = {"scope": "machine"}
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -27,7 +29,7 @@ class Section(BaseModel):
 class ExperimentConfig(Section):
     name: str = Field(default="shapes", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run; its folder is `<folder>/<name>`. Letters, digits, `.`, `_` and `-`."""
-    folder: Path = Path("experiments")
+    folder: Path = Field(default=Path("experiments"), json_schema_extra=LOCAL)
     """Where run folders live, relative to the current directory."""
     seed: int = Field(default=0, ge=0, lt=2**32, json_schema_extra=FIXED)
     """Every random draw of the run follows from it."""
@@ -36,19 +38,19 @@ class ExperimentConfig(Section):
 class ModelConfig(Section):
     size: Literal["n", "s", "m", "l", "x"] = Field(default="n", json_schema_extra=FIXED)
     """Size of YOLO12, from 2.6 M (n) to 59 M parameters (x)."""
-    weights: Path | None = None
+    weights: Path | None = Field(default=None, json_schema_extra=LOCAL)
     """A released or own weight file to start from; tensors that do not fit (another number of classes) are left out."""
 
 
 class SplitConfig(Section):
-    annotations: Path | None = None
+    annotations: Path | None = Field(default=None, json_schema_extra=LOCAL)
     """COCO json, or a list of VOC names, of this split, relative to `data.path`; found by itself where the layout is usual."""
-    images: Path | None = None
+    images: Path | None = Field(default=None, json_schema_extra=LOCAL)
     """Image folder of this split, relative to `data.path`; found by itself where the layout is usual."""
 
 
 class DataConfig(Section):
-    path: Path = Path("shapes")
+    path: Path = Field(default=Path("shapes"), json_schema_extra=LOCAL)
     """`shapes` (built in), a data set folder, or a YOLO `data.yaml`; relative to the current directory."""
     format: Literal["auto", "coco", "yolo", "voc"] = "auto"
     """How the annotations are written; `auto` takes what is there (COCO before YOLO before VOC)."""
@@ -60,11 +62,11 @@ class DataConfig(Section):
     """Share of missing or unreadable images that is skipped and counted; beyond it the data set is refused."""
     image_size: int = Field(default=640, ge=64, le=4096, multiple_of=32, json_schema_extra=FIXED)
     """Side of the square network input, in pixels; a multiple of 32, at least 64."""
-    workers: int = Field(default=2, ge=0, le=256)
+    workers: int = Field(default=2, ge=0, le=256, json_schema_extra=LOCAL)
     """Loader processes for each training process; 0 loads in the training process itself."""
-    cache: Literal["none", "ram", "disk"] = "none"
+    cache: Literal["none", "ram", "disk"] = Field(default="none", json_schema_extra=LOCAL)
     """Keep decoded, resized images in memory or under `cache_folder`."""
-    cache_folder: Path = Path("~/.cache/gai-yolo")
+    cache_folder: Path = Field(default=Path("~/.cache/gai-yolo"), json_schema_extra=LOCAL)
     """Where the built-in data set and cached images are kept."""
 
 
@@ -141,11 +143,11 @@ class TrainingConfig(Section):
     """Mixed precision: bf16 on CPU and GPU, fp16 (with loss scaling) on GPU only."""
     channels_last: bool = True
     """Memory format of images and weights; faster on most machines."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` takes the GPU of this process where there is one."""
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", json_schema_extra=LOCAL)
+    """`auto` takes the GPU of this process where there is one. All processes compute on the same kind of device, or none does."""
     threads: int | Literal["auto"] = Field(default="auto", json_schema_extra=FIXED)
     """Threads for each process. On a CPU the bits of a result depend on it: `auto` shares the cores of the first start's machine among
-    its processes, and then stays."""
+    its processes (of several machines, that with the fewest for each), and then stays."""
     exact: bool = Field(default=True, json_schema_extra=FIXED)
     """Sums over micro-batches and processes that do not depend on their order, and deterministic kernels: no bit of the result depends
     on the number of processes or on interruptions. `false`: plain DDP averaging."""
@@ -192,13 +194,13 @@ class ElasticConfig(Section):
     memory_interval_steps: Annotated[int, Field(ge=1)] | Literal["auto"] | None = "auto"
     """Each node keeps the newest state in memory, renewed every this many steps, so that a crashed process costs no more than these.
     `auto`: as often as `snapshots.max_overhead` allows; `null`: never."""
-    memory_folder: Path = Path("/dev/shm")
+    memory_folder: Path = Field(default=Path("/dev/shm"), json_schema_extra=LOCAL)
     """Memory-backed storage of a node. What is there goes with the node, and survives its processes."""
-    notices: Literal["auto", "aws", "gcp", "azure", "none"] = "auto"
+    notices: Literal["auto", "aws", "gcp", "azure", "none"] = Field(default="auto", json_schema_extra=LOCAL)
     """Whose metadata service announces that a spot machine goes away; `auto` finds out."""
-    notices_endpoint: str | None = Field(default=None, pattern=r"^https?://\S+$")
+    notices_endpoint: str | None = Field(default=None, pattern=r"^https?://\S+$", json_schema_extra=LOCAL)
     """Address of the metadata service in place of the cloud's own, such as `http://10.0.0.1:8080`."""
-    grace_seconds: float = Field(default=15.0, ge=2.0)
+    grace_seconds: float = Field(default=15.0, ge=2.0, json_schema_extra=LOCAL)
     """Time between a notice and the end of the machine: the state is saved and the process gone well within it."""
     step_timeout_seconds: Positive = 60.0
     """A step that takes longer than this and 10 times the median hangs: the process says where, saves its state and ends, to be

@@ -18,6 +18,7 @@ from gai_yolo.elastic.records import FINISHED, Record, keep_records, next_number
 from gai_yolo.errors import NoProgress, Refusal
 from gai_yolo.store.catalogue import Catalogue
 from gai_yolo.store.node_memory import NodeMemory
+from gai_yolo.training.environment import Environment, read_record
 from gai_yolo.training.recovery import agree
 from gai_yolo.training.site import Site
 from gai_yolo.training.snapshots import Found
@@ -38,6 +39,22 @@ class Options:
     """Move the old run folder aside and start over."""
     tensorboard: bool = False
     """Serve TensorBoard while training."""
+
+
+def compare_nodes(config: Config, options: Options, site: Site) -> Environment:
+    """Compare what all nodes must have in common, before anything that could differ is done. A collective.
+
+    Raises:
+        Refusal: on a node that differs; on all, if it cannot be told which one is wrong.
+        Departure: on the other nodes.
+    """
+    is_new = options.fresh and not knows_of_start_over(site)  # what is known of the old run is no rule for the new one
+    environment = Environment.of(config, site.world, None if is_new else read_record(site.folder.environment))
+    environment.check(site, config.training.exact)
+    if config.training.threads == "auto":
+        # Bits depend on it, and a node with other cores would choose another number.
+        site.world.set_threads(min(site.world.gather(site.world.threads)))
+    return environment
 
 
 def open_run(config: Config, options: Options, site: Site) -> NodeMemory | None:
@@ -74,11 +91,16 @@ def has_started_over(site: Site) -> bool:
     Workers that torchrun starts again, after a crash or a resize, see the same command line. Any node knows, because the first
     one may be new.
     """
-    launch = launch_id()
-    already = any(site.world.gather(was_restarted() if launch is None else site.folder.started_over_by() == launch))
+    already = any(site.world.gather(knows_of_start_over(site)))
     if already:
-        site.console.info(f"--fresh: this job ({launch}) has started over already; going on")
+        site.console.info(f"--fresh: this job ({launch_id()}) has started over already; going on")
     return already
+
+
+def knows_of_start_over(site: Site) -> bool:
+    """Whether this node knows that this job has started the run over already."""
+    launch = launch_id()
+    return was_restarted() if launch is None else site.folder.started_over_by() == launch
 
 
 def open_folder(site: Site, fresh: bool) -> None:

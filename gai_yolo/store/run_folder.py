@@ -30,6 +30,7 @@ class RunFolder:
         self.ledger = path / "ledger"
         self.metrics = self.checkpoints / "training_metrics.json"
         self.config = path / "config.yaml"
+        self.environment = path / "environment.json"
         self.goodput = path / "goodput"
         self._marker = path / ".fresh"
         self._run_id = path / ".run_id"

@@ -54,6 +54,16 @@ def test_a_flipped_bit_is_named_and_nothing_is_saved_after_it(
     assert [row["step"] for row in metrics(tmp_path / "run")] == [12, 24]
 
 
+def test_a_process_with_another_configuration_is_not_trained_with(tmp_path: Path, cache: Path) -> None:
+    """Loss: a silent mixture of two runs, with exit code 0 and weights that nobody can make again."""
+    other = {"OTHER_RANK": "1", "OTHER": "--set loss.box=15 --set augment.flip=0"}
+    job = Running("tests/distributed/otherwise.py", [*CONFIG, *small(tmp_path, cache)], 2, other)
+    assert job.wait() != 0, job.output
+    assert re.search(r"\(rank 1\) has augment.flip 0.0 and loss.box 15.0, \S+ \(rank 0\) has 0.5 and 7.5", job.output), job.output
+    assert job.output.count("Traceback") == 1, "torchrun's own"
+    assert not (tmp_path / "run").exists(), "nothing is begun"
+
+
 IDLE = ("training.batch_size=8", "training.micro_batch_size=4", "training.max_batches_per_epoch=12", "evaluation.interval=2")
 """Ranks that have nothing to do, if there are three."""
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from gai_yolo import job
 from gai_yolo.config import Config
+from gai_yolo.data.index import Index
 from gai_yolo.elastic.goodput import Recorder
 from gai_yolo.elastic.metadata import CloudWatch
 from gai_yolo.elastic.notices import Notices
@@ -19,8 +20,16 @@ from gai_yolo.reporting.console import Silent
 from gai_yolo.start import Options
 from gai_yolo.store.node_memory import NodeMemory
 from gai_yolo.store.run_folder import RunFolder
+from gai_yolo.training.environment import Environment
 from gai_yolo.training.site import Site
 from tests.conftest import MakeState
+
+
+class Alike(Environment):
+    """Nothing is compared."""
+
+    def check_data(self, world: World, indexes: Sequence[Index]) -> None:
+        assert world.is_first and not indexes
 
 
 @pytest.fixture
@@ -45,10 +54,10 @@ def test_a_job_whose_peer_is_lost_at_the_very_end_is_not_done(
     said: list[str] = []
     monkeypatch.setattr(site.recorder, "ended", said.append)
     if all_came:
-        job.run_in(Config(), Options(), site)
+        job.run_in(Config(), Options(), site, Alike({}, {}, None))
     else:
         with pytest.raises(Departure) as departure:
-            job.run_in(Config(), Options(), site)
+            job.run_in(Config(), Options(), site, Alike({}, {}, None))
         assert departure.value.exit_code == RESTART
     assert said == (["finished"] if all_came else [])
     assert memory.path.exists() == (not all_came)
