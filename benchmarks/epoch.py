@@ -24,8 +24,10 @@ from gai_yolo.elastic.process import World, fix_arithmetic
 from gai_yolo.elastic.watchdog import Watchdog
 from gai_yolo.reporting.console import Silent
 from gai_yolo.store.run_folder import RunFolder
+from gai_yolo.store.run_record import RunRecord
 from gai_yolo.training.continuation import settle
 from gai_yolo.training.loop import Run
+from gai_yolo.training.membership import Membership
 from gai_yolo.training.optim import make_recipe
 from gai_yolo.training.site import Site
 
@@ -64,12 +66,12 @@ def build(config_path: Path, overrides: list[str], world: World | None = None) -
     site.folder.lock()
     site.folder.make()
     indexes = load_indexes(config.data)
-    config = settle(config, None, world, len(indexes[0]))
+    config = settle(config, None, world, len(indexes[0])).config
     num_classes = len(indexes[0].categories)
     recipe = make_recipe(config.training, num_classes, make_plan(config, len(indexes[0])).steps_per_epoch)
     state = make_state(config, recipe, num_classes, site, None)
     loaders = make_loaders(config, indexes, make_plan(config, len(indexes[0])), site, None)
-    return assemble(config, indexes, loaders, recipe, state, site, {}, None, [])
+    return assemble(config, indexes, loaders, recipe, state, site, {}, Membership(RunRecord("1-benchmark"), None), [])
 
 
 def train(run: Run, steps: Iterable[list[Batch]]) -> float:

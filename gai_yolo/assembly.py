@@ -26,7 +26,7 @@ from gai_yolo.reporting.console import Silent
 from gai_yolo.reporting.reporter import Reporter
 from gai_yolo.reporting.tensorboard import TensorBoard
 from gai_yolo.store.manifest import Manifest
-from gai_yolo.store.node_memory import NodeMemory
+from gai_yolo.store.run_record import RunRecord
 from gai_yolo.store.store import Store
 from gai_yolo.training.consistency import must_agree
 from gai_yolo.training.continuation import advice, launcher_advice
@@ -34,6 +34,7 @@ from gai_yolo.training.digest import DivergenceAlarm
 from gai_yolo.training.ema import EMA
 from gai_yolo.training.environment import file_digest
 from gai_yolo.training.loop import Run
+from gai_yolo.training.membership import Membership
 from gai_yolo.training.memory import MemoryTier, save_for_the_first
 from gai_yolo.training.optim import Recipe, make_optimizer
 from gai_yolo.training.saver import Saver
@@ -51,21 +52,22 @@ def assemble(
     state: TrainingState,
     site: Site,
     identity: dict[str, Any],
-    memory: NodeMemory | None,
+    member: Membership,
     accounts: Sequence[Mapping[str, Any]],
 ) -> Run:
     """Build what the loop needs around a state.
 
     Args:
         identity: what a checkpoint says about its run.
-        memory: of this node, on the rank that keeps its state there.
+        member: of which run this process is.
         accounts: records of earlier starts.
     """
     world, training = site.world, config.training
     loss = DetectionLoss(config.loss.box, config.loss.cls, config.loss.dfl)
     step = TrainingStep(state, loss, recipe, world, training)
     durable = make_snapshots(config, identity, state, site) if world.is_first else None
-    in_memory = make_memory_tier(config, state, site, memory.store) if memory is not None else None
+    in_memory = make_memory_tier(config, state, site, member.memory.store) if member.memory is not None else None
+    substitute = make_substitute(config, state, site, member.record)
     return Run(
         config=config,
         plan=loaders[0].plan,
@@ -74,7 +76,7 @@ def assemble(
         step=step,
         alarm=DivergenceAlarm(world, config.elastic.check_interval),
         evaluate=Evaluator(loaders[1], indexes[1], loss, world, config.evaluation, training.amp, training.channels_last),
-        saver=Saver(state, step.boundary, identity, fingerprint(config), durable, in_memory, make_substitute(config, state, site)),
+        saver=Saver(state, step.boundary, identity, fingerprint(config), durable, in_memory, substitute),
         reporter=make_reporter(config, indexes[1], state, site),
         site=site,
         accounts=accounts,
@@ -125,13 +127,14 @@ def make_memory_tier(config: Config, state: TrainingState, site: Site, memory: S
     return MemoryTier(memory, interval, config.snapshots.max_overhead, size, site.tell)
 
 
-def make_substitute(config: Config, state: TrainingState, site: Site) -> Callable[[Manifest, dict[str, Any]], None] | None:
+def make_substitute(
+    config: Config, state: TrainingState, site: Site, record: RunRecord
+) -> Callable[[Manifest, dict[str, Any]], None] | None:
     """What saves this node's state if the process dies that keeps it; on the others."""
-    run_id = site.folder.run_id()
-    if config.elastic.memory_interval_steps is None or site.world.is_first_on_node or run_id is None:
+    if config.elastic.memory_interval_steps is None or site.world.is_first_on_node:
         return None
     base = config.elastic.memory_folder.expanduser()
-    return partial(save_for_the_first, base, site.folder.path, run_id, expected_bytes(state)) if base.is_dir() else None
+    return partial(save_for_the_first, base, site.folder.path, record.run_id, expected_bytes(state)) if base.is_dir() else None
 
 
 def make_plan(config: Config, num_samples: int) -> Plan:

@@ -144,6 +144,34 @@ def shared_values(config: Config) -> dict[str, Any]:
     return {path: flat[path] for path, info in _fields(Config) if info != LOCAL}
 
 
+NO_WEIGHT_FOLLOWS = (
+    "experiment.name",
+    "experiment.folder",
+    "data.path",
+    "data.format",
+    "data.train.",
+    "data.val.",
+    "data.max_bad_fraction",
+    "data.workers",
+    "data.cache",
+    "training.device",
+    "training.checkpoint_interval",
+    "snapshots.",
+    "elastic.",
+    "evaluation.",
+    "reporting.",
+)
+"""Beginnings of the keys that no weight follows from: where things lie, who computes, what is kept and shown. What the data is made of
+has a digest of its own."""
+
+
+def trajectory_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings that the weights follow from, of a settled and dumped configuration, under their key paths."""
+    settings = {key: value for key, value in _flatten(config) if not key.startswith(NO_WEIGHT_FOLLOWS)}
+    weights = settings.get("model.weights")
+    return {**settings, "model.weights": weights and Path(weights).name}
+
+
 def value_at(dumped: dict[str, Any], key_path: str) -> Any:
     """The value under a dotted key path of a dumped configuration, or None."""
     return dict(_flatten(dumped)).get(key_path)

@@ -23,11 +23,11 @@ from gai_yolo.errors import RESTART, ConfigError, Departure, Refusal, Stop
 from gai_yolo.reporting.console import Console, Silent
 from gai_yolo.reporting.reporter import rewind_ledger, write_metrics
 from gai_yolo.start import Options, check_progress, compare_nodes, find, open_record, open_run, read_accounts
-from gai_yolo.store.node_memory import NodeMemory
 from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.training.continuation import check_continuation, finished_line, identity_of, settle
 from gai_yolo.training.environment import Environment
 from gai_yolo.training.loop import Run, train
+from gai_yolo.training.membership import Membership, remember
 from gai_yolo.training.optim import make_recipe
 from gai_yolo.training.site import Site
 from gai_yolo.training.snapshots import Found
@@ -152,10 +152,11 @@ def run_in(config: Config, options: Options, site: Site, environment: Environmen
     environment.check_data(site.world, indexes)
     for index in indexes:
         tell_about(index, site.console)
-    memory = open_run(config, options, site)
+    run = open_run(config, options, site)
+    memory = run.memory
     try:
         environment.keep(site)
-        state = train_to_the_end(config, options, indexes, site, memory)
+        state = train_to_the_end(config, options, indexes, site, run)
         # Whoever lets its memory go, or says that the job is done, must know that no other one starts again.
         if not site.world.wait_for_all():
             raise Departure("peer lost: at the end", RESTART)
@@ -171,14 +172,12 @@ def run_in(config: Config, options: Options, site: Site, environment: Environmen
     outcome.report(0, FINISHED)
 
 
-def train_to_the_end(
-    config: Config, options: Options, indexes: tuple[Index, Index], site: Site, memory: NodeMemory | None
-) -> TrainingState:
+def train_to_the_end(config: Config, options: Options, indexes: tuple[Index, Index], site: Site, run: Membership) -> TrainingState:
     """Train from the newest complete state, going back to it when steps go bad, `MOST_RETURNS` times."""
     accounts = read_accounts(site)
     for returns in range(MOST_RETURNS + 1):
         try:
-            return go_on(config, options, indexes, site, memory, accounts, first=returns == 0)
+            return go_on(config, options, indexes, site, run, accounts, first=returns == 0)
         except WentBad as bad:
             if returns == MOST_RETURNS:
                 raise Stop(
@@ -195,13 +194,16 @@ def go_on(
     options: Options,
     indexes: tuple[Index, Index],
     site: Site,
-    memory: NodeMemory | None,
+    run: Membership,
     accounts: list[dict[str, Any]],
     first: bool,
 ) -> TrainingState:
     """Train from the newest complete state to the end; returns the last one. `first` unless it is gone back to."""
-    found = find(options, site, memory, config.training.exact)
-    config = settle(config, found, site.world, len(indexes[0]))
+    found = find(options, site, run.memory, config.training.exact)
+    settlement = settle(config, found, site.world, len(indexes[0]), run.record.settled)
+    config = settlement.config
+    for note in settlement.notes:
+        site.console.warning(note)
     assert config.training.threads != "auto"
     site.world.set_threads(config.training.threads)
     identity = identity_of(config, indexes[0])
@@ -211,6 +213,7 @@ def go_on(
     if first:
         open_record(site, accounts)
     check_progress(accounts, 0 if found is None else found.manifest.position.step)
+    run = remember(site, run, found, identity, settlement.values)
 
     plan = make_plan(config, len(indexes[0]))
     recipe = make_recipe(config.training, len(indexes[0].categories), plan.steps_per_epoch)
@@ -221,8 +224,7 @@ def go_on(
     site.recorder.started_from(state.step, state.epoch + 1, source, high_water(accounts), recipe.total_steps, config.training.epochs)
     if state.epoch < config.training.epochs or site.world.from_first(lambda: not is_result(found)):
         announce(config, indexes, recipe, site)
-        run = assemble(config, indexes, loaders, recipe, state, site, identity, memory, accounts)
-        train_watched(run)
+        train_watched(assemble(config, indexes, loaders, recipe, state, site, identity, run, accounts))
     return state
 
 

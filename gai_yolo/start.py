@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gai_yolo.config import Config
@@ -18,7 +18,9 @@ from gai_yolo.elastic.records import FINISHED, Record, keep_records, next_number
 from gai_yolo.errors import NoProgress, Refusal
 from gai_yolo.store.catalogue import Catalogue
 from gai_yolo.store.node_memory import NodeMemory
+from gai_yolo.training.agreement import decide
 from gai_yolo.training.environment import Environment, read_record
+from gai_yolo.training.membership import Membership, gather_claims, join
 from gai_yolo.training.recovery import agree
 from gai_yolo.training.site import Site
 from gai_yolo.training.snapshots import Found
@@ -57,32 +59,47 @@ def compare_nodes(config: Config, options: Options, site: Site) -> Environment:
     return environment
 
 
-def open_run(config: Config, options: Options, site: Site) -> NodeMemory | None:
+def open_run(config: Config, options: Options, site: Site) -> Membership:
     """Make the locked run folder ready, agree on whose run it is, and open this node's memory. A collective.
-
-    Returns:
-        This node's memory, on the rank that keeps the node's state there.
 
     Raises:
         Refusal: on all ranks, what the user must mend.
     """
+    world = site.world
     fresh = options.fresh and not has_started_over(site)
-    known = site.world.gather(site.folder.run_id())
-    site.world.from_first(lambda: open_folder(site, fresh))
-    run_id = agree_on_run_id(site, known, fresh)
-    if options.fresh:
-        site.world.together(lambda: remember_start_over(site))
-    if config.elastic.memory_interval_steps is None or not site.world.is_first_on_node:
-        return None
-    memory = NodeMemory(config.elastic.memory_folder, site.folder.path)
-    if not config.elastic.memory_folder.expanduser().is_dir():
-        return None  # not every system has such a folder, and nobody has asked for it
+    memory = open_memory(config, site) if world.is_first_on_node else None
     try:
-        memory.open(run_id)
-        return memory
+        if not fresh:
+            world.from_first(lambda: open_folder(site))
+        claims = gather_claims(site, memory, fresh)
+        # A random name, so that a run which was deleted or moved away is not mixed up with the next one of its name.
+        name = world.gather(os.urandom(8).hex())[0]
+        record, fates = decide(claims.all, fresh, config.training.exact, name)
+        moved = world.from_first(lambda: move_aside(site)) if fresh else None
+        memory = join(site, memory, record, claims, fates, moved)
+        if fresh:
+            world.from_first(lambda: open_folder(site))
+        if options.fresh:
+            world.together(lambda: remember_start_over(site))
+    except BaseException:
+        if memory is not None:
+            memory.release()
+        raise
+    return Membership(record, memory)
+
+
+def open_memory(config: Config, site: Site) -> NodeMemory | None:
+    """This node's memory, if there is such a thing and it is wanted."""
+    folder = config.elastic.memory_folder.expanduser()
+    if config.elastic.memory_interval_steps is None or not folder.is_dir():
+        return None  # not every system has such a folder, and nobody has asked for it
+    memory = NodeMemory(folder, site.folder.path)
+    try:
+        memory.open()
     except Refusal as refusal:
         site.tell(f"{refusal} No state is kept in this node's memory.")
         return None
+    return memory
 
 
 def has_started_over(site: Site) -> bool:
@@ -103,12 +120,16 @@ def knows_of_start_over(site: Site) -> bool:
     return was_restarted() if launch is None else site.folder.started_over_by() == launch
 
 
-def open_folder(site: Site, fresh: bool) -> None:
-    """Make the locked run folder ready, an empty one if `fresh`. On rank 0 only."""
-    if fresh:
-        moved = site.folder.move_aside()
-        if moved is not None:
-            site.console.info(f"the old run is kept in {moved}")
+def move_aside(site: Site) -> Path | None:
+    """Move the old run folder away, for --fresh; returns where it is now. On rank 0 only."""
+    moved = site.folder.move_aside()
+    if moved is not None:
+        site.console.info(f"the old run is kept in {moved}")
+    return moved
+
+
+def open_folder(site: Site) -> None:
+    """Make the locked run folder ready. On rank 0 only."""
     site.folder.make()
     try:
         site.folder.store.sweep()
@@ -131,47 +152,6 @@ def cannot_be_made_ready(site: Site, error: OSError) -> Refusal:
     """For the user, of a run folder whose disk refuses."""
     reason = f"{error.filename or site.folder.path}: {error.strerror}"
     return Refusal(f"{site.folder.path}: cannot be made ready ({reason}); mend that and start again.")
-
-
-def agree_on_run_id(site: Site, known: Sequence[str | None], started_over: bool) -> str:
-    """Whose run this is: the one that was started over last, of those that the nodes' run folders know; they may be one shared folder
-    or each node's own. A collective.
-
-    A node that knows of another run, because it was away when this one was started over, has its folder moved aside.
-
-    Args:
-        known: what the run folders said, before any was moved aside.
-    """
-    world, folder = site.world, site.folder
-    ids = [run_id for run_id in known if run_id is not None]
-    newest = max(map(generation, ids), default=0)
-    # A random name, so that a run which was deleted or moved away is not mixed up with the next one of its name.
-    drawn = world.gather(f"{newest + 1}-{os.urandom(8).hex()}")[0]
-    of_newest = [run_id for run_id in ids if generation(run_id) == newest]
-    run_id = drawn if started_over or not ids else Counter(of_newest).most_common(1)[0][0]
-
-    def settle() -> None:
-        current = folder.run_id()
-        if current is not None and current != run_id:
-            moved = folder.move_aside()
-            site.tell(f"{folder.path}: is of another run than the other nodes'; it is kept in {moved}")
-            if world.is_first:
-                folder.make()
-        if current != run_id:
-            try:
-                folder.set_run_id(run_id)
-            except OSError as error:
-                raise cannot_be_made_ready(site, error) from None
-
-    world.from_first(settle)  # first alone, because the folder may be shared
-    world.together(lambda: settle() if world.is_first_on_node else None)
-    return run_id
-
-
-def generation(run_id: str) -> int:
-    """How often the run was started over before a run was given this name; counted, because clocks of machines differ."""
-    match = re.match(r"(\d{1,9})-", run_id)
-    return int(match[1]) if match else 0
 
 
 def read_accounts(site: Site) -> list[dict[str, Any]]:

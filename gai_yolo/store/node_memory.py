@@ -6,22 +6,26 @@ import contextlib
 import hashlib
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-from gai_yolo.errors import Refusal
+from gai_yolo.errors import CheckpointError, Refusal
+from gai_yolo.store.aside import free_name, move_beyond, names_beyond
 from gai_yolo.store.atomic import publish_text
 from gai_yolo.store.lease import Lease
-from gai_yolo.store.manifest import FOLDERS
+from gai_yolo.store.manifest import FOLDERS, Position
+from gai_yolo.store.run_record import RecordError, RunRecord, encode, read_record
 from gai_yolo.store.store import Store
 
 LOCK_PATIENCE = 5.0
 """Seconds to wait for a process of this node that is just ending."""
+AGAIN = "set elastic.memory_folder to another place, or null the interval."
 
 
 class NodeMemory:
-    """One folder for each run and user of a node, with a lock and a fence like those of a run folder.
+    """One folder for each run and user of a node, with a lock, a fence and a run record like those of a run folder.
 
-    Its content counts only as long as the run folder is that of the same run: a run that was deleted or started over must not
+    Which run its content counts for is decided by who opens it (`training.agreement`): a run that was deleted or started over must not
     come back from memory.
 
     Args:
@@ -34,7 +38,7 @@ class NodeMemory:
         absolute = str(run.absolute())
         self.path = self._owner / f"{run.name}-{hashlib.sha256(absolute.encode()).hexdigest()[:12]}"
         self._lease = Lease(self.path)
-        self._run_id = self.path / "run_id"
+        self._record_path, self._old_path = self.path / "run.json", self.path / "run_id"
         self._store: Store | None = None
 
     @property
@@ -43,26 +47,22 @@ class NodeMemory:
         assert self._store is not None, "open() first"
         return self._store
 
-    def open(self, run_id: str, patience: float = LOCK_PATIENCE) -> None:
-        """Become the process that keeps this node's state of a run; what another run has left there is removed.
+    def open(self, patience: float = LOCK_PATIENCE) -> None:
+        """Become the process that keeps this node's state of a run. What is left of a removal that was interrupted is removed.
 
         Args:
             patience: seconds to wait for another process that is just ending.
 
         Raises:
-            Refusal: another process does, or the folder cannot be made or is somebody else's.
+            Refusal: another process does, or the folder cannot be used or is somebody else's.
         """
         try:
             self._owner.mkdir(mode=0o700, exist_ok=True)
             if self._owner.lstat().st_uid != os.getuid() or self._owner.is_symlink():
-                raise Refusal(f"{self._owner}: belongs to another user; set elastic.memory_folder to another place, or null the interval.")
+                raise Refusal(f"{self._owner}: belongs to another user; {AGAIN}")
             store = Store(self.path, self._lease.acquire(patience))
-            if self.run_id() != run_id:
+            if not self._record_path.exists() and not self._old_path.exists():
                 self._clear()
-            for folder in FOLDERS.values():
-                (self.path / folder).mkdir(parents=True, exist_ok=True)
-            publish_text(self._run_id, run_id)
-            store.sweep()
         except OSError as error:
             self._lease.release()
             raise Refusal(f"{error.filename or self.path}: cannot be used ({error.strerror}).") from None
@@ -71,12 +71,51 @@ class NodeMemory:
             raise
         self._store = store
 
-    def run_id(self) -> str | None:
-        """Whose state this is; None if there is none."""
+    def record(self) -> RunRecord | None:
+        """Whose state this is; None if there is none. Raises as `read_record`."""
+        return read_record(self._record_path, self._old_path)
+
+    def keep(self, record: RunRecord) -> None:
+        """From now on this is the memory of a run; raises as `Store.sweep`."""
+        for folder in FOLDERS.values():
+            (self.path / folder).mkdir(parents=True, exist_ok=True)
         try:
-            return self._run_id.read_text(errors="replace")
-        except OSError:
+            known = self.record()
+        except (RecordError, CheckpointError):
+            known = None
+        if known != record:
+            publish_text(self._record_path, encode(record))
+        self.store.sweep()
+
+    def set_aside(self, beyond: Position | None = None) -> Path | None:
+        """Move the states that are newer than a position, or all there is, to another name in memory.
+
+        Returns:
+            Where they are now; None if there were none.
+
+        Raises:
+            OSError: the memory refuses.
+            CheckpointError: as `Catalogue.listing`.
+        """
+        if beyond is not None:
+            target = free_name(self._owner, self._aside_prefix)
+            return target if move_beyond(self.path, beyond, target) else None
+        if not self.path.exists():
             return None
+        if not names_beyond(self.path, None):
+            self._clear()
+            return None
+        target = free_name(self._owner, self._aside_prefix)
+        os.rename(self.path, target)
+        return target
+
+    def asides(self) -> Sequence[Path]:
+        """Where states are that were moved aside, and are still in memory."""
+        return sorted(self._owner.glob(f"{self._aside_prefix}*"))
+
+    @property
+    def _aside_prefix(self) -> str:
+        return f"{self.path.name}.aside-"
 
     def remove(self) -> None:
         """Give the memory back: the run is finished, and on the disk."""
@@ -88,5 +127,7 @@ class NodeMemory:
         self._lease.release()
 
     def _clear(self) -> None:
+        for path in (self._record_path, self._old_path):
+            path.unlink(missing_ok=True)  # first, so that what an interruption leaves is known for what it is
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self.path)

@@ -10,6 +10,7 @@ from gai_yolo.errors import Refusal
 from gai_yolo.store.atomic import publish_text
 from gai_yolo.store.lease import Lease
 from gai_yolo.store.manifest import FOLDERS
+from gai_yolo.store.run_record import RunRecord, encode, read_record
 from gai_yolo.store.store import Store
 
 LOCK_PATIENCE = 10.0
@@ -33,7 +34,7 @@ class RunFolder:
         self.environment = path / "environment.json"
         self.goodput = path / "goodput"
         self._marker = path / ".fresh"
-        self._run_id = path / ".run_id"
+        self.record_path = path / ".run.json"
         self._lease = Lease(path)
         self._store: Store | None = None
 
@@ -87,17 +88,14 @@ class RunFolder:
         """Remember which job started this run with `--fresh`."""
         publish_text(self._marker, job)
 
-    def run_id(self) -> str | None:
-        """The name, drawn at random, of the run whose folder this is; None for a new one."""
-        try:
-            return self._run_id.read_text(errors="replace")
-        except OSError:
-            return None
+    def record(self) -> RunRecord | None:
+        """What this folder knows of its run; None for a new one. Raises as `read_record`."""
+        return read_record(self.record_path, self.path / ".run_id")
 
-    def set_run_id(self, run_id: str) -> None:
-        """Remember whose folder this is; raises `OSError`."""
+    def set_record(self, record: RunRecord) -> None:
+        """Remember it; durable on return. Raises `OSError`."""
         self.path.mkdir(parents=True, exist_ok=True)
-        publish_text(self._run_id, run_id)
+        publish_text(self.record_path, encode(record))
 
     def make(self) -> None:
         """Create the folders.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from gai_yolo.config import Config, changed_keys, value_at
@@ -12,30 +13,63 @@ from gai_yolo.data.order import Plan
 from gai_yolo.elastic.machine import available_cores
 from gai_yolo.elastic.process import World
 from gai_yolo.errors import CheckpointError
+from gai_yolo.store.run_record import Settled
 from gai_yolo.training.optim import choose_optimizer
 from gai_yolo.training.snapshots import Found
 from gai_yolo.training.state import TrainingState
 
 
-def settle(config: Config, found: Found | None, world: World, num_samples: int) -> Config:
-    """Fix what the first start decides for the whole life of a run: the micro-batch size, the threads of a process and the kind of
-    optimizer.
+@dataclass(frozen=True)
+class Settlement:
+    """What the first start decides for the whole life of a run."""
 
-    Later starts take what the checkpoint recorded, so that neither another machine nor more epochs change them.
+    config: Config
+    """Without `auto` in what is settled."""
+    values: dict[str, Settled]
+    """By field of `training`: what was `auto`, for the run record."""
+    notes: list[str]
+    """What is settled anew, and why; for people."""
+
+
+def settle(config: Config, found: Found | None, world: World, num_samples: int, known: Mapping[str, Settled] | None = None) -> Settlement:
+    """Fix the micro-batch size, the threads of a process and the kind of optimizer, if the configuration leaves them open.
+
+    Later starts take what the checkpoint says, so that neither another machine nor more epochs change them; and before there is one, what
+    the run record says, as long as nobody has changed the settings that it follows from.
+
+    Args:
+        known: of the run record.
     """
-    training = config.training
+    training, known = config.training, known or {}
     recorded = found.content.get("config", {}).get("training", {}) if found else {}
-    settled: dict[str, Any] = {}
-    if training.micro_batch_size == "auto":
-        most = max(world.world_size, config.elastic.max_world_size or 1)
-        settled["micro_batch_size"] = recorded.get("micro_batch_size") or math.ceil(training.batch_size / most)
-    if training.threads == "auto":
-        settled["threads"] = recorded.get("threads") or world.threads
-    if training.optimizer == "auto":
-        steps = math.ceil(num_samples / training.batch_size)
-        steps = min(steps, training.max_batches_per_epoch or steps)
-        settled["optimizer"] = recorded.get("optimizer") or choose_optimizer(training, training.epochs * steps)
-    return config.model_copy(update={"training": training.model_copy(update=settled)})
+    steps = math.ceil(num_samples / training.batch_size)
+    steps = training.epochs * min(steps, training.max_batches_per_epoch or steps)
+    most = max(world.world_size, config.elastic.max_world_size or 1)
+    open_values: dict[str, tuple[Callable[[], int | str], dict[str, Any]]] = {
+        "micro_batch_size": (
+            lambda: math.ceil(training.batch_size / most),
+            {"training.batch_size": training.batch_size, "elastic.max_world_size": config.elastic.max_world_size},
+        ),
+        "threads": (lambda: world.threads, {}),
+        "optimizer": (lambda: choose_optimizer(training, steps), {"the number of steps": steps}),
+    }
+    settled, notes = {}, []
+    for name, (decide, basis) in open_values.items():
+        if getattr(training, name) != "auto":
+            continue
+        before = known.get(name)
+        if recorded.get(name):
+            value = recorded[name]
+        elif before is not None and before.basis == basis:
+            value = before.value
+        else:
+            value = decide()
+            if before is not None and before.value != value:
+                changed = ", ".join(key for key in basis if basis[key] != before.basis.get(key))
+                notes.append(f"training.{name} is settled anew, {value} in place of {before.value}: {changed} has changed since")
+        settled[name] = Settled(value, basis)
+    values = {name: one.value for name, one in settled.items()}
+    return Settlement(config.model_copy(update={"training": training.model_copy(update=values)}), settled, notes)
 
 
 def identity_of(config: Config, index: Index) -> dict[str, Any]:

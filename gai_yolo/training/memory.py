@@ -40,13 +40,18 @@ def save_for_the_first(base: Path, run: Path, run_id: str, size: int, manifest: 
 
     Raises:
         OSError: the memory refuses.
+        RecordError: its run record is damaged.
     """
     memory = NodeMemory(base, run)
     try:
-        memory.open(run_id, patience=0.0)
+        memory.open(patience=0.0)
     except Refusal:
         return  # it lives, and saves by itself; or nobody on this node can
     try:
+        record = memory.record()
+        if record is None or record.run_id != run_id:
+            return  # the first process kept nothing here, or another run has come
+        memory.keep(record)
         if memory.store.fs.free_bytes(memory.path) >= size:
             keep(memory.store, manifest, content)
     finally:

@@ -97,6 +97,25 @@ def test_two_processes_killed_and_resumed_by_one(tmp_path: Path, cache: Path) ->
     assert scalar_steps(tmp_path / "run")["Loss/Train_Batch"] == list(range(1, 2 * STEPS + 1))
 
 
+def test_two_processes_killed_before_anything_was_saved_are_one_run_with_the_one_that_is_left(tmp_path: Path, cache: Path) -> None:
+    """Loss: what two processes had settled is settled anew by one: other micro-batches, other weights, and nobody notices."""
+    never = ("snapshots.interval_seconds=null", "elastic.memory_interval_steps=null", "training.epochs=1")
+    values = (*never, "training.max_batches_per_epoch=6", "training.batch_size=8")
+    arguments = [*CONFIG, *small(tmp_path / "killed", cache, *values, "training.micro_batch_size=auto")]
+    pair = Running("elastic_train.py", arguments, processes=2)
+    pair.wait_for("epoch 1/1  step 1/6")
+    pair.send(signal.SIGKILL)
+    pair.wait()
+    folder, undisturbed = tmp_path / "killed" / "run", tmp_path / "undisturbed" / "run"
+    assert not list(folder.glob("*/*.pt"))
+    done = run("elastic_train.py", arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "batch 8 in micro-batches of 4" in done.stdout
+    assert run("elastic_train.py", [*CONFIG, *small(tmp_path / "undisturbed", cache, *values)]).returncode == 0
+    last = Path("checkpoints") / "epoch_001.pt"
+    assert state_digest(folder / last) == state_digest(undisturbed / last)
+
+
 def test_killed_in_mid_epoch_trains_each_sample_once(tmp_path: Path, cache: Path) -> None:
     """Loss: samples trained twice or not at all after every preemption, which no loss curve shows."""
     values = ("training.max_batches_per_epoch=null", "reporting.ledger=true", "snapshots.interval_steps=2", "data.workers=1")

@@ -38,22 +38,50 @@ def said(world: World, micro_batch: int, batch: int = 64, samples: int = 1000, t
 )
 def test_automatic_micro_batches_leave_work_for_the_largest_world(processes: int, most: int | None, expected: int, world: World) -> None:
     """Loss: a run that starts on one spot machine cannot use the other seven when they come."""
-    settled = settle(config_of({"max_world_size": most}), None, world_of(world, processes), 1000)
+    settled = settle(config_of({"max_world_size": most}), None, world_of(world, processes), 1000).config
     assert settled.training.micro_batch_size == expected
 
 
 def test_what_the_first_start_settled_stays(world: World) -> None:
     """Loss: after a resize BatchNorm sees other groups of images and sums are threaded otherwise: another run."""
-    first = settle(config_of({"max_world_size": 4}), None, world_of(world, 2, threads=3), 1000)
+    first = settle(config_of({"max_world_size": 4}), None, world_of(world, 2, threads=3), 1000).config
     assert (first.training.micro_batch_size, first.training.threads) == (16, 3)
     found = Found(Path("x"), {"config": first.dump()}, "disk", MANIFEST)
-    later = settle(config_of(), found, world_of(world, 7, threads=1), 1000)
+    later = settle(config_of(), found, world_of(world, 7, threads=1), 1000).config
     assert later.training == first.training
+
+
+def test_what_was_settled_before_anything_was_saved_stays_too(world: World) -> None:
+    """Loss: two processes that are killed early, and restarted as one, train in other micro-batches: other weights."""
+    first = settle(config_of(), None, world_of(world, 2, threads=3), 1000)
+    later = settle(config_of(), None, world_of(world, 1, threads=8), 1000, first.values)
+    assert later == first and later.notes == []
+    assert (later.config.training.micro_batch_size, later.config.training.threads, later.config.training.optimizer) == (32, 3, "adamw")
+
+
+def test_before_anything_was_saved_changed_settings_are_heeded_and_told(world: World) -> None:
+    """Loss: a run that nobody has trained yet is bound to micro-batches that do not suit its new batch; or it is refused."""
+    first = settle(config_of(), None, world_of(world, 2, threads=3), 1000)
+    later = settle(config_of(batch_size=32, epochs=6000), None, world_of(world, 1, threads=8), 1000, first.values)
+    assert (later.config.training.micro_batch_size, later.config.training.threads, later.config.training.optimizer) == (32, 3, "sgd")
+    (line,) = later.notes
+    assert line == "training.optimizer is settled anew, sgd in place of adamw: the number of steps has changed since"
+    again = settle(config_of({"max_world_size": 8}), None, world_of(world, 1), 1000, first.values)
+    assert again.notes == ["training.micro_batch_size is settled anew, 8 in place of 32: elastic.max_world_size has changed since"]
+
+
+def test_a_checkpoint_binds_more_than_the_run_record(world: World) -> None:
+    """Loss: a record that another run has left changes the course of one that was saved."""
+    first = settle(config_of(), None, world_of(world, 2, threads=3), 1000)
+    found = Found(Path("x"), {"config": first.config.dump()}, "disk", MANIFEST)
+    other = settle(config_of(), None, world_of(world, 8, threads=1), 1000)
+    assert settle(config_of(epochs=6000), found, world_of(world, 1), 1000, other.values).config.training.micro_batch_size == 32
+    assert settle(config_of(epochs=6000), found, world_of(world, 1), 1000, other.values).config.training.optimizer == "adamw"
 
 
 def test_numbers_in_the_configuration_are_taken(world: World) -> None:
     """Loss: the machine decides over the configuration."""
-    settled = settle(config_of({"max_world_size": 4}, micro_batch_size=5, threads=2), None, world_of(world, 2, threads=7), 1000)
+    settled = settle(config_of({"max_world_size": 4}, micro_batch_size=5, threads=2), None, world_of(world, 2, threads=7), 1000).config
     assert (settled.training.micro_batch_size, settled.training.threads) == (5, 2)
 
 

@@ -21,6 +21,8 @@ from gai_yolo.start import Options
 from gai_yolo.store.node_memory import NodeMemory
 from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.training.environment import Environment
+from gai_yolo.store.run_record import RunRecord
+from gai_yolo.training.membership import Membership
 from gai_yolo.training.site import Site
 from tests.conftest import MakeState
 
@@ -46,9 +48,10 @@ def test_a_job_whose_peer_is_lost_at_the_very_end_is_not_done(
 ) -> None:
     """Loss: the launcher hears "done" and leaves rank 0's node alone, whose last checkpoint is on no disk; and the memory is given back."""
     memory = NodeMemory(tmp_path, site.folder.path)
-    memory.open("1-run")
+    memory.open()
+    memory.keep(RunRecord("1-run"))
     monkeypatch.setattr(job, "load_indexes", lambda _: ())
-    monkeypatch.setattr(job, "open_run", lambda *_: memory)
+    monkeypatch.setattr(job, "open_run", lambda *_: Membership(RunRecord("1-run"), memory))
     monkeypatch.setattr(job, "train_to_the_end", lambda *_: make_state())
     monkeypatch.setattr(site.world, "wait_for_all", lambda: all_came)
     said: list[str] = []

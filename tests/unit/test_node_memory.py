@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from gai_yolo.errors import CheckpointError, Refusal, RunFolderBusy
+from gai_yolo.store.catalogue import Catalogue
+from gai_yolo.store.manifest import Position
 from gai_yolo.store.node_memory import NodeMemory
+from gai_yolo.store.run_record import RunRecord
 from tests.states import content_of, foreign, manifest_of, names
 
 
@@ -33,7 +36,8 @@ def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def opened(base: Path, run: Path, run_id: str = "1-a") -> NodeMemory:
     memory = NodeMemory(base, run)
-    memory.open(run_id)
+    memory.open()
+    memory.keep(RunRecord(run_id))
     return memory
 
 
@@ -52,20 +56,44 @@ def test_a_state_outlives_the_process_that_saved_it(base: Path, run: Path) -> No
     assert again.store.fence.number == memory.store.fence.number + 1
 
 
-def test_what_another_run_of_the_folder_left_does_not_come_back(base: Path, run: Path) -> None:
-    """Loss: a run that was deleted, or started over, goes on from its old state all the same."""
-    memory = opened(base, run, "1-a")
+def test_what_is_not_to_come_back_is_moved_aside_and_not_deleted(base: Path, run: Path) -> None:
+    """Loss: a run that was started over goes on from its old state; or that state, which nothing else holds, is deleted."""
+    memory = opened(base, run)
     save(memory, 5)
+    aside = memory.set_aside()
+    assert aside is not None and [aside] == list(memory.asides())
+    assert names(aside) == ["step_00000005.json", "step_00000005.pt"]
+    memory.keep(RunRecord("2-b"))
+    assert names(memory.path) == [] and memory.record() == RunRecord("2-b")
+    assert memory.set_aside() is None, "there is nothing"
+    memory.keep(RunRecord("2-b"))
+    for step in (6, 7, 8):
+        save(memory, step)
+    other = memory.set_aside(beyond=Position(6, 0, 48))
+    assert other is not None and other != aside and len(list(other.glob("snapshots/*"))) == 4
+    assert names(memory.path) == ["step_00000006.json", "step_00000006.pt"]
+    assert Catalogue(other).newest(lambda file, _: torch.load(file, weights_only=True)["step"], print) is not None, "whole"
+    assert memory.set_aside(beyond=Position(6, 0, 48)) is None
+
+
+def test_the_id_that_an_older_version_has_left_is_read(base: Path, run: Path) -> None:
+    """Loss: an update of the program throws away what the node's memory holds."""
+    memory = opened(base, run)
+    save(memory, 5)
+    (memory.path / "run.json").unlink()
+    (memory.path / "run_id").write_text("1-a")
     memory.release()
-    other = opened(base, run, "2-b")
-    assert other.run_id() == "2-b" and names(other.path) == []
+    again = NodeMemory(base, run)
+    again.open()
+    assert again.record() == RunRecord("1-a")
+    assert names(again.path) == ["step_00000005.json", "step_00000005.pt"]
 
 
 def test_a_removal_that_was_interrupted_is_completed(base: Path, run: Path) -> None:
     """Loss: half of an old run's state under the name of the new one."""
     memory = opened(base, run)
     save(memory, 5)
-    (memory.path / "run_id").unlink()
+    (memory.path / "run.json").unlink()
     memory.release()
     assert names(opened(base, run).path) == []
 
@@ -74,8 +102,10 @@ def test_jobs_of_one_name_in_two_folders_have_nothing_in_common(base: Path, tmp_
     """Loss: the one's state is removed, or continued, by the other."""
     one, other = (NodeMemory(base, tmp_path / name / "run") for name in ("a", "b"))
     assert one.path != other.path
-    one.open("1-a")
-    other.open("1-b")
+    one.open()
+    other.open()
+    for memory in (one, other):
+        memory.keep(RunRecord("1-a"))
     save(one, 5)
     assert names(other.path) == []
 
@@ -142,7 +172,7 @@ def test_who_could_not_open_it_does_not_lock_others_out(base: Path, run: Path) -
     first.path.parent.mkdir()
     first.path.write_text("in the way")
     with pytest.raises(Refusal, match="cannot be used"):
-        first.open("1-a")
+        first.open()
     first.path.unlink()
     second = opened(base, run)
     save(second, 5)
@@ -152,9 +182,15 @@ def test_who_could_not_open_it_does_not_lock_others_out(base: Path, run: Path) -
     shutil.copy(manifest.with_suffix(".pt"), manifest.with_name("step_00000004.pt"))
     manifest.write_bytes(foreign())
     third = NodeMemory(base, run)
+    third.open()
     with pytest.raises(CheckpointError, match="format 99"):
-        third.open("1-a")
-    assert names(opened(base, run, "2-b").path) == []
+        third.keep(RunRecord("1-a"))
+    third.release()
+    fourth = NodeMemory(base, run)
+    fourth.open()
+    fourth.set_aside()
+    fourth.keep(RunRecord("2-b"))
+    assert names(fourth.path) == []
 
 
 def test_the_memory_is_given_back_when_the_run_is_finished(base: Path, run: Path) -> None:

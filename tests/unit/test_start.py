@@ -153,7 +153,7 @@ class Cluster:
             world.from_first(site.folder.lock)
             memory: NodeMemory | None = None
             try:
-                memory = open_run(self.config(node, **elastic), options or Options(fresh=fresh), site)
+                memory = open_run(self.config(node, **elastic), options or Options(fresh=fresh), site).memory
                 found = find(Options(), site, memory, exact=True)
                 if step is not None and memory is not None:
                     content = content_of(step)
@@ -170,7 +170,8 @@ class Cluster:
         return found
 
     def ids(self, nodes: str) -> list[str | None]:
-        return [RunFolder(self.run(node)).run_id() for node in nodes]
+        records = [RunFolder(self.run(node)).record() for node in nodes]
+        return [None if record is None else record.run_id for record in records]
 
     def asides(self, node: str) -> list[Path]:
         return [path for path in self.run(node).parent.glob("run.*") if path.is_dir()]
@@ -326,7 +327,7 @@ def test_memory_may_be_absent_switched_off_or_somebody_elses(local: Cluster) -> 
     assert steps(local.start("a", memory_folder="/nowhere/at/all")) == [None]
     assert local.told == []
     memory = NodeMemory(local.folder / "a" / "shm", local.run("a"))
-    memory.open(str(local.ids("a")[0]))
+    memory.open()
     assert steps(local.start("a")) == [None]
     assert len(local.told) == 1 and local.told[0].endswith("No state is kept in this node's memory.")
     memory.release()

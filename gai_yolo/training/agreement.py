@@ -1,0 +1,174 @@
+"""Whose run it is: which one is gone on with, of those that the nodes' run folders and memories hold, and what becomes of the others.
+
+Two runs that took the same turns (`run_record.Turn`) are the same trajectory, whatever they are called: of these the most verified progress
+is gone on from, wherever it lies, and the others join it. Where they differ nobody trains before a person has chosen. The decision is a
+pure function of what all ranks told, and of no rank's number.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from gai_yolo.errors import Refusal
+from gai_yolo.store.manifest import Position
+from gai_yolo.store.run_record import START, RunRecord, Settled, Turn
+
+MOST_TOLD = 3
+"""Differences that are named."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What one place of one node holds of a run."""
+
+    place: str
+    """Host and folder, for people."""
+    tier: Literal["disk", "memory"]
+    record: RunRecord
+    """Without a `run_id` if the folder has none, because an older version made it."""
+    progress: Position | None = None
+    """Of the newest state there that was verified."""
+
+    @property
+    def way(self) -> tuple[str, str]:
+        """Equal for claims that have nothing to settle among themselves."""
+        return self.record.run_id, json.dumps([asdict(turn) for turn in self.record.turns], sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What is to become of the states of a claim."""
+
+    aside: bool = False
+    """All of them are moved aside."""
+    beyond: Position | None = None
+    """Those newer than this are moved aside."""
+    why: str = ""
+    """For people."""
+
+
+KEPT = Fate()
+
+
+def is_open(claims: Sequence[Claim]) -> bool:
+    """Whether it takes a look at the states to tell whose run it is."""
+    return len({claim.way for claim in claims}) > 1
+
+
+def decide(claims: Sequence[Claim], started_over: bool, exact: bool, name: str) -> tuple[RunRecord, list[Fate]]:
+    """Whose run it is, and what becomes of each claim.
+
+    Args:
+        claims: of all nodes; their progress needs to be known only if `is_open`.
+        started_over: with --fresh, just now.
+        exact: states of equal position are equal in runs of the same turns.
+        name: drawn at random, for a new run.
+
+    Raises:
+        Refusal: there are different runs, and a person has to choose.
+    """
+    newest = max((claim.record.generation for claim in claims), default=0)
+    if started_over:
+        return RunRecord(f"{newest + 1}-{name}"), [Fate(aside=True, why="the run was started over") for _ in claims]
+    known = {claim.record.run_id for claim in claims if claim.tier == "disk"}
+    fates = dict.fromkeys(range(len(claims)), KEPT)
+    current = []
+    for place, claim in enumerate(claims):
+        if claim.tier == "memory" and claim.record.anchored and claim.record.run_id not in known:
+            fates[place] = Fate(aside=True, why="no run folder knows its run any more")
+        elif claim.record.generation < newest:
+            fates[place] = Fate(aside=True, why="is of another run than the other nodes'")
+        else:
+            current.append(place)
+    candidates = [claims[place] for place in current]
+    best = _best(candidates)
+    record = RunRecord(f"{max(newest, 1)}-{name}")
+    if best is not None:
+        fates.update({place: _fate(claims[place], best, exact) for place in current})
+        record = _record(best, candidates, record.run_id)
+    return record, list(fates.values())
+
+
+def _best(candidates: Sequence[Claim]) -> Claim | None:
+    """The claim that is gone on with. Who has gone back meant it; otherwise the most progress counts. An empty folder never counts, unless
+    all are empty."""
+    named = Counter(claim.record.run_id for claim in candidates if claim.record.run_id)
+    ordered = sorted(candidates, key=lambda claim: (-named[claim.record.run_id], claim.record.run_id, claim.place, claim.tier))
+    holders = [claim for claim in ordered if claim.progress is not None]
+    if holders:
+        return max(holders, key=lambda claim: (claim.record.rollbacks, claim.progress, len(claim.record.turns), bool(claim.record.run_id)))
+    return next((claim for claim in ordered if claim.record.run_id), None)
+
+
+def _record(best: Claim, candidates: Sequence[Claim], new_id: str) -> RunRecord:
+    """What all keep of the run from now on."""
+    run_id = best.record.run_id or new_id
+    alike = [claim.record for claim in candidates if claim.way == best.way]
+    of_run = [claim.record for claim in candidates if claim.record.run_id == best.record.run_id]
+    turns = best.record.turns or max((record.turns for record in of_run), key=len, default=())
+    settled: dict[str, Settled] = next((record.settled for record in [best.record, *alike, *of_run] if record.settled), {})
+    return RunRecord(run_id, turns, settled)
+
+
+def _fate(claim: Claim, best: Claim, exact: bool) -> Fate:
+    if claim.progress is None or claim.way == best.way:
+        return KEPT
+    same_run = claim.record.run_id == best.record.run_id
+    mine, its = claim.record.turns, best.record.turns
+    if same_run and not (mine and its):
+        return KEPT
+    common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(mine, its, strict=False)))
+    apart = [turns[common].position for turns in (mine, its) if len(turns) > common]
+    fork = min(apart, default=None)
+    if not (mine and its) or (fork is not None and (common == 0 or (not same_run and claim.progress > fork))):
+        raise Refusal(_conflict(best, claim, common))
+    if not same_run and not exact:
+        return Fate(aside=True, why=f"is of a run that has less progress than {best.place}, and without exact sums it cannot join it")
+    if fork is None or claim.progress <= fork:
+        return KEPT
+    gone_back = best.record.rollbacks > claim.record.rollbacks
+    why = "a person has gone back" if gone_back else "the run went on from there with other settings, and got further"
+    return Fate(beyond=fork, why=why)
+
+
+def _conflict(best: Claim, other: Claim, common: int) -> str:
+    between = differences(best.record.turns[common:], other.record.turns[common:])
+    return (
+        f"{best.place} ({_said(best.progress)}) and {other.place} ({_said(other.progress)}) hold different runs{between}: nothing is "
+        "trained and nothing was changed; move the folder that is not wanted aside, or take --fresh (which keeps both) or another "
+        "experiment.name."
+    )
+
+
+def differences(ones: Sequence[Turn], others: Sequence[Turn]) -> str:
+    """In what two runs differ from where they parted, for people; empty if that is not known."""
+    if not ones or not others:
+        return ""
+    one, other = ones[0].settings, others[0].settings
+    keys = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+    named = [f"{key} is {_short(one.get(key))} and {_short(other.get(key))}" for key in keys[:MOST_TOLD]]
+    more = [f"and {len(keys) - MOST_TOLD} more keys differ"] if len(keys) > MOST_TOLD else []
+    return f" ({', '.join([*named, *more])})" if keys else ""
+
+
+def turns_after(record: RunRecord, position: Position | None, settings: dict[str, Any]) -> tuple[Turn, ...]:
+    """The turns of a run that goes on under these settings, from a position, or from its beginning."""
+    if position is None or not record.turns:
+        return (Turn(START, settings),)
+    # The weights that it began with play no part any more.
+    last = {**record.turns[-1].settings, "model.weights": settings.get("model.weights")}
+    return record.turns if last == settings else (*record.turns, Turn(position, settings))
+
+
+def _said(position: Position | None) -> str:
+    return "no complete state" if position is None else f"epoch {position.epoch}, step {position.step}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:36]} ..."
