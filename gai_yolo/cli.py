@@ -1,9 +1,9 @@
 """The command `gai-yolo`.
 
-`gai-yolo snapshots ls | verify | prune | adopt RUN_FOLDER` shows, checks, thins out and repairs the checkpoints of a run; `gai-yolo
-digest RUN_FOLDER ...` prints what its state is, to compare runs; `gai-yolo status RUN_FOLDER` says where it is and what its
-interruptions cost; `gai-yolo launch -- SCRIPT ...` keeps a job going on this node. Exit codes: 0 all is well, 1 `verify` found a bad one
-or the runs of `digest` differ, 2 refused with one line that says why; those of `launch` are in its `--help`.
+`gai-yolo snapshots ls | verify | prune | adopt | rollback RUN_FOLDER` shows, checks, thins out and repairs the checkpoints of a run, and
+goes back to an older one; `gai-yolo digest RUN_FOLDER ...` prints what its state is, to compare runs; `gai-yolo status RUN_FOLDER` says
+where it is and what its interruptions cost; `gai-yolo launch -- SCRIPT ...` keeps a job going on this node. Exit codes: 0 all is well, 1
+`verify` found a bad one or the runs of `digest` differ, 2 refused with one line that says why; those of `launch` are in its `--help`.
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         one.add_argument("runs", type=Path, nargs=1, metavar="RUN_FOLDER", help="experiments/NAME")
         if name == "prune":
             one.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
+        if name == "rollback":
+            one.add_argument("--to", required=True, metavar="epoch:N|step:N", help="the state that the next start is to go on from")
         one.set_defaults(function=lambda given, command=command: _on_snapshots(given, command))
     text = "print the SHA-256 of the parts of a run's newest state; of several runs, and whether they are equal"
     digest = tools.add_parser("digest", help=text, description=text)
@@ -184,15 +186,29 @@ def adopt(given: argparse.Namespace) -> list[Row]:
     return _locked(given.run, all_of)
 
 
+def rollback(given: argparse.Namespace) -> list[Row]:
+    """Move what is newer than a state aside, so that the next start goes on from it."""
+    from gai_yolo.training.rollback import roll_back  # loads torch, which the other commands do without
+
+    def back(folder: RunFolder) -> list[Row]:
+        done = roll_back(folder, given.to, lambda text: print(f"warning: {text}", file=sys.stderr))
+        where = done.aside.relative_to(folder.path)
+        note = "the next start goes on from here; newer states in the memories and on the disks of nodes are moved aside then"
+        return [_row(done.target, "newest", note), *(Row(name, "moved", note=f"now in {where}") for name in done.moved)]
+
+    return _locked(given.run, back)
+
+
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], list[Row]], str]] = {
     "ls": (ls, "show position, size, age and state; reads no data"),
     "verify": (verify, "read everything and compare the digests; exit code 1 if anything is bad"),
     "prune": (prune, "remove what the run's configuration does not keep"),
     "adopt": (adopt, "verify checkpoints that have no manifest and give them one"),
+    "rollback": (rollback, "go back to an older state: move what is newer aside (nothing is deleted)"),
 }
 
 
-NOTHING = {"ls": "no checkpoints", "verify": "no checkpoints", "prune": "nothing to remove", "adopt": "nothing to adopt"}
+NOTHING = {"ls": "no checkpoints", "verify": "no checkpoints", "prune": "nothing to remove", "adopt": "nothing to adopt", "rollback": ""}
 """What is said of an empty result."""
 
 

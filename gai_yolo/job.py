@@ -22,7 +22,7 @@ from gai_yolo.elastic.watchdog import Watchdog
 from gai_yolo.errors import RESTART, ConfigError, Departure, Refusal, Stop
 from gai_yolo.reporting.console import Console, Silent
 from gai_yolo.reporting.reporter import rewind_ledger, write_metrics
-from gai_yolo.start import Options, check_progress, compare_nodes, find, open_record, open_run, read_accounts
+from gai_yolo.start import Options, check_progress, compare_nodes, find, open_record, open_run, read_accounts, tell_if_far_ahead
 from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.training.continuation import check_continuation, finished_line, identity_of, settle
 from gai_yolo.training.environment import Environment
@@ -216,6 +216,7 @@ def go_on(
     run = remember(site, run, found, identity, settlement.values)
 
     plan = make_plan(config, len(indexes[0]))
+    tell_if_far_ahead(site, found, plan.steps_per_epoch)
     recipe = make_recipe(config.training, len(indexes[0].categories), plan.steps_per_epoch)
     loaders = make_loaders(config, indexes, plan, site, found)
     state = make_state(config, recipe, len(indexes[0].categories), site, found)

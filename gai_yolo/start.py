@@ -243,3 +243,18 @@ def find(options: Options, site: Site, memory: NodeMemory | None, exact: bool) -
     elif found is None and options.resume:
         site.console.warning(f"--resume: no complete checkpoint in {site.folder.checkpoints}; starting at epoch 1")
     return found
+
+
+def tell_if_far_ahead(site: Site, found: Found | None, steps_per_epoch: int) -> None:
+    """Say so if the state that is gone on from is in memory only, and more than an epoch ahead of all disks: somebody may have taken newer
+    ones away by hand, in order to go back. A collective."""
+    world = site.world
+    own = world.together(lambda: Catalogue(site.folder.path).listing().present if world.is_first_on_node else [])
+    newest = max((position for position in world.gather(own[0].position if own else None) if position is not None), default=None)
+    if found is None or found.manifest.position.step - (newest.step if newest else 0) <= steps_per_epoch:
+        return
+    on_disk = f"epoch {newest.epoch}, step {newest.step}" if newest else "none"
+    site.console.warning(
+        f"{found.path} is in memory only, and more than an epoch ahead of the newest state on a disk ({on_disk}); if newer ones were taken "
+        f"away to go back, use `gai-yolo snapshots rollback {site.folder.path} --to epoch:N`, which also outdates those in memory"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from pathlib import Path
@@ -16,13 +17,8 @@ ASIDE = "aside"
 
 
 def free_name(folder: Path, name: str) -> Path:
-    """A path in a folder that nothing has, after a name and the time."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    target, number = folder / f"{name}{stamp}", 1
-    while target.exists():
-        number += 1
-        target = folder / f"{name}{stamp}-{number}"
-    return target
+    """A path in a folder that nothing has, after a name and the time; of two nodes at the same moment, each gets its own."""
+    return folder / f"{name}{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(3).hex()}"
 
 
 def names_beyond(run: Path, position: Position | None, fs: FileSystem = REAL) -> list[tuple[Kind, str]]:

@@ -89,7 +89,8 @@ def decide(claims: Sequence[Claim], started_over: bool, exact: bool, name: str) 
     best = _best(candidates)
     record = RunRecord(f"{max(newest, 1)}-{name}")
     if best is not None:
-        fates.update({place: _fate(claims[place], best, exact) for place in current})
+        for place in sorted(current, key=lambda place: (claims[place].place, claims[place].tier)):  # so that all refuse alike
+            fates[place] = _fate(claims[place], best, exact)
         record = _record(best, candidates, record.run_id)
     return record, list(fates.values())
 
@@ -160,9 +161,10 @@ def turns_after(record: RunRecord, position: Position | None, settings: dict[str
     """The turns of a run that goes on under these settings, from a position, or from its beginning."""
     if position is None or not record.turns:
         return (Turn(START, settings),)
+    last = record.turns[-1].settings
     # The weights that it began with play no part any more.
-    last = {**record.turns[-1].settings, "model.weights": settings.get("model.weights")}
-    return record.turns if last == settings else (*record.turns, Turn(position, settings))
+    alike = all(last.get(key) == settings.get(key) for key in (last.keys() | settings.keys()) - {"model.weights"})
+    return record.turns if alike else (*record.turns, Turn(position, settings))
 
 
 def _said(position: Position | None) -> str:

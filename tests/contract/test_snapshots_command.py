@@ -20,6 +20,7 @@ from gai_yolo import cli
 from gai_yolo.store.catalogue import Catalogue
 from gai_yolo.store.filesystem import FileSystem
 from gai_yolo.store.manifest import Manifest, Position, encode
+from gai_yolo.store.node_memory import NodeMemory
 from gai_yolo.store.run_folder import RunFolder
 from tests.harness import REPOSITORY, small
 from tests.runs import metrics, scalar_steps, state_digest
@@ -121,11 +122,83 @@ def test_prune_follows_the_runs_configuration_and_dry_run_only_says_so(run: Path
     assert command(capsys, "prune", run)[1] == "nothing to remove\n"
 
 
-@pytest.mark.parametrize("name", ["ls", "verify", "prune", "adopt"])
+@pytest.mark.parametrize("where", ["epoch:1", "step:30", "epoch_001.pt"])
+def test_rollback_goes_on_from_an_older_state_and_deletes_nothing(
+    where: str, run: Path, finished: Path, cache: Path, start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Loss: who goes back by hand deletes a night's work, or is brought forward again by what a node's memory holds."""
+    record = RunFolder(run).record()
+    assert record is not None
+    memory = NodeMemory(cache, run)
+    memory.open()
+    memory.keep(record)
+    for name in ("epoch_002.pt", "epoch_002.json"):
+        shutil.copy(run / "checkpoints" / name, memory.path / "checkpoints")
+    memory.release()
+    before = {path.name: path.read_bytes() for path in run.glob("*/*.pt") if path.name != "best.pt"}
+    code, out, _ = command(capsys, "rollback", run, "--to", where, "--json")
+    rows = json.loads(out)
+    newer = {name for name in before if name == "epoch_002.pt" or (name.startswith("step") and int(name[5:13]) > STEPS)}
+    assert code == 0 and rows[0]["name"] == "checkpoints/epoch_001.pt"
+    assert {Path(row["name"]).name for row in rows[1:]} == newer
+    (aside,) = (run / "aside").iterdir()
+    moved = {path.name: path.read_bytes() for path in aside.glob("*/*.pt") if path.name != "best.pt"}
+    assert moved == {name: before[name] for name in newer}
+    assert not newer & {path.name for path in run.glob("*/*.pt")}
+    assert [row["epoch"] for row in metrics(run)] == [1]
+    assert (run / "checkpoints" / "best.pt").exists() == (metrics(run)[0]["mAP50-95"] is not None)
+    code, out, _ = start()
+    assert code == 0 and f"going on from {run / 'checkpoints' / 'epoch_001.pt'} (epoch 1, step {STEPS})" in out
+    assert "a person has gone back" in out and "epoch 2/2" in out
+    assert state_digest(run / "checkpoints" / "epoch_002.pt") == state_digest(finished / "checkpoints" / "epoch_002.pt")
+    assert len(list((run / "aside").glob("*/checkpoints/epoch_002.pt"))) == 2, "of the disk and of the memory"
+
+
+def test_rollback_moves_nothing_it_cannot_go_back_from(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss: a typo, a damaged checkpoint or a job that runs, and the newest state is away."""
+    monkeypatch.setattr("gai_yolo.store.run_folder.LOCK_PATIENCE", 0.1)
+    files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for where, said in (
+        ("3", "write epoch:3, or step:120"),
+        ("epoch:7", r"at epoch 7; there are: epoch:2, epoch:1"),
+        ("epoch:0", "--fresh"),
+    ):
+        code, out, err = command(capsys, "rollback", run, "--to", where)
+        assert (code, out) == (2, "") and len(err.splitlines()) == 1 and re.search(said, err), err
+    folder = RunFolder(run)
+    folder.lock()
+    code, _, err = command(capsys, "rollback", run, "--to", "epoch:1")
+    folder.release()
+    assert code == 2 and f"process {os.getpid()}" in err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == files
+    path = run / "checkpoints" / "epoch_001.pt"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    code, _, err = command(capsys, "rollback", run, "--to", "epoch:1")
+    assert code == 2 and "SHA-256" in err and (run / "checkpoints" / "epoch_002.pt").exists()
+
+
+def test_epochs_that_were_moved_away_by_hand_come_back_with_a_word(run: Path, cache: Path, start: Start) -> None:
+    """Loss: somebody goes back by hand, the run goes on from a node's memory, and nothing says so."""
+    record = RunFolder(run).record()
+    assert record is not None
+    memory = NodeMemory(cache, run)
+    memory.open()
+    memory.keep(record)
+    for path in [*run.glob("snapshots/*"), *run.glob("checkpoints/epoch_*")]:
+        shutil.move(path, memory.path / path.parent.name)
+    memory.release()
+    code, out, _ = start()
+    assert code == 0 and "more than an epoch ahead of the newest state on a disk (none)" in out
+    assert f"gai-yolo snapshots rollback {run} --to epoch:N" in out
+
+
+@pytest.mark.parametrize("name", ["ls", "verify", "prune", "adopt", "rollback"])
 def test_what_is_not_a_run_folder_is_refused_in_one_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Loss: a traceback for a mistyped path; or an empty table that looks like a lost run."""
     for folder in (tmp_path / "missing", tmp_path):
-        code, out, err = command(capsys, name, folder)
+        code, out, err = command(capsys, name, folder, *(["--to", "epoch:1"] if name == "rollback" else []))
         assert (code, out) == (2, "") and len(err.splitlines()) == 1 and str(folder) in err
 
 

@@ -20,8 +20,8 @@ from gai_yolo.reporting.console import Silent
 from gai_yolo.start import Options
 from gai_yolo.store.node_memory import NodeMemory
 from gai_yolo.store.run_folder import RunFolder
-from gai_yolo.training.environment import Environment
 from gai_yolo.store.run_record import RunRecord
+from gai_yolo.training.environment import Environment
 from gai_yolo.training.membership import Membership
 from gai_yolo.training.site import Site
 from tests.conftest import MakeState

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -18,14 +21,17 @@ from gai_yolo.elastic.notices import Notices
 from gai_yolo.elastic.process import World
 from gai_yolo.elastic.records import FINISHED, Record, pack, plain, read_records
 from gai_yolo.elastic.watchdog import Watchdog
-from gai_yolo.errors import NO_PROGRESS, NoProgress
+from gai_yolo.errors import NO_PROGRESS, NoProgress, Refusal
 from gai_yolo.reporting.console import Silent
-from gai_yolo.start import MOST_IN_VAIN, Options, check_progress, find, open_record, open_run, read_accounts
+from gai_yolo.start import MOST_IN_VAIN, Options, check_progress, find, open_record, open_run, read_accounts, tell_if_far_ahead
 from gai_yolo.store.node_memory import NodeMemory
 from gai_yolo.store.run_folder import RunFolder
+from gai_yolo.store.run_record import RunRecord, Settled
+from gai_yolo.training.membership import remember
+from gai_yolo.training.rollback import roll_back
 from gai_yolo.training.site import Site
 from gai_yolo.training.snapshots import Found
-from tests.states import content_of, manifest_of, published
+from tests.states import content_of, manifest_of, published, store_at
 from tests.worlds import good, on_ranks
 
 # --- progress ----------------------------------------------------------------------------------------------------------------
@@ -109,6 +115,14 @@ def notices() -> Iterator[Notices]:
     made.close()
 
 
+SETTLED = {"micro_batch_size": Settled(4, {"training.batch_size": 16})}
+
+
+def identity_with(settings: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says about its run."""
+    return {"config": {"training": settings, "model": {"weights": None}}, "class_names": ["a"], "data_digest": "d" * 64}
+
+
 class Told(Silent):
     """What was said on the first rank."""
 
@@ -141,10 +155,26 @@ class Cluster:
         folder = RunFolder(self.run(node))
         return Site(world, folder, console if world.is_first else Silent(), self.notices, watchdog, Recorder(0.0))
 
-    def start(
-        self, nodes: str, fresh: bool = False, step: int | None = None, per_node: int = 1, options: Options | None = None, **elastic: Any
-    ) -> list[Found | None]:
-        """One start on nodes such as `ab`, the first of which has rank 0; returns what each rank finds. Then a state is saved."""
+    def start(self, *arguments: Any, **options: Any) -> list[Found | None]:
+        """The same, where no rank may raise."""
+        return good(self.try_to_start(*arguments, **options))
+
+    def try_to_start(
+        self,
+        nodes: str,
+        fresh: bool = False,
+        step: int | None = None,
+        per_node: int = 1,
+        options: Options | None = None,
+        settings: dict[str, Any] | None = None,
+        exact: bool = True,
+        **elastic: Any,
+    ) -> list[Found | Exception | None]:
+        """One start on nodes such as `ab`, the first of which has rank 0; returns what each rank finds. Then a state is saved.
+
+        Args:
+            settings: of `training`, to be recorded before the first step.
+        """
         console = Told()
 
         def work(world: World) -> Found | None:
@@ -153,8 +183,13 @@ class Cluster:
             world.from_first(site.folder.lock)
             memory: NodeMemory | None = None
             try:
-                memory = open_run(self.config(node, **elastic), options or Options(fresh=fresh), site).memory
-                found = find(Options(), site, memory, exact=True)
+                config = self.config(node, **elastic)
+                config = config.model_copy(update={"training": config.training.model_copy(update={"exact": exact})})
+                run = open_run(config, options or Options(fresh=fresh), site)
+                memory = run.memory
+                found = find(Options(), site, memory, exact=exact)
+                if settings is not None:
+                    remember(site, run, found, identity_with(settings), SETTLED)
                 if step is not None and memory is not None:
                     content = content_of(step)
                     memory.store.publish(manifest_of(content), lambda file: torch.save(content, file))
@@ -165,7 +200,7 @@ class Cluster:
                     memory.release()
                 site.folder.release()
 
-        found = good(on_ranks(len(nodes) * per_node, work, per_node))
+        found = on_ranks(len(nodes) * per_node, work, per_node)
         self.told = console.lines
         return found
 
@@ -225,6 +260,8 @@ def test_a_run_whose_folder_was_deleted_does_not_come_back_from_memory(cluster: 
         shutil.rmtree(cluster.run(node), ignore_errors=True)
     assert steps(cluster.start("ab")) == [None, None]
     assert cluster.ids("a") != old
+    kept = {path for node in "ab" for path in (cluster.run(node) / "aside").glob("*/snapshots/step_00000005.pt")}
+    assert len(kept) == 2, "nothing else holds them"
 
 
 def test_a_folder_that_is_lost_on_one_node_costs_nothing(local: Cluster) -> None:
@@ -247,6 +284,9 @@ def test_starting_over_moves_the_old_run_aside_on_every_node(cluster: Cluster) -
     for node in "ab":
         (aside,) = cluster.asides(node)
         assert (aside / "snapshots" / "step_00000004.pt").exists()
+        brought = list((aside / "aside").glob("*/snapshots/step_00000005.pt"))
+        assert len(brought) == (2 if cluster.shared else 1), "the memories' states are kept too"
+        assert torch.load(brought[0], weights_only=True)["step"] == 5 and brought[0].with_suffix(".json").exists()
     assert steps(cluster.start("ab")) == [None, None]
 
 
@@ -308,6 +348,173 @@ def test_a_folder_without_a_name_gets_one(cluster: Cluster) -> None:
     for run in {cluster.run(node) for node in "ab"}:
         published(run, 30, "epoch")
     assert steps(cluster.start("ab")) == [30, 30] and None not in cluster.ids("ab")
+
+
+# --- one trajectory, several runs ------------------------------------------------------------------------------------------------
+
+RUN = {"batch_size": 16}
+OTHER_RUN = {"batch_size": 8}
+
+
+@pytest.mark.parametrize("nodes", list(itertools.permutations("abe")), ids="".join)
+def test_the_node_with_the_work_wins_over_one_that_began_alone(nodes: tuple[str, ...], local: Cluster) -> None:
+    """Loss: all nodes die, the replacement boots first and trains an epoch alone: then it beats the node with the work, whose folder is
+    moved aside and whose memory is deleted."""
+    local.start("b", step=45, settings=RUN)
+    published(local.run("b"), 40, "epoch")
+    local.start("a", step=12, settings=RUN)
+    published(local.run("a"), 10, "epoch")
+    (old,) = local.ids("b")
+    found = local.start("".join(nodes), settings=RUN)
+    assert steps(found) == [45] * 3
+    assert [None if one is None else one.tier.split(" (")[0] for one in found] == [
+        "memory" if node == "b" else "another node" for node in nodes
+    ]
+    assert set(local.ids("abe")) == {old}
+    assert [local.asides(node) for node in "abe"] == [[], [], []]
+    assert (local.run("a") / "checkpoints" / "epoch_001.pt").exists(), "it is of the same trajectory"
+
+
+@pytest.mark.parametrize("nodes", list(itertools.permutations("ab")), ids="".join)
+def test_different_runs_are_refused_on_all_ranks_and_nothing_is_touched(nodes: tuple[str, ...], local: Cluster) -> None:
+    """Loss: two runs of one name, one of which is moved aside with a warning on the node that nobody looks at."""
+    local.start("b", step=45, settings=RUN)
+    local.start("a", step=12, settings=OTHER_RUN)
+    before = {path: path.read_bytes() for path in local.folder.rglob("*") if path.is_file() and not path.name.startswith(".run-")}
+    results = local.try_to_start("".join(nodes), settings=OTHER_RUN, per_node=2)
+    assert len({str(result) for result in results}) == 1
+    for result in results:
+        assert isinstance(result, Refusal) and result.exit_code == 2
+        text = str(result)
+        assert "(epoch 4, step 45) and" in text and "(epoch 1, step 12) hold different runs (training.batch_size is 16 and 8)" in text
+        assert "/a/" in text and "/b/" in text and "--fresh" in text
+    for path, content in before.items():
+        assert path.exists() and (path.read_bytes() == content or path.name.endswith((".fence", ".lock"))), path
+    assert steps(local.start("b", settings=RUN)) == [45] and steps(local.start("a", settings=OTHER_RUN)) == [12]
+
+
+def test_without_exact_sums_the_lesser_run_is_moved_aside(local: Cluster) -> None:
+    """Loss: half of the nodes go on from states of another trajectory."""
+    local.start("b", step=45, settings=RUN, exact=False)
+    local.start("a", step=12, settings=RUN, exact=False)
+    published(local.run("a"), 10, "epoch")
+    assert steps(local.start("ab", settings=RUN, exact=False)) == [45, 45]
+    (aside,) = local.asides("a")
+    assert (aside / ".run.json").exists() and local.asides("b") == []
+    assert list((aside / "aside").glob("*/snapshots/step_00000012.pt"))
+
+
+def test_a_run_of_an_older_version_is_recognised_by_its_checkpoints(local: Cluster) -> None:
+    """Loss: after an update of the program a new empty node beats the one with the work."""
+    content = content_of(45) | identity_with(RUN)
+    store_at(local.run("b")).publish(manifest_of(content), lambda file: torch.save(content, file))
+    local.start("a", step=12, settings=RUN)
+    assert steps(local.start("ab", settings=RUN)) == [45, 45]
+    (local.run("b") / ".run.json").unlink()
+    (local.run("b") / ".run_id").write_text("1-feed")
+    assert local.ids("b") == ["1-feed"]
+    assert steps(local.start("ab", settings=RUN)) == [45, 45]
+
+
+def test_settled_values_are_those_of_any_nodes_record(local: Cluster) -> None:
+    """Loss: the node that is left, or comes first, settles anew what the others had settled before anything was saved."""
+    local.start("ab", settings=RUN)
+    for nodes in ("b", "nb", "bn"):
+        local.start(nodes)
+        for node in nodes:
+            record = RunFolder(local.run(node)).record()
+            assert record is not None and record.settled == SETTLED
+        shutil.rmtree(local.run("n"), ignore_errors=True)
+
+
+def test_before_anything_was_saved_other_settings_bind_nobody(local: Cluster) -> None:
+    """Loss: a run that nobody has trained yet cannot be started, because two nodes had different plans for it."""
+    local.start("a", settings=RUN)
+    local.start("b", settings=OTHER_RUN)
+    assert steps(local.start("ab", settings=OTHER_RUN)) == [None, None]
+    records = [RunFolder(local.run(node)).record() for node in "ab"]
+    assert records[0] == records[1] and records[0] is not None
+    assert [turn.settings["training.batch_size"] for turn in records[0].turns] == [8]
+
+
+# --- going back ----------------------------------------------------------------------------------------------------------------
+
+
+def test_who_goes_back_is_not_undone_by_any_nodes_memory_or_disk(cluster: Cluster) -> None:
+    """Loss: epochs that a person has taken back come back from /dev/shm, or from another node."""
+    cluster.start("ab", settings=RUN, step=45)
+    for run in {cluster.run(node) for node in "ab"}:
+        for step in (20, 30, 40):
+            content = content_of(step) | identity_with(RUN)
+            store_at(run).publish(manifest_of(content, "epoch"), lambda file, content=content: torch.save(content, file))  # type: ignore[misc]
+    folder = RunFolder(cluster.run("a"))
+    folder.lock()
+    done = roll_back(folder, "epoch:2", print)
+    folder.release()
+    assert done.moved == ["checkpoints/epoch_004.pt", "checkpoints/epoch_003.pt"]
+    assert steps(cluster.start("ba", settings=RUN, step=21)) == [20, 20]
+    for node in "ab":
+        kept = {path.name for path in (cluster.run(node) / "aside").glob("*/*/*.pt")}
+        assert kept == {"epoch_003.pt", "epoch_004.pt", "step_00000045.pt"}, "memory too is brought to the disk"
+        assert list((cluster.folder / node / "shm").glob("*/*.aside-*")) == []
+    assert steps(cluster.start("ab", settings=RUN)) == [21, 21]
+
+
+def test_memory_that_is_far_ahead_of_the_disk_is_told(local: Cluster) -> None:
+    """Loss: epochs moved away by hand come back, and nobody says where from."""
+    local.start("a", step=45)
+    published(local.run("a"), 30, "epoch")
+    (found,) = local.start("a")
+    console = Told()
+
+    def work(world: World) -> None:
+        for steps_per_epoch in (15, 14):
+            tell_if_far_ahead(local.site(world, "a", console), found, steps_per_epoch)
+
+    good(on_ranks(1, work))
+    (line,) = console.lines
+    assert "in memory only, and more than an epoch ahead of the newest state on a disk (epoch 3, step 30)" in line
+    assert f"gai-yolo snapshots rollback {local.run('a')} --to epoch:N" in line
+
+
+# --- a disk that refuses the record ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> set[Path]:
+    """Run folders in which nothing can be written."""
+    folders: set[Path] = set()
+    whole = RunFolder.set_record
+
+    def set_record(self: RunFolder, record: RunRecord) -> None:
+        if self.path in folders:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.record_path))
+        whole(self, record)
+
+    monkeypatch.setattr(RunFolder, "set_record", set_record)
+    return folders
+
+
+def test_a_full_disk_lets_the_record_live_in_memory(full: set[Path], local: Cluster) -> None:
+    """Loss: a run on a full disk does not begin although memory could keep it; or it is taken for a deleted one, and begins again."""
+    full.add(local.run("a"))
+    assert steps(local.start("ab", settings=RUN, step=5)) == [None, None]
+    assert any("the run record is kept in this node's memory" in line for line in local.told)
+    assert steps(local.start("a", settings=RUN)) == [5]
+    full.clear()
+    assert steps(local.start("a", settings=RUN)) == [5] and local.ids("a") == local.ids("b")
+
+
+def test_no_step_is_made_that_no_record_binds(full: set[Path], local: Cluster) -> None:
+    """Loss: a run that was begun on a full disk, and killed, settles anew what it had settled: other weights."""
+    full.add(local.run("b"))
+    for result in local.try_to_start("ab", settings=RUN, memory_interval_steps=None):
+        assert isinstance(result, Refusal) and "without a run record on every node no training begins" in str(result)
+    full.clear()
+    local.start("ab", settings=RUN, memory_interval_steps=None)
+    published(local.run("a"), 10, "epoch")
+    full.add(local.run("b"))
+    assert steps(local.start("ab", settings=OTHER_RUN, memory_interval_steps=None)) == [10, 10], "now there is a state that binds"
 
 
 # --- memory ------------------------------------------------------------------------------------------------------------------
