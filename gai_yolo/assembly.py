@@ -26,6 +26,7 @@ from gai_yolo.reporting.console import Silent
 from gai_yolo.reporting.reporter import Reporter
 from gai_yolo.reporting.tensorboard import TensorBoard
 from gai_yolo.store.manifest import Manifest
+from gai_yolo.store.node_memory import free_memory
 from gai_yolo.store.run_record import RunRecord
 from gai_yolo.store.store import Store
 from gai_yolo.training.consistency import must_agree
@@ -117,11 +118,12 @@ def make_memory_tier(config: Config, state: TrainingState, site: Site, memory: S
     assert interval is not None
     held = sum(manifest.size for manifest in memory.listing().present)
     # The old one goes when the new one is complete.
-    needed, free = 2 * size - held, memory.fs.free_bytes(memory.run)
+    needed, free = 2 * size - held, free_memory(memory)
     if needed > free:
         site.tell(
             f"{memory.run}: {needed / 1e6:.0f} MB are needed to keep the state in this node's memory, and {free / 1e6:.0f} MB are free: "
-            "make it larger (in containers --shm-size, or a volume of medium Memory), or set elastic.memory_interval_steps: null"
+            "make it larger (in containers --shm-size, or a volume of medium Memory, and the memory limit, towards which both count), or "
+            "set elastic.memory_interval_steps: null"
         )
         return None
     return MemoryTier(memory, interval, config.snapshots.max_overhead, size, site.tell)

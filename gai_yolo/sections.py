@@ -146,8 +146,8 @@ class TrainingConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", json_schema_extra=LOCAL)
     """`auto` takes the GPU of this process where there is one. All processes compute on the same kind of device, or none does."""
     threads: int | Literal["auto"] = Field(default="auto", json_schema_extra=FIXED)
-    """Threads for each process. On a CPU the bits of a result depend on it: `auto` shares the cores of the first start's machine among
-    its processes (of several machines, that with the fewest for each), and then stays."""
+    """Threads for each process. On a CPU the bits of a result depend on it: `auto` shares the cores that the first start's machine,
+    or its container, may use among its processes (of several machines, that with the fewest for each), and then stays."""
     exact: bool = Field(default=True, json_schema_extra=FIXED)
     """Sums over micro-batches and processes that do not depend on their order, and deterministic kernels: no bit of the result depends
     on the number of processes or on interruptions. `false`: plain DDP averaging."""

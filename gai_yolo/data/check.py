@@ -21,6 +21,7 @@ from PIL import Image
 
 from gai_yolo.data.index import Category, ImageRecord, Index, Problem, make_record
 from gai_yolo.errors import DataError
+from gai_yolo.machine import available_cores
 
 Split = Literal["train", "val"]
 SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid", "validation")}
@@ -223,7 +224,7 @@ def build_index(
         if not folders.holds(image.path):
             problems.add_bad_image(MISSING, str(image.path))
     # Opening a header is waiting for the disk or the network, hence more threads than cores.
-    with ThreadPoolExecutor(max_workers=min(32, 4 * (os.cpu_count() or 1))) as pool:
+    with ThreadPoolExecutor(max_workers=min(32, 4 * available_cores())) as pool:
         sizes = list(pool.map(image_size, [image.path for image in present]))
     for image, size in zip(present, sizes, strict=True):
         if size is None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from gai_yolo.data.check import expand
 from gai_yolo.data.index import ImageRecord
 from gai_yolo.errors import DataError
+from gai_yolo.machine import available_cores, available_memory
 
 Image = NDArray[np.uint8]
 """(H, W, 3) RGB."""
@@ -88,11 +89,11 @@ class ImageSource:
 
     def _fill_memory(self) -> None:
         needed = sum(height * width * 3 for height, width in (fitted_size(r, self.image_size) for r in self.records))
-        share = int(_available_memory() * MEMORY_SHARE) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        share = int(available_memory() * MEMORY_SHARE) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         if needed > share:
             self.note = f"data.cache: ram would need {needed / 2**30:.1f} GiB of {share / 2**30:.1f} GiB; going on without a cache"
             return
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor(min(32, available_cores() + 4)) as pool:
             self._memory = list(pool.map(lambda record: decode(record, self.image_size), self.records))
 
     def _from_disk(self, record: ImageRecord, folder: Path) -> Image | None:
@@ -110,16 +111,6 @@ class ImageSource:
         if image is not None:
             _store(cached, image)
         return image
-
-
-def _available_memory() -> int:
-    """Bytes that can be taken without swapping; practically unlimited where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return 2**62
-    # Free pages alone would count the page cache as used.
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 2**62)
 
 
 def _store(path: Path, image: Image) -> None:

@@ -15,8 +15,8 @@ from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from gai_yolo.elastic.interfaces import interface_for_peers
-from gai_yolo.elastic.machine import available_cores
 from gai_yolo.errors import ConfigError, Refusal
+from gai_yolo.machine import available_cores
 
 T = TypeVar("T")
 

@@ -22,7 +22,6 @@ from torch.distributed.elastic.rendezvous import (
     rendezvous_handler_registry,
 )
 
-from gai_yolo.elastic.machine import available_cores
 from gai_yolo.elastic.outcome import VARIABLE as OUTCOME_VARIABLE
 from gai_yolo.errors import Refusal
 from gai_yolo.launching.command import BACKEND, JOB_VARIABLE, threads_each
@@ -40,6 +39,7 @@ from gai_yolo.launching.ends import (
 from gai_yolo.launching.forking import ForkServer
 from gai_yolo.launching.handler import BoardLost, BoardRendezvous, StopStarting, make_rendezvous
 from gai_yolo.launching.workers import fork_workers
+from gai_yolo.machine import available_cores
 
 
 def run(arguments: Sequence[str], server: ForkServer | None = None) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gai_yolo.errors import CheckpointError, Refusal
+from gai_yolo.machine import available_memory
 from gai_yolo.store.aside import free_name, move_beyond, names_beyond
 from gai_yolo.store.atomic import publish_text
 from gai_yolo.store.lease import Lease
@@ -20,6 +21,12 @@ from gai_yolo.store.store import Store
 LOCK_PATIENCE = 5.0
 """Seconds to wait for a process of this node that is just ending."""
 AGAIN = "set elastic.memory_folder to another place, or null the interval."
+
+
+def free_memory(store: Store) -> int:
+    """Bytes that fit into a store in memory: what the folder's file system has room for, and what the machine or its container may
+    still take."""
+    return min(store.fs.free_bytes(store.run), available_memory())
 
 
 class NodeMemory:

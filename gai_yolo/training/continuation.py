@@ -10,9 +10,9 @@ from typing import Any
 from gai_yolo.config import Config, changed_keys, value_at
 from gai_yolo.data.index import Index
 from gai_yolo.data.order import Plan
-from gai_yolo.elastic.machine import available_cores
 from gai_yolo.elastic.process import World
 from gai_yolo.errors import CheckpointError
+from gai_yolo.machine import available_cores
 from gai_yolo.store.run_record import Settled
 from gai_yolo.training.optim import choose_optimizer
 from gai_yolo.training.snapshots import Found

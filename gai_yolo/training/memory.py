@@ -13,7 +13,7 @@ import torch
 
 from gai_yolo.errors import Refusal, RunFolderBusy
 from gai_yolo.store.manifest import Manifest
-from gai_yolo.store.node_memory import NodeMemory
+from gai_yolo.store.node_memory import NodeMemory, free_memory
 from gai_yolo.store.retention import Policy
 from gai_yolo.store.store import Store
 from gai_yolo.training.buffers import StateBuffer, open_state
@@ -52,7 +52,7 @@ def save_for_the_first(base: Path, run: Path, run_id: str, size: int, manifest: 
         if record is None or record.run_id != run_id:
             return  # the first process kept nothing here, or another run has come
         memory.keep(record)
-        if memory.store.fs.free_bytes(memory.path) >= size:
+        if free_memory(memory.store) >= size:
             keep(memory.store, manifest, content)
     finally:
         memory.release()

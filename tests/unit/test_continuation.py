@@ -9,8 +9,8 @@ import pytest
 
 from gai_yolo.config import Config, parse_config
 from gai_yolo.data.order import Plan
-from gai_yolo.elastic.machine import available_cores
 from gai_yolo.elastic.process import World
+from gai_yolo.machine import available_cores
 from gai_yolo.store.manifest import Manifest, Position
 from gai_yolo.training.continuation import advice, launcher_advice, settle
 from gai_yolo.training.snapshots import Found

@@ -1,0 +1,142 @@
+"""What this machine gives to this process: cores and memory, as limited by affinity and control groups; needs no torch.
+
+A container's limits are those of its control group (cgroup v1 or v2) and of all groups above it that can be seen. `/proc/self/cgroup`
+says which group that is, `/proc/self/mountinfo` where its files are. Memory-backed folders, such as /dev/shm, count towards the
+memory limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path("/")
+UNLIMITED = 2**62
+"""Bytes, where the system does not say."""
+
+
+def available_cores(root: Path = ROOT) -> int:
+    """Cores this process may use: containers and Slurm often give fewer than the machine has.
+
+    A quota of 2.5 cores counts as 2: a third thread would be stopped for half of each period, and the others would wait for it. Below
+    1 it is 1.
+
+    Args:
+        root: folder in which /proc and the mount points are looked for.
+    """
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    quotas = [quota for folder in _folders("cpu", root) for quota in (_quota_v2(folder), _quota_v1(folder)) if quota is not None]
+    return max(1, int(min([float(cores), *quotas])))
+
+
+def available_memory(root: Path = ROOT) -> int:
+    """Bytes that can be taken without swapping, and without being killed for it; `UNLIMITED` where the system does not say.
+
+    Args:
+        root: as above.
+    """
+    known = [_rest(folder, names) for folder in _folders("memory", root) for names in (V2, V1)]
+    # Free pages alone would count the page cache as used.
+    known.append(_table(root / "proc/meminfo").get("MemAvailable:"))
+    return max(0, min([UNLIMITED, *(value for value in known if value is not None)]))
+
+
+@dataclass(frozen=True)
+class _Names:
+    """Files of a control group that are about memory."""
+
+    limits: tuple[str, ...]
+    usage: str
+    reclaimable: str
+    """In `memory.stat`: pages of files that nobody has looked at twice, which go first. Kubernetes counts in the same way."""
+
+
+V2 = _Names(("memory.max", "memory.high"), "memory.current", "inactive_file")  # above `high` a process is slowed to a crawl
+V1 = _Names(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
+
+
+def _rest(folder: Path, names: _Names) -> int | None:
+    limits = [limit for limit in (_number(folder / name) for name in names.limits) if limit is not None]
+    usage = _number(folder / names.usage)
+    if not limits or usage is None:
+        return None
+    return min(limits) - usage + min(usage, _table(folder / "memory.stat").get(names.reclaimable, 0))
+
+
+def _quota_v2(folder: Path) -> float | None:
+    words = _text(folder / "cpu.max").split()
+    with contextlib.suppress(ValueError, ZeroDivisionError):
+        return int(words[0]) / int(words[1]) if len(words) == 2 else None
+    return None  # "max"
+
+
+def _quota_v1(folder: Path) -> float | None:
+    quota, period = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
+    return quota / period if quota is not None and quota > 0 and period else None
+
+
+def _folders(controller: str, root: Path) -> Iterator[Path]:
+    """This process's control groups that a controller may limit, each followed by those above it."""
+    groups = _groups(root)
+    for kind, controllers, top, mount in _mounts(root):
+        name = "" if kind == "cgroup2" else controller
+        if name not in groups or (kind == "cgroup" and controller not in controllers):
+            continue
+        folder = root / mount.lstrip("/")
+        # In a container the group's path is often the host's, of which only the group itself is mounted.
+        inside = groups[name].removeprefix(top.rstrip("/")).strip("/") if _is_below(groups[name], top) else ""
+        parts = [part for part in inside.split("/") if part]
+        if ".." in parts:
+            parts = []
+        for depth in range(len(parts), -1, -1):
+            yield folder.joinpath(*parts[:depth])
+
+
+def _is_below(path: str, top: str) -> bool:
+    return path == top or path.startswith(top.rstrip("/") + "/")
+
+
+def _groups(root: Path) -> dict[str, str]:
+    """Path of this process's group by controller; under an empty name that of version 2."""
+    groups: dict[str, str] = {}
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        number, separator, rest = line.partition(":")
+        controllers, separator, path = rest.partition(":")
+        if separator and (controllers or number == "0"):
+            groups |= dict.fromkeys(controllers.split(","), path)
+    return groups
+
+
+def _mounts(root: Path) -> Iterator[tuple[str, list[str], str, str]]:
+    """File system type, controllers, root within the hierarchy, and mount point of what is mounted of control groups."""
+    for line in _text(root / "proc/self/mountinfo").splitlines():
+        before, _, after = line.partition(" - ")
+        where, what = before.split(), after.split()
+        if len(where) >= 5 and len(what) >= 3 and what[0] in ("cgroup", "cgroup2"):
+            yield what[0], what[2].split(","), where[3], where[4]
+
+
+def _text(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return path.read_text(errors="replace")
+    return ""
+
+
+def _number(path: Path) -> int | None:
+    with contextlib.suppress(ValueError):
+        return int(_text(path))
+    return None  # "max", or nothing
+
+
+def _table(path: Path) -> dict[str, int]:
+    """Numbers by name; those in kB as bytes."""
+    table: dict[str, int] = {}
+    for line in _text(path).splitlines():
+        name, *words = line.split() or [""]
+        with contextlib.suppress(ValueError, IndexError):
+            table[name] = int(words[0]) * (1024 if words[1:] == ["kB"] else 1)
+    return table
