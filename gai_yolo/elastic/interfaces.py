@@ -7,6 +7,7 @@ import socket
 import struct
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 ANYWHERE = "192.0.2.1"
 """An address that no machine has (RFC 5737): the way there is the default route."""
@@ -22,7 +23,7 @@ def interface_for_peers(first_host: str) -> str | None:
         first_host: name or address of rank 0's machine; may be this one.
     """
     own = _resolve(socket.gethostname())
-    if own is None or not _is_loopback(own):
+    if own is None or not is_loopback(own):
         return None
     return choose_interface(interface_addresses(), [way for host in (first_host, ANYWHERE) if (way := source_address(host, ANY_PORT))])
 
@@ -34,7 +35,7 @@ def choose_interface(addresses: Mapping[str, str], ways: list[str]) -> str | Non
         addresses: of each interface.
         ways: own addresses from which packets to others leave, the best one first.
     """
-    outside = {address: name for name, address in addresses.items() if not _is_loopback(address)}
+    outside = {address: name for name, address in addresses.items() if not is_loopback(address)}
     for way in ways:
         if way in outside:
             return outside[way]
@@ -73,5 +74,28 @@ def _resolve(host: str) -> str | None:
     return None
 
 
-def _is_loopback(address: str) -> bool:
-    return address.startswith("127.")
+def is_loopback(address: str) -> bool:
+    """Whether an address leads to the own machine only."""
+    return address == "::1" or address.startswith("127.")
+
+
+def own_addresses(host: str) -> list[str]:
+    """Those addresses of a host that are this machine's; none: it is another machine, or there is no such host."""
+    found: list[str] = []
+    with contextlib.suppress(OSError, UnicodeError):
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):
+            with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as probe:
+                probe.bind(address)  # an address of another machine cannot be bound to
+                found.append(str(address[0]))
+    return list(dict.fromkeys(found))
+
+
+def all_addresses() -> list[str]:
+    """This machine's addresses, those that only its own links know excepted. Linux; elsewhere nothing."""
+    found = list(interface_addresses().values())
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/net/if_inet6").read_text().splitlines():
+            digits, _, _, scope, *_ = line.split()
+            if scope in ("00", "10"):  # global, and the machine itself
+                found.append(socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits)))
+    return found

@@ -8,17 +8,21 @@
     attachment.py   which of several endpoints, as pure decisions
     board.py        notes that nodes leave for each other, in a file that all of them share
     served.py       the same over TCP
+    channel.py      a connection between two who know the job's secret
+    secret.py       that secret: where it comes from, and who else could read it
     run_name.py     which run of a job this is
     processes.py    children that neither outlive this process nor are left behind by the agent
     fork_server.py  a process whose forks become workers, so that nothing is imported after a fault
     forking.py      the agent's side of it
-    agent.py        the child: torchrun without tracebacks          -- loads torch, as do the next three
+    agent.py        the child: torchrun without tracebacks          -- loads torch, as do the next four
     elastic.py      what that runs
     workers.py      workers from the fork server, if there is one
     handler.py      torchrun's rendezvous, on a board
+    rendezvous_state.py   its state as JSON, because a pickle could run code
 
 torchrun's own stores are not used. A FileStore whose last record was cut short, by a kill in mid-write or by a full disk, makes every
 process that opens it spin for ever, without Python's signal handlers; it grows by 1 KB/s. A TCPStore's client waits without limit for
-a server that does not answer. Both were measured with PyTorch 2.15. And torchrun closes its rendezvous, for all nodes and for ever,
-when one node's agent fails.
+a server that does not answer. Both were measured with PyTorch 2.15. Neither knows who writes into it: a stranger may change or delete
+any key, so that signing what is kept there would still leave the job at his mercy. And torchrun closes its rendezvous, for all nodes and
+for ever, when one node's agent fails.
 """

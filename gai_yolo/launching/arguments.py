@@ -11,8 +11,9 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from gai_yolo.errors import Refusal
-from gai_yolo.launching.board import is_board
+from gai_yolo.launching.board import BoardRefused, check_board
 from gai_yolo.launching.ends import EXIT_CODES
+from gai_yolo.launching.secret import HOW_TO_MAKE, SECRET_VARIABLE, Secret, given_secret, secret_for
 from gai_yolo.launching.served import Endpoint
 
 RENDEZVOUS = {
@@ -30,6 +31,10 @@ EPILOG = f"""\
 Run it on every node alike. With --rendezvous FILE all nodes share a file, and there is no host whose loss ends the job. With
 host:port the launcher on that host keeps the rendezvous; with several, survivors of a lost one go on at the next. The script's folder
 is the current one. A job id stands for one job until it has succeeded: what is started under it later begins anew.
+
+Launchers know each other by a secret. Beside a rendezvous FILE the first of them leaves one, FILE.secret, which is of this user alone.
+Launchers on several hosts need to be given one: {HOW_TO_MAKE}, and --secret-file job.secret on each host, or its
+text in the variable {SECRET_VARIABLE}.
 
 --rendezvous-conf: {", ".join(f"{key}={value}" for key, value in RENDEZVOUS.items())}.
 A node that says nothing for keep_alive_interval x keep_alive_max_attempt is lost; clocks must agree better than that. For more nodes
@@ -52,6 +57,8 @@ class Settings:
     """A number, `auto`, `gpu` or `cpu`."""
     rendezvous: Path | tuple[Endpoint, ...] | None
     """A file, or where boards are served; None: a job of this machine alone."""
+    secret: Secret | None
+    """The one that was given; None: the launcher makes it, or finds it beside the rendezvous file."""
     rendezvous_settings: dict[str, int]
     job: str | None
     max_restarts: int
@@ -80,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a number; auto: one for each GPU, or one; gpu: one for each GPU; cpu: one for each core (default: %(default)s)",
     )
     add("--rendezvous", metavar="WHERE", help="where the nodes meet: a file that they share, or host:port[,host:port,...]")
+    add("--secret-file", type=Path, metavar="PATH", help="what the launchers of a job know and nobody else, for --rendezvous host:port")
     add("--job-id", metavar="ID", help="tells jobs apart that meet in one place, and one start of a job from the next")
     add("--max-restarts", type=int, default=100, metavar="N", help="restarts of the processes by one agent (default: %(default)s)")
     add("--rendezvous-conf", default="", metavar="KEY=VALUE,...", help="seconds and attempts, in place of those below")
@@ -116,6 +124,9 @@ def settings_from(given: argparse.Namespace) -> Settings:
     rendezvous = None if given.rendezvous is None else parse_rendezvous(given.rendezvous)
     if rendezvous is None and max_nodes > 1:
         raise LaunchError(f"--nodes {given.nodes}: several machines need a place to meet; give --rendezvous a shared file or host:port.")
+    secret = given_secret(given.secret_file, os.environ)
+    if isinstance(rendezvous, tuple) and not all(endpoint.is_loopback for endpoint in rendezvous):
+        secret = secret_for(rendezvous, secret)
     if given.job_id is not None and not re.fullmatch(r"[\w.-]+", given.job_id):
         raise LaunchError(f"--job-id {given.job_id!r}: give letters, digits, '.', '_' and '-'.")
     if given.max_restarts < 0 or given.first_endpoint_wait < 0:
@@ -127,6 +138,7 @@ def settings_from(given: argparse.Namespace) -> Settings:
         max_nodes=max_nodes,
         processes=given.processes_per_node,
         rendezvous=rendezvous,
+        secret=secret,
         rendezvous_settings=RENDEZVOUS | parse_settings(given.rendezvous_conf),
         job=given.job_id,
         max_restarts=given.max_restarts,
@@ -198,11 +210,12 @@ def _check_file(path: Path) -> Path:
     if not os.access(path if path.exists() else path.parent, os.W_OK | os.R_OK):
         raise LaunchError(f"--rendezvous {path}: cannot be written to; change its permissions, or name another file.")
     try:
-        usable = not path.exists() or is_board(path)
+        if path.exists():
+            check_board(path)
+    except BoardRefused as error:
+        raise LaunchError(f"--rendezvous {path}: {error.strerror}.") from None
     except OSError as error:
         raise LaunchError(f"--rendezvous {path}: cannot be read ({error.strerror}).") from None
-    if not usable:
-        raise LaunchError(f"--rendezvous {path}: is a file of another kind; name one of its own, which need not exist yet.")
     return path
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from gai_yolo.elastic.outcome import LAUNCHER_VARIABLE
 from gai_yolo.elastic.outcome import VARIABLE as OUTCOME_VARIABLE
 from gai_yolo.launching.arguments import Settings
+from gai_yolo.launching.secret import SECRET_FILE_VARIABLE, SECRET_VARIABLE
 
 JOB_VARIABLE = "GAI_YOLO_JOB"
 """Environment variable: the job's id on the board."""
@@ -60,12 +62,16 @@ def worker_command(arguments: Sequence[str]) -> list[str]:
     return [sys.executable, "-u", *(["-m"] if "--module" in arguments[:at] else []), *arguments[at:]]
 
 
-def agent_environment(inherited: Mapping[str, str], job: str, outcome: str, launcher: int, fork_server: bool = True) -> dict[str, str]:
-    """The agent's environment, which its workers inherit."""
+def agent_environment(
+    inherited: Mapping[str, str], job: str, outcome: str, launcher: int, secret_file: Path, fork_server: bool = True
+) -> dict[str, str]:
+    """The agent's environment, which its workers inherit: of the secret it says where it is."""
     # torchrun takes PET_* for defaults of its arguments: a cluster's operator may have set what is not meant for this agent.
     kept = {key: value for key, value in inherited.items() if not key.startswith("PET_")}
+    kept.pop(SECRET_VARIABLE, None)
     return {
         **kept,
+        SECRET_FILE_VARIABLE: str(secret_file),
         # Without it a node that joins waits for ever, and no restart succeeds after the loss of rank 0's node.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         OUTCOME_VARIABLE: outcome,

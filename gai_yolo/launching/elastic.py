@@ -38,6 +38,7 @@ from gai_yolo.launching.ends import (
 )
 from gai_yolo.launching.forking import ForkServer
 from gai_yolo.launching.handler import BoardLost, BoardRendezvous, StopStarting, make_rendezvous
+from gai_yolo.launching.rendezvous_state import unknown_torch
 from gai_yolo.launching.workers import fork_workers
 from gai_yolo.machine import available_cores
 
@@ -60,6 +61,9 @@ def run(arguments: Sequence[str], server: ForkServer | None = None) -> int:
     processes = count_processes(given.nproc_per_node)
     if processes == 0:
         write_outcome(outcome, Outcome(Refusal.exit_code, "--processes-per-node gpu: this machine has no GPU that PyTorch can use."))
+        return FAILED
+    if reason := unknown_torch():
+        write_outcome(outcome, Outcome(Refusal.exit_code, reason))
         return FAILED
     given.nproc_per_node = str(processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_each(available_cores(), processes)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -17,14 +18,15 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousInfo,
     RendezvousParameters,
 )
-from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, create_handler
 
 from gai_yolo.launching.arguments import parse_rendezvous
 from gai_yolo.launching.board import Board, FileBoard
 from gai_yolo.launching.command import BACKEND
 from gai_yolo.launching.ends import Starts
+from gai_yolo.launching.rendezvous_state import StateBackend
 from gai_yolo.launching.run_name import close_run
+from gai_yolo.launching.secret import given_secret, secret_for
 from gai_yolo.launching.served import RemoteBoard
 
 ANSWER_WITHIN = 5.0
@@ -136,8 +138,7 @@ class BoardRendezvous(RendezvousHandler):
         self._run = parameters.run_id
         # Kept: where C++ alone holds a store of Python's, its methods are gone.
         self._store = BoardStore(self._board, parameters.get_as_int("read_timeout") or 20)
-        backend = C10dRendezvousBackend(self._store, self._run)
-        self._handler: DynamicRendezvousHandler = create_handler(self._store, backend, parameters)
+        self._handler: DynamicRendezvousHandler = create_handler(self._store, StateBackend(self._board, self._run), parameters)
         self._resized = False
 
     def get_backend(self) -> str:
@@ -210,7 +211,8 @@ def make_rendezvous(parameters: RendezvousParameters, job: str, outcome: Path) -
 
 def _board_at(address: str) -> Board:
     where = parse_rendezvous(address)
-    return FileBoard(where) if isinstance(where, Path) else RemoteBoard(where[0], ANSWER_WITHIN)
+    secret = secret_for(where, given_secret(None, os.environ))
+    return FileBoard(where, secret) if isinstance(where, Path) else RemoteBoard(where[0], secret, ANSWER_WITHIN)
 
 
 @contextlib.contextmanager

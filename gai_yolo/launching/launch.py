@@ -14,11 +14,13 @@ from types import FrameType
 
 from gai_yolo.launching.arguments import LaunchError, Settings, settings_from
 from gai_yolo.launching.attachment import Target
+from gai_yolo.launching.board import BoardRefused
 from gai_yolo.launching.command import agent_command, agent_environment
 from gai_yolo.launching.ends import CLOSED, FAILED, RENDEZVOUS_LOST, End, History, Verdict, code_when_told, read_outcome
 from gai_yolo.launching.meeting import EndpointMeeting, FileMeeting, Meeting
 from gai_yolo.launching.processes import TICK, Child, adopt_orphans, end_orphans, reap_orphans
 from gai_yolo.launching.run_name import UNNAMED, JobDone, agree_on_run, numbered, random_name
+from gai_yolo.launching.secret import secret_for
 
 AGENT_PATIENCE = 40.0
 """Seconds from SIGTERM to SIGKILL of the agent, which gives its workers 30."""
@@ -75,6 +77,8 @@ class Launcher:
         self._history = History()
         self._run: str | None = None
         self._job = settings.job or UNNAMED
+        self._secret = secret_for(folder / "rendezvous" if settings.rendezvous is None else settings.rendezvous, settings.secret)
+        self._secret_file = self._secret.source or self._secret.keep(folder / "secret")
         self._meeting = self._meet(folder)
         with contextlib.suppress(OSError):
             adopt_orphans()
@@ -104,6 +108,8 @@ class Launcher:
             self._run = agree_on_run(self._meeting.board(target), self._job, self._run, name)
         except JobDone:
             return self._history.judge(End(CLOSED, 0.0))
+        except BoardRefused as error:
+            return Verdict(LaunchError.exit_code, f"--rendezvous {self._meeting.address(target)}: {error.strerror}.")
         except (OSError, ValueError) as error:
             _say(f"{self._meeting.address(target)}: {getattr(error, 'strerror', None) or error}")
             return self._history.judge(End(RENDEZVOUS_LOST, 0.0, told=self._signals.told))
@@ -127,7 +133,7 @@ class Launcher:
         local_address = self._meeting.local_address(target)
         agent = Child(
             agent_command(self._settings, self._meeting.address(target), run, local_address),
-            agent_environment(os.environ, self._job, str(self._outcome), os.getpid(), self._settings.fork_server),
+            agent_environment(os.environ, self._job, str(self._outcome), os.getpid(), self._secret_file, self._settings.fork_server),
         )
         moved = False
         while (code := agent.poll()) is None:
@@ -153,10 +159,10 @@ class Launcher:
     def _meet(self, folder: Path) -> Meeting:
         rendezvous = self._settings.rendezvous
         if rendezvous is None:
-            return FileMeeting(folder / "rendezvous", self._settings.host_name or "localhost")
+            return FileMeeting(folder / "rendezvous", self._secret, self._settings.host_name or "localhost")
         if isinstance(rendezvous, Path):
-            return FileMeeting(rendezvous, self._settings.host_name)
-        return EndpointMeeting(rendezvous, self._job, self._settings.host_name, self._settings.patience, _say)
+            return FileMeeting(rendezvous, self._secret, self._settings.host_name)
+        return EndpointMeeting(rendezvous, self._secret, self._job, self._settings.host_name, self._settings.patience, _say)
 
 
 def _say(text: str) -> None:

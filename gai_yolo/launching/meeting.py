@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from gai_yolo.elastic.interfaces import source_address
+from gai_yolo.elastic.interfaces import all_addresses, is_loopback, own_addresses, source_address
 from gai_yolo.launching.attachment import Attachment, Look, Target
 from gai_yolo.launching.board import Board, FileBoard
+from gai_yolo.launching.channel import Stranger
 from gai_yolo.launching.run_name import claim_run
+from gai_yolo.launching.secret import Secret
 from gai_yolo.launching.served import BoardServer, Endpoint, RemoteBoard
 
 LOOK_EVERY = 1.0
@@ -55,8 +56,8 @@ class Meeting(Protocol):
 class FileMeeting:
     """All nodes share a file."""
 
-    def __init__(self, path: Path, local_address: str | None) -> None:
-        self._path, self._local_address = path, local_address
+    def __init__(self, path: Path, secret: Secret, local_address: str | None) -> None:
+        self._path, self._secret, self._local_address = path, secret, local_address
 
     def target(self) -> Target | None:
         """See `Meeting`."""
@@ -75,7 +76,7 @@ class FileMeeting:
     def board(self, target: Target) -> Board:
         """See `Meeting`."""
         del target
-        return FileBoard(self._path)
+        return FileBoard(self._path, self._secret)
 
     def remember(self, run: str) -> None:
         """The file remembers."""
@@ -96,17 +97,26 @@ class EndpointMeeting:
         say: tells people.
     """
 
-    def __init__(self, endpoints: Sequence[Endpoint], job: str, host_name: str | None, patience: float, say: Callable[[str], None]) -> None:
-        self._endpoints, self._job, self._host_name, self._say = endpoints, job, host_name, say
+    def __init__(
+        self,
+        endpoints: Sequence[Endpoint],
+        secret: Secret,
+        job: str,
+        host_name: str | None,
+        patience: float,
+        say: Callable[[str], None],
+    ) -> None:
+        self._endpoints, self._secret, self._job, self._host_name, self._say = endpoints, secret, job, host_name, say
         self._own = [index for index, endpoint in enumerate(endpoints) if is_here(endpoint.host, host_name)]
         self._servers: dict[int, BoardServer] = {}
         self._attachment = Attachment(patience, time.monotonic())
         self._target: Target | None = None
         self._next_look = 0.0
         self._told_of: set[int] = set()
+        self._told_of_strangers: set[int] = set()
         self._serve()
         me = secrets.token_hex(8)
-        self._watchers = [_Watcher(endpoint, job, me) for endpoint in endpoints]
+        self._watchers = [_Watcher(endpoint, secret, job, me) for endpoint in endpoints]
         for watcher in self._watchers:
             watcher.start()
 
@@ -116,6 +126,7 @@ class EndpointMeeting:
         if now >= self._next_look:
             self._next_look = now + LOOK_EVERY
             self._serve()
+            self._tell_of_strangers()
             before = self._target
             self._target = self._attachment.update([watcher.look for watcher in self._watchers], now)
             for index, watcher in enumerate(self._watchers):
@@ -141,7 +152,7 @@ class EndpointMeeting:
 
     def board(self, target: Target) -> Board:
         """See `Meeting`."""
-        return RemoteBoard(self._endpoints[target.index], ANSWER_WITHIN)
+        return RemoteBoard(self._endpoints[target.index], self._secret, ANSWER_WITHIN)
 
     def remember(self, run: str) -> None:
         """See `Meeting`: a board that starts anew is told."""
@@ -166,21 +177,31 @@ class EndpointMeeting:
             if index in self._servers:
                 continue
             try:
-                self._servers[index] = BoardServer(self._endpoints[index])
+                others = [one for at, one in enumerate(self._endpoints) if at not in self._own]
+                addresses = addresses_to_bind(self._endpoints[index], others)
+                self._servers[index] = BoardServer(self._endpoints[index], self._secret, addresses)
             except OSError as error:
                 if index not in self._told_of:
                     what = "another process listens there" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
                     self._say(f"{self._endpoints[index]} cannot be served from here ({what}); trying again as long as the job runs")
                     self._told_of.add(index)
 
+    def _tell_of_strangers(self) -> None:
+        for index, watcher in enumerate(self._watchers):
+            if watcher.stranger is not None and index not in self._told_of_strangers:
+                self._say(f"{self._endpoints[index]}: {watcher.stranger}; all launchers of a job must be given the same secret")
+                self._told_of_strangers.add(index)
+
 
 class _Watcher(threading.Thread):
     """Looks at one endpoint, and is counted there while this launcher goes by it."""
 
-    def __init__(self, endpoint: Endpoint, job: str, me: str) -> None:
+    def __init__(self, endpoint: Endpoint, secret: Secret, job: str, me: str) -> None:
         super().__init__(name=f"watcher {endpoint}", daemon=True)
-        self._endpoint, self._job, self._me = endpoint, job, me
+        self._endpoint, self._secret, self._job, self._me = endpoint, secret, job, me
         self.look: Look | None = None
+        self.stranger: Stranger | None = None
+        """Who answered there, and was none of this job."""
         self.attached = False
         self.run_name: str | None = None
         self.stopped = threading.Event()
@@ -191,13 +212,14 @@ class _Watcher(threading.Thread):
         while not self.stopped.is_set():
             try:
                 if board is None:
-                    board = RemoteBoard(self._endpoint, ANSWER_WITHIN)
+                    board = RemoteBoard(self._endpoint, self._secret, ANSWER_WITHIN)
                 if self.attached and self.run_name is not None:
                     claim_run(board, self._job, self.run_name)
                 launchers = board.launchers(self._job, self._me, self.attached)
                 failures = 0
                 self.look = Look(launchers, 0)
-            except (OSError, ValueError):  # ValueError: what answers there is no board
+            except (OSError, ValueError) as error:  # ValueError: what answers there is no board
+                self.stranger = error if isinstance(error, Stranger) else self.stranger
                 board = None
                 failures += 1
                 self.look = Look(0, failures)
@@ -212,9 +234,19 @@ def is_here(host: str, host_name: str | None) -> bool:
     """Whether a host's name or address is this machine's. If the machine was told its name, that alone counts."""
     if host_name is not None:
         return host == host_name
-    with contextlib.suppress(OSError):
-        for family, kind, protocol, _, address in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):
-            with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as probe:
-                probe.bind(address)  # an address of another machine cannot be bound to
-                return True
-    return False
+    return bool(own_addresses(host))
+
+
+def addresses_to_bind(endpoint: Endpoint, others: Sequence[Endpoint]) -> list[str]:
+    """Where the board of one of this machine's endpoints is to be served: at its own address only.
+
+    On Debian a machine's own name leads to 127.0.1.1 on itself, and with NAT to an address that no machine has. There it is the addresses
+    from which this machine reaches the others' endpoints; where there are no others, each of its addresses, one by one. And the loopback
+    one, for this machine itself.
+    """
+    own = own_addresses(endpoint.host)
+    outside = [address for address in own if not is_loopback(address)]
+    if endpoint.is_loopback or outside:
+        return outside or own
+    ways = [way for other in others if (way := source_address(other.host, other.port)) is not None and not is_loopback(way)]
+    return own + list(dict.fromkeys(ways or [address for address in all_addresses() if not is_loopback(address)]))

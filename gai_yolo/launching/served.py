@@ -1,27 +1,42 @@
 """A board that one process serves to the others over TCP, and who is attached to it.
 
-One JSON object a line, each way. Without authentication, as all of torch.distributed: the nodes' network must be a trusted one.
+Who connects proves that it knows the job's secret before anything of it is read as a request (`channel.py`). Until then a connection is a
+stranger's: it may send 98 bytes within some seconds, and of strangers there are only so many at a time, those of one address first
+in line to be dropped. One thread serves all, so that nobody's slowness is anybody else's.
 """
 
 from __future__ import annotations
 
-import json
+import asyncio
+import contextlib
+import resource
 import socket
-import socketserver
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from gai_yolo.launching.board import Notes, pack, unpack
+from gai_yolo.launching.channel import ANSWER_BYTES, HEAD_BYTES, Channel, Greeting
+from gai_yolo.launching.secret import Secret
 
 LIVE_SECONDS = 4.0
 """A launcher that was not heard of for so long is not counted. Each is heard of every second."""
 IDLE_SECONDS = 60.0
 """A connection that says nothing for so long has lost its client."""
-MOST_BYTES = 64 << 20
+PROVEN_WITHIN = 5.0
+"""Seconds to prove that the secret is known."""
+MOST_STRANGERS = 64
+"""Connections that have not proven it yet. One more, and the oldest goes of the address that has the most."""
+MOST_CONNECTIONS = 20_000
+"""Of those that have, where this process may open so many files; 4 or so for each node."""
+SPARE_FILES = 128
+"""Files that are left to the rest of this process."""
+BACKLOG = 256
 
 
 @dataclass(frozen=True)
@@ -40,20 +55,74 @@ class Endpoint:
         return self.host in ("localhost", "::1") or self.host.startswith("127.")
 
 
+class _Asked(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class _Read(_Asked):
+    do: Literal["read"]
+    names: list[str]
+
+
+class _Write(_Asked):
+    do: Literal["write"]
+    notes: dict[str, str]
+
+
+class _Add(_Asked):
+    do: Literal["add"]
+    name: str
+    amount: int
+
+
+class _Swap(_Asked):
+    do: Literal["swap"]
+    name: str
+    expected: str
+    value: str
+
+
+class _Count(_Asked):
+    do: Literal["beat", "leave"]
+    job: str
+    launcher: str
+
+
+_Request = _Read | _Write | _Add | _Swap | _Count
+_REQUESTS: TypeAdapter[_Request] = TypeAdapter(Annotated[_Request, Field(discriminator="do")])
+_ANSWERS: TypeAdapter[int | str | list[str | None] | None] = TypeAdapter(int | str | list[str | None] | None)
+
+
 class BoardServer:
-    """Serves a board for as long as this process lives, in threads.
+    """Serves a board for as long as this process lives, in a thread.
+
+    Args:
+        addresses: on which to listen; the endpoint's host, as this machine resolves it, if there are none.
 
     Raises:
-        OSError: the port is taken.
+        OSError: the port is taken, or none of the addresses is this machine's.
     """
 
-    def __init__(self, endpoint: Endpoint, clock: Callable[[], float] = time.monotonic) -> None:
-        self._notes = Notes()
+    def __init__(
+        self, endpoint: Endpoint, secret: Secret, addresses: Sequence[str] = (), clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._notes, self._secret, self._clock = Notes(), secret, clock
         self._seen: dict[str, dict[str, float]] = defaultdict(dict)
-        self._clock = clock
         self._lock = threading.Lock()
-        self._server = _Server(endpoint, self._answer)
-        threading.Thread(target=self._server.serve_forever, args=(0.1,), name="board", daemon=True).start()
+        self._strangers: dict[asyncio.Task[None], str] = {}
+        self._members = 0
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = MOST_CONNECTIONS if files == resource.RLIM_INFINITY else min(MOST_CONNECTIONS, files - SPARE_FILES - MOST_STRANGERS)
+        self._sockets = _listen(addresses or [endpoint.host], endpoint.port)
+        self._loop = asyncio.new_event_loop()
+        self._closing = self._loop.create_future()
+        self._thread = threading.Thread(target=self._serve, name="board", daemon=True)
+        self._thread.start()
+
+    @property
+    def addresses(self) -> list[str]:
+        """On which it listens."""
+        return [str(one.getsockname()[0]) for one in self._sockets]
 
     def launchers(self, job: str) -> int:
         """How many launchers of a job are attached."""
@@ -61,68 +130,110 @@ class BoardServer:
             return self._count(job)
 
     def close(self) -> None:
-        """Take no more connections."""
-        self._server.shutdown()
-        self._server.server_close()
+        """Take no more connections, and end those that there are."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._closing.set_result, None)
+            self._thread.join()
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._accept())
+        self._loop.close()
+
+    async def _accept(self) -> None:
+        servers = [await asyncio.start_server(self._meet, sock=one) for one in self._sockets]
+        await self._closing
+        for server in servers:
+            server.close()
+        talks = asyncio.all_tasks() - {asyncio.current_task()}
+        for talk in talks:
+            talk.cancel()
+        await asyncio.gather(*talks, return_exceptions=True)
+
+    async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection."""
+        # A client that goes in the middle of a message, or sends something else, is no news.
+        with contextlib.suppress(OSError, EOFError, ValueError, asyncio.CancelledError, KeyError):
+            await self._talk(reader, writer)
+        writer.transport.abort()
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._admit(task, str(writer.get_extra_info("peername")[0]))
+        try:
+            greeting = Greeting.new(self._secret)
+            writer.write(greeting.line)
+            answer = await asyncio.wait_for(reader.readexactly(ANSWER_BYTES), PROVEN_WITHIN)
+            proof, messages = greeting.accept(answer)
+        finally:
+            self._strangers.pop(task, None)
+        if self._members >= self._most:
+            return
+        self._members += 1
+        try:
+            writer.write(proof)
+            while True:
+                head = await asyncio.wait_for(reader.readexactly(HEAD_BYTES), IDLE_SECONDS)
+                content = await asyncio.wait_for(reader.readexactly(messages.length(head)), IDLE_SECONDS)
+                answered = self._answer(_REQUESTS.validate_json(messages.unwrap(head, content)))
+                writer.write(messages.wrap(_ANSWERS.dump_json(answered)))
+                await asyncio.wait_for(writer.drain(), IDLE_SECONDS)
+        finally:
+            self._members -= 1
+
+    def _admit(self, task: asyncio.Task[None], address: str) -> None:
+        """Make room for one more stranger, so that a flood from one address is in its own way only."""
+        while len(self._strangers) >= MOST_STRANGERS:
+            ((most, _),) = Counter(self._strangers.values()).most_common(1)
+            oldest = next(one for one, its_address in self._strangers.items() if its_address == most)
+            del self._strangers[oldest]
+            oldest.cancel()
+        self._strangers[task] = address
 
     def _count(self, job: str) -> int:
         now = self._clock()
         return sum(now - at < LIVE_SECONDS for at in self._seen[job].values())
 
-    def _answer(self, asked: dict[str, Any]) -> Any:
+    def _answer(self, asked: _Request) -> int | str | list[str | None] | None:
         with self._lock:
-            match asked["do"]:
-                case "read":
-                    return [None if note is None else note.decode("latin-1") for note in self._notes.read(asked["names"])]
-                case "write":
-                    return self._notes.write(unpack(asked["notes"]))
-                case "add":
-                    return self._notes.add(asked["name"], asked["amount"])
-                case "swap":
-                    expected, value = (asked[part].encode("latin-1") for part in ("expected", "value"))
-                    return self._notes.swap(asked["name"], expected, value).decode("latin-1")
-                case "beat":
-                    self._seen[asked["job"]][asked["launcher"]] = self._clock()
-                case "leave":
-                    self._seen[asked["job"]].pop(asked["launcher"], None)
-                case "look":
-                    pass
-                case other:
-                    raise ValueError(f"unknown request {other!r}")
-            return self._count(asked["job"])
+            match asked:
+                case _Read():
+                    return [None if note is None else note.decode("latin-1") for note in self._notes.read(asked.names)]
+                case _Write():
+                    self._notes.write(unpack(asked.notes))
+                    return None
+                case _Add():
+                    return self._notes.add(asked.name, asked.amount)
+                case _Swap():
+                    return self._notes.swap(asked.name, asked.expected.encode("latin-1"), asked.value.encode("latin-1")).decode("latin-1")
+                case _Count():
+                    if asked.do == "beat":
+                        self._seen[asked.job][asked.launcher] = self._clock()
+                    else:
+                        self._seen[asked.job].pop(asked.launcher, None)
+                    return self._count(asked.job)
 
 
-class _Server(socketserver.ThreadingTCPServer):
-    allow_reuse_address = True
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 256
-
-    def __init__(self, endpoint: Endpoint, answer: Callable[[dict[str, Any]], Any]) -> None:
-        self.answer = answer
-        # All addresses: a name may stand for a loopback one on its own machine (Debian: 127.0.1.1), where the others would not find it.
-        everywhere = not endpoint.is_loopback
-        self._both = everywhere and socket.has_dualstack_ipv6()
-        self.address_family = socket.AF_INET6 if self._both or ":" in endpoint.host else socket.AF_INET
-        super().__init__(("" if everywhere else endpoint.host, endpoint.port), _Connection)
-
-    def server_bind(self) -> None:
-        if self._both:
-            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        super().server_bind()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes in the middle of a line, or sends something else, is no news."""
-
-
-class _Connection(socketserver.StreamRequestHandler):
-    timeout = IDLE_SECONDS
-    disable_nagle_algorithm = True
-
-    def handle(self) -> None:
-        assert isinstance(self.server, _Server)
-        while (line := self.rfile.readline(MOST_BYTES)).endswith(b"\n"):
-            self.wfile.write(json.dumps({"result": self.server.answer(json.loads(line))}).encode() + b"\n")
+def _listen(addresses: Sequence[str], port: int) -> list[socket.socket]:
+    """Sockets on each of the addresses, of one family each."""
+    made: list[socket.socket] = []
+    try:
+        for host in addresses:
+            for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
+                if address in [one.getsockname() for one in made]:
+                    continue
+                made.append(one := socket.socket(family, kind, protocol))
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                one.bind(address)
+                one.listen(BACKLOG)
+    except BaseException:
+        for one in made:
+            one.close()
+        raise
+    return made
 
 
 class RemoteBoard:
@@ -133,56 +244,59 @@ class RemoteBoard:
         timeout: seconds for a connection, and for each answer.
 
     Raises:
+        Stranger: who answers does not know the secret.
         OSError: nobody answers.
     """
 
-    def __init__(self, endpoint: Endpoint, timeout: float) -> None:
+    def __init__(self, endpoint: Endpoint, secret: Secret, timeout: float) -> None:
         self._endpoint = endpoint
         self._lock = threading.Lock()
-        self._socket: socket.socket | None = socket.create_connection((endpoint.host, endpoint.port), timeout)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._answers = self._socket.makefile("rb")
+        self._channel: Channel | None = Channel((endpoint.host, endpoint.port), secret, timeout)
 
     def read(self, names: Sequence[str]) -> list[bytes | None]:
         """See `Board`."""
-        return [None if note is None else note.encode("latin-1") for note in self._ask("read", names=list(names))]
+        answer = self._ask(_Read(do="read", names=list(names)))
+        if not isinstance(answer, list):
+            raise ValueError("an answer of another kind")
+        return [None if note is None else note.encode("latin-1") for note in answer]
 
     def write(self, notes: Mapping[str, bytes]) -> None:
         """See `Board`."""
-        self._ask("write", notes=pack(notes))
+        self._ask(_Write(do="write", notes=pack(notes)))
 
     def add(self, name: str, amount: int) -> int:
         """See `Board`."""
-        total: int = self._ask("add", name=name, amount=amount)
-        return total
+        return _number(self._ask(_Add(do="add", name=name, amount=amount)))
 
     def swap(self, name: str, expected: bytes, value: bytes) -> bytes:
         """See `Board`."""
-        found: str = self._ask("swap", name=name, expected=expected.decode("latin-1"), value=value.decode("latin-1"))
+        found = self._ask(_Swap(do="swap", name=name, expected=expected.decode("latin-1"), value=value.decode("latin-1")))
+        if not isinstance(found, str):
+            raise ValueError("an answer of another kind")
         return found.encode("latin-1")
 
     def launchers(self, job: str, me: str, attached: bool) -> int:
         """How many launchers of a job are attached; this one from now on, or no more."""
-        count: int = self._ask("beat" if attached else "leave", job=job, launcher=me)
-        return count
+        return _number(self._ask(_Count(do="beat" if attached else "leave", job=job, launcher=me)))
 
     def close(self) -> None:
         """Give the connection up."""
-        if self._socket is not None:
-            self._answers.close()
-            self._socket.close()
-            self._socket = None
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
 
-    def _ask(self, do: str, **more: Any) -> Any:
+    def _ask(self, asked: _Request) -> Any:
         with self._lock:
-            if self._socket is None:
+            if self._channel is None:
                 raise ConnectionError(f"the connection to {self._endpoint} was lost")
             try:
-                self._socket.sendall(json.dumps({"do": do, **more}).encode() + b"\n")
-                line = self._answers.readline()
-                if not line.endswith(b"\n"):
-                    raise ConnectionError(f"{self._endpoint} has closed the connection")
-                return json.loads(line)["result"]
+                return _ANSWERS.validate_json(self._channel.ask(asked.model_dump_json().encode()), strict=True)
             except BaseException:  # whatever came in between, a signal's exception too: the next answer would be this one's
                 self.close()
                 raise
+
+
+def _number(answer: Any) -> int:
+    if not isinstance(answer, int):
+        raise ValueError("an answer of another kind")
+    return answer

@@ -193,6 +193,20 @@ def test_trainjob_starts_as_many_nodes_as_it_asks_for(tmp_path: Path) -> None:
     assert codes == {"FailJob": {2, 3, NO_PROGRESS}, "Ignore": {LEFT}}
 
 
+def test_network_policies_shut_out_all_but_the_jobs_own_pods() -> None:
+    """Loss: a policy that selects no pod, or lets a namespace in; PyTorch's ports take orders from whoever reaches them."""
+    text = (REPOSITORY / "launch" / "networkpolicy.yaml").read_text(encoding="utf-8")
+    labels = {
+        "training.kubeflow.org/job-name": read_job()["metadata"]["name"],
+        "jobset.sigs.k8s.io/jobset-name": trainjob()[1]["metadata"]["name"],
+    }
+    policies = list(yaml.safe_load_all(text))
+    for policy, (label, name) in zip(policies, labels.items(), strict=True):
+        pods = {"matchLabels": {label: name}}
+        assert (policy["apiVersion"], policy["kind"]) == ("networking.k8s.io/v1", "NetworkPolicy")
+        assert policy["spec"] == {"podSelector": pods, "policyTypes": ["Ingress"], "ingress": [{"from": [{"podSelector": pods}]}]}
+
+
 def test_two_pods_run_the_job_with_the_operators_environment(tmp_path: Path, cache: Path) -> None:
     """Loss: a command or an environment of the operator that torchrun or the job does not understand, found out on the cluster."""
     job = read_job()

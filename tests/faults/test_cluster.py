@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import secrets
 import signal
 import subprocess
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from gai_yolo.launching.secret import SECRET_VARIABLE
 from tests.faults.cluster import Cluster, Node, filled, has_namespaces
 from tests.faults.metadata_servers import AwsServer
 from tests.harness import run, small
@@ -77,11 +79,12 @@ def test_the_node_of_rank_0_and_the_rendezvous_is_lost_and_comes_back(
             where = ",".join(f"{node.name}:29400" for node in cluster.nodes)
         else:
             pytest.skip("several hosts with an address each need network namespaces")
+        secret = {SECRET_VARIABLE: secrets.token_hex(32)}  # between hosts there must be one
         folders = {node.name: cluster.shared if storage == "shared" else node.folder for node in cluster.nodes}
 
         def boot(node: Node) -> None:
             arguments = ["--nodes", "1:3", "--rendezvous", where, "--job-id", "lost"]
-            node.start(arguments, script(folders[node.name], cache, *memory_of(cluster, node)))
+            node.start(arguments, script(folders[node.name], cache, *memory_of(cluster, node)), secret)
 
         for node in cluster.nodes:
             boot(node)

@@ -20,6 +20,7 @@ from gai_yolo.elastic.outcome import VARIABLE as OUTCOME_VARIABLE
 from gai_yolo.launching.arguments import RENDEZVOUS, LaunchError, Settings, add_arguments, settings_from
 from gai_yolo.launching.attachment import LOST_AFTER, OUTVOTED_AFTER, Attachment, Look, Target
 from gai_yolo.launching.board import Board, FileBoard, Notes
+from gai_yolo.launching.channel import GREETING_BYTES
 from gai_yolo.launching.command import BACKEND, agent_command, agent_environment, threads_each
 from gai_yolo.launching.ends import (
     CLOSED,
@@ -39,16 +40,20 @@ from gai_yolo.launching.ends import (
 from gai_yolo.launching.handler import BoardLost, BoardRendezvous, BoardStore, StopStarting, make_rendezvous
 from gai_yolo.launching.meeting import is_here
 from gai_yolo.launching.run_name import JobDone, agree_on_run, claim_run, close_run, numbered, random_name
+from gai_yolo.launching.secret import SECRET_FILE_VARIABLE, SECRET_VARIABLE, Secret
 from gai_yolo.launching.served import LIVE_SECONDS, BoardServer, Endpoint, RemoteBoard
 
 BY_SIGTERM = -signal.SIGTERM
 BY_SIGKILL = -signal.SIGKILL
+TEXT = "0123456789abcdef" * 2
+SECRET = Secret(TEXT)
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with a script, a module, somebody's file and a run folder for the rendezvous."""
+    """The current folder, with a script, a module, somebody's file and a run folder for the rendezvous; and a job's secret."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(SECRET_VARIABLE, TEXT)
     (tmp_path / "train.py").touch()
     (tmp_path / "package").mkdir()
     (tmp_path / "notes.txt").write_text("dear diary")
@@ -131,11 +136,13 @@ def test_agent_is_started_with_what_torchrun_needs() -> None:
 
 def test_environment_of_an_operator_does_not_reach_the_agent() -> None:
     """An empty PET_STANDALONE, which Kubernetes' operator sets, and with which torchrun ends."""
-    environment = agent_environment({"PET_STANDALONE": "", "HOME": "/root", "OMP_NUM_THREADS": "7"}, "job", "/tmp/x", 12)
+    inherited = {"PET_STANDALONE": "", "HOME": "/root", "OMP_NUM_THREADS": "7", SECRET_VARIABLE: TEXT}
+    environment = agent_environment(inherited, "job", "/tmp/x", 12, Path("/tmp/secret"))
     assert environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
     assert environment[OUTCOME_VARIABLE] == "/tmp/x"
     assert (environment["HOME"], environment["OMP_NUM_THREADS"]) == ("/root", "7")
     assert "PET_STANDALONE" not in environment
+    assert environment[SECRET_FILE_VARIABLE] == "/tmp/secret" and TEXT not in environment.values()
     assert [threads_each(8, processes) for processes in (1, 3, 16)] == [8, 2, 1]
 
 
@@ -331,7 +338,7 @@ def server() -> Iterator[tuple[BoardServer, Endpoint, list[float]]]:
         port = probe.getsockname()[1]
     now = [100.0]
     endpoint = Endpoint("127.0.0.1", port)
-    server = BoardServer(endpoint, lambda: now[0])
+    server = BoardServer(endpoint, SECRET, clock=lambda: now[0])
     yield server, endpoint, now
     server.close()
 
@@ -343,8 +350,8 @@ Served = tuple[BoardServer, Endpoint, list[float]]
 def board(request: pytest.FixtureRequest, tmp_path: Path, server: Served) -> Board:
     """Every kind of board."""
     if request.param == "tcp":
-        return RemoteBoard(server[1], 5.0)
-    return FileBoard(tmp_path / "board") if request.param == "file" else Notes()
+        return RemoteBoard(server[1], SECRET, 5.0)
+    return FileBoard(tmp_path / "board", SECRET) if request.param == "file" else Notes()
 
 
 def test_notes_are_left_and_swapped(board: Board) -> None:
@@ -363,7 +370,7 @@ def test_changes_of_several_nodes_do_not_get_lost(kind: str, tmp_path: Path, ser
     """A barrier that waits for ever for a node which was there."""
 
     def count() -> None:
-        board: Board = FileBoard(tmp_path / "board") if kind == "file" else RemoteBoard(server[1], 5.0)
+        board: Board = FileBoard(tmp_path / "board", SECRET) if kind == "file" else RemoteBoard(server[1], SECRET, 5.0)
         for _ in range(25):
             board.add("n", 1)
 
@@ -372,7 +379,7 @@ def test_changes_of_several_nodes_do_not_get_lost(kind: str, tmp_path: Path, ser
         thread.start()
     for thread in threads:
         thread.join()
-    board: Board = FileBoard(tmp_path / "board") if kind == "file" else RemoteBoard(server[1], 5.0)
+    board: Board = FileBoard(tmp_path / "board", SECRET) if kind == "file" else RemoteBoard(server[1], SECRET, 5.0)
     assert board.read(["n"]) == [b"100"]
 
 
@@ -380,7 +387,7 @@ def test_changes_of_several_nodes_do_not_get_lost(kind: str, tmp_path: Path, ser
 def test_change_that_was_cut_short_has_not_happened(bytes_written: int, tmp_path: Path) -> None:
     """A rendezvous that no node can read any more, because one was killed while it wrote, or the disk was full."""
     path = tmp_path / "board"
-    board = FileBoard(path)
+    board = FileBoard(path, SECRET)
     board.write({"a": b"1"})
     board.write({"a": b"2"})
     before = path.read_bytes()
@@ -397,8 +404,8 @@ def test_file_of_another_kind_is_left_alone(tmp_path: Path) -> None:
     """A configuration that a mistyped --rendezvous has overwritten."""
     path = tmp_path / "config.yaml"
     path.write_text("model: n")
-    with pytest.raises(OSError, match="holds something else"):
-        FileBoard(path).write({"a": b"1"})
+    with pytest.raises(OSError, match="is a file of another kind"):
+        FileBoard(path, SECRET).write({"a": b"1"})
     assert path.read_text() == "model: n"
 
 
@@ -415,7 +422,7 @@ def test_board_does_not_grow_with_the_rounds() -> None:
 def test_launchers_are_counted_while_they_are_heard_of(server: Served) -> None:
     """A dead launcher that others keep waiting for, or a living one that they do not see."""
     server_, endpoint, now = server
-    first, second = RemoteBoard(endpoint, 5.0), RemoteBoard(endpoint, 5.0)
+    first, second = RemoteBoard(endpoint, SECRET, 5.0), RemoteBoard(endpoint, SECRET, 5.0)
     assert first.launchers("job", "a", attached=True) == 1
     assert second.launchers("job", "b", attached=False) == 1, "who only looks is not counted"
     assert second.launchers("job", "b", attached=True) == 2
@@ -430,7 +437,7 @@ def test_launchers_are_counted_while_they_are_heard_of(server: Served) -> None:
 def test_board_that_was_lost_stays_lost(server: Served) -> None:
     """An agent that goes on with an empty board, on which it is no member, and never hears of those who come."""
     _, endpoint, _ = server
-    board = RemoteBoard(endpoint, 5.0)
+    board = RemoteBoard(endpoint, SECRET, 5.0)
     board.write({"a": b"1"})
     board.close()
     with pytest.raises(ConnectionError, match="was lost"):
@@ -439,10 +446,8 @@ def test_board_that_was_lost_stays_lost(server: Served) -> None:
 
 def test_server_that_does_not_answer_is_noticed() -> None:
     """A node that hangs for a quarter of an hour on a machine that is gone without a word."""
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        board = RemoteBoard(Endpoint("127.0.0.1", silent.getsockname()[1]), 0.2)
-        with pytest.raises(TimeoutError):
-            board.read(["a"])
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(TimeoutError):
+        RemoteBoard(Endpoint("127.0.0.1", silent.getsockname()[1]), SECRET, 0.2)
 
 
 def test_server_outlives_what_is_no_request(server: Served) -> None:
@@ -452,8 +457,9 @@ def test_server_outlives_what_is_no_request(server: Served) -> None:
         with socket.create_connection((endpoint.host, endpoint.port), 5.0) as client:
             client.sendall(line)
             client.shutdown(socket.SHUT_WR)
+            assert client.recv(GREETING_BYTES + 1) + client.recv(1) != b"", "it greets"
             assert client.recv(100) == b""
-    assert RemoteBoard(endpoint, 5.0).read(["a"]) == [None]
+    assert RemoteBoard(endpoint, SECRET, 5.0).read(["a"]) == [None]
 
 
 @pytest.mark.parametrize("names", [numbered("job"), random_name])
