@@ -197,9 +197,11 @@ class ElasticConfig(Section):
     memory_folder: Path = Field(default=Path("/dev/shm"), json_schema_extra=LOCAL)
     """Memory-backed storage of a node. What is there goes with the node, and survives its processes."""
     notices: Literal["auto", "aws", "gcp", "azure", "none"] = Field(default="auto", json_schema_extra=LOCAL)
-    """Whose metadata service announces that a spot machine goes away; `auto` finds out."""
+    """Whose metadata service announces that a spot machine goes away; `auto` asks the cloud that the machine's firmware
+    (`/sys/class/dmi/id`) names, or nobody."""
     notices_endpoint: str | None = Field(default=None, pattern=r"^https?://\S+$", json_schema_extra=LOCAL)
-    """Address of the metadata service in place of the cloud's own, such as `http://10.0.0.1:8080`."""
+    """Address of the metadata service in place of the cloud's own, such as `http://10.0.0.1:8080`; it is asked whatever the
+    firmware says."""
     grace_seconds: float = Field(default=15.0, ge=2.0, json_schema_extra=LOCAL)
     """Time between a notice and the end of the machine: the state is saved and the process gone well within it."""
     step_timeout_seconds: Positive = 60.0

@@ -4,8 +4,12 @@ A daemon thread asks, and a flag holds what stands; nothing else happens here. A
 come, and whatever answers at that address may lie: only a well-formed notice is one, only an explicit "nothing" withdraws it, and all
 else is a failure, after which what stood still stands and the question is put again.
 
+Which of them is asked, the machine's firmware decides (`dmi.py`). 169.254.169.254 is an address of the link: where there is no such
+service, anybody on the same link may answer there. On a machine of nobody's cloud nothing is asked.
+
 Where it cannot see: with an IMDSv2 hop limit of 1 (the default of many AWS machines), containers without the host's network get no
-token; GKE with Workload Identity hides `instance/preempted` from pods. SIGTERM is the notice there.
+token; GKE with Workload Identity hides `instance/preempted` from pods. SIGTERM is the notice there. Where the firmware's words are hidden
+(gVisor, some ARM boards), `auto` asks nobody: name the cloud.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from typing import Literal
 
 from gai_yolo.elastic.asking import FAILURES, Line
 from gai_yolo.elastic.clouds import CLOUDS, FINDING_SECONDS, NAMES, Cloud, CloudNotice, Provider
+from gai_yolo.elastic.dmi import machine_vendor
 
 __all__ = ["CloudNotice", "CloudWatch", "Provider"]
 
@@ -41,10 +46,11 @@ class CloudWatch:
 
     Args:
         setting: whose service to ask; `auto` finds out, and stops for good without a word when there is none.
-        endpoint: in place of the cloud's own address.
+        endpoint: in place of the cloud's own address; somebody has vouched for it, so with `auto` all clouds are tried there.
         poll_seconds: between two polls. Google is asked to answer at once when something changes.
         tell: is given a sentence when a notice comes or goes, and once when the service cannot be read. Called in the watching
             thread.
+        vendor: whose machine this is.
 
     Raises:
         ConfigError: the endpoint is no address.
@@ -56,8 +62,10 @@ class CloudWatch:
         endpoint: str | None = None,
         poll_seconds: float = 5.0,
         tell: Callable[[str], None] = _to_stderr,
+        vendor: Callable[[], Provider | None] = machine_vendor,
     ) -> None:
         assert poll_seconds > 0
+        self._kinds = _kinds(setting, endpoint, vendor)
         self._setting, self._poll_seconds, self._tell = setting, poll_seconds, tell
         self._line = Line(endpoint or ADDRESS)
         self._stop = threading.Event()
@@ -67,7 +75,7 @@ class CloudWatch:
 
     def start(self) -> None:
         """Begin to watch; to be called once."""
-        if self._setting == "none":
+        if not self._kinds:
             return
         try:
             self._thread.start()
@@ -101,9 +109,9 @@ class CloudWatch:
 
     def _find(self) -> Cloud | None:
         if self._setting != "auto":
-            return next(kind(self._line, self._poll_seconds) for kind in CLOUDS if kind.provider == self._setting)
+            return self._kinds[0](self._line, self._poll_seconds)
         for _ in range(FINDING_ROUNDS):
-            for kind in CLOUDS:
+            for kind in self._kinds:
                 with contextlib.suppress(*FAILURES):
                     if kind.is_here(self._line):
                         return kind(self._line, self._poll_seconds)
@@ -128,6 +136,18 @@ class CloudWatch:
     def _say(self, text: str) -> None:
         with contextlib.suppress(OSError, ValueError):  # a closed terminal must not end the watch
             self._tell(text)
+
+
+def _kinds(setting: str, endpoint: str | None, vendor: Callable[[], Provider | None]) -> list[type[Cloud]]:
+    """The clouds that may be asked, in the order in which they are tried."""
+    if setting == "none":
+        return []
+    if setting != "auto":
+        return [kind for kind in CLOUDS if kind.provider == setting]
+    if endpoint is not None:
+        return list(CLOUDS)
+    its_vendor = vendor()
+    return [kind for kind in CLOUDS if kind.provider == its_vendor]
 
 
 class _Question:

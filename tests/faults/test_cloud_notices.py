@@ -14,7 +14,9 @@ from typing import ClassVar
 
 import pytest
 
-from gai_yolo.elastic.metadata import CloudNotice, CloudWatch
+from gai_yolo.elastic import metadata
+from gai_yolo.elastic.dmi import machine_vendor
+from gai_yolo.elastic.metadata import CloudNotice, CloudWatch, Provider
 from gai_yolo.errors import ConfigError
 from tests.faults.metadata_servers import FLOOD_BYTES, LIES, SERVERS, AwsServer, AzureServer, GcpServer, Lie, MetadataServer, Reply, Request
 
@@ -321,6 +323,49 @@ def test_auto_is_patient_with_a_service_that_stumbles_at_first(server: MetadataS
         server.lie = None
         server.give()
         watcher.until_noticed()
+
+
+@pytest.mark.parametrize("vendor", [None, "azure", "gcp"])
+def test_auto_believes_the_firmware_and_not_who_answers(vendor: Provider | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss prevented: whoever takes the link-local address of a network without a cloud sends every node away, one false notice each."""
+    with AwsServer() as server:
+        monkeypatch.setattr(metadata, "ADDRESS", server.url)
+        server.give()
+        told: list[str] = []
+        watch = CloudWatch("auto", None, POLL, told.append, lambda: vendor)
+        watch.start()
+        assert vendor is not None or not threads(), "nobody is asked on a machine of nobody's cloud"
+        wait_until(lambda: not threads())
+        assert watch.notice() is None and told == []
+        assert {request.path for request in server.requests} <= {"/computeMetadata/v1/", "/metadata/versions"}
+        watch.close()
+        watch = CloudWatch("auto", None, POLL, told.append, lambda: "aws")
+        watch.start()
+        wait_until(lambda: watch.notice() is not None)
+        watch.close()
+
+
+@pytest.mark.parametrize(
+    ("files", "vendor"),
+    [
+        ({"sys_vendor": "Amazon EC2", "product_name": "g5.xlarge", "bios_vendor": "Amazon EC2"}, "aws"),
+        ({"sys_vendor": "Xen", "product_name": "HVM domU", "bios_version": "4.11.amazon"}, "aws"),
+        ({"sys_vendor": "Xen", "uuid": "ec2a5d0e-1d0e-6c8e-9d1d-4f3b2c1d0e9f"}, "aws"),
+        ({"sys_vendor": "Google", "product_name": "Google Compute Engine"}, "gcp"),
+        ({"sys_vendor": "Microsoft Corporation", "chassis_asset_tag": "7783-7084-3265-9085-8269-3286-77"}, "azure"),
+        ({"sys_vendor": "Microsoft Corporation", "product_name": "Virtual Machine", "chassis_asset_tag": "1234-5678"}, None),
+        ({"sys_vendor": "Google", "product_name": "Pixelbook"}, None),
+        ({"sys_vendor": "Xen", "bios_version": "4.17", "uuid": "5ec2a5d0-0000"}, None),
+        ({"sys_vendor": "QEMU"}, None),
+        ({}, None),
+    ],
+)
+def test_clouds_are_known_by_their_firmware(files: dict[str, str], vendor: Provider | None, tmp_path: Path) -> None:
+    """Loss prevented: a spot machine that hears no notice; a workstation under Hyper-V that asks whoever answers."""
+    for name, words in files.items():
+        (tmp_path / name).write_text(f"{words}\n")
+    (tmp_path / "board_vendor").mkdir()  # cannot be read
+    assert machine_vendor(tmp_path, tmp_path) == vendor
 
 
 def test_none_asks_nobody() -> None:
