@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,12 @@ from gai_yolo.store.atomic import publish_text
 from gai_yolo.training.consistency import Facts, must_agree, should_agree
 from gai_yolo.training.site import Site
 from gai_yolo.training.state import FORMAT
+
+VARIABLES = (
+    *("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS"),
+    *("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG"),
+)
+"""Environment variables that choose kernels."""
 
 
 class Environment:
@@ -108,11 +115,13 @@ def data_facts(indexes: Sequence[Index]) -> dict[str, Any]:
 
 def processor_facts(world: World) -> dict[str, Any]:
     """What the last bits of results depend on beside the program."""
+    variables = " ".join(f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ)
     if world.device.type == "cuda":
         properties = torch.cuda.get_device_properties(world.device)
         cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
-        return {"GPU": properties.name, "multiprocessors": properties.multi_processor_count, "cuDNN": cudnn}
-    return {"vector instructions": torch.backends.cpu.get_cpu_capability()}
+        model = {"GPU": properties.name, "multiprocessors": properties.multi_processor_count, "cuDNN": cudnn}
+        return {**model, "variables": variables}
+    return {"vector instructions": torch.backends.cpu.get_cpu_capability(), "variables": variables}
 
 
 def file_digest(path: Path) -> str:

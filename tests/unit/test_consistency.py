@@ -21,7 +21,7 @@ from gai_yolo.reporting.console import Silent
 from gai_yolo.start import Options, compare_nodes
 from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.training.consistency import Member, compare, must_agree
-from gai_yolo.training.environment import Environment, read_record
+from gai_yolo.training.environment import Environment, processor_facts, read_record
 from gai_yolo.training.site import Site
 from tests.worlds import on_ranks
 
@@ -223,6 +223,13 @@ def test_another_version_is_refused_on_some_nodes_and_told_on_all(tmp_path: Path
     assert kinds(nodes.start(7.5, 7.5, 7.5, versions=("2.15", "2.14", "2.14"))) == "rdd"
     nodes.start(7.5, 7.5, 7.5, versions=("2.15", "2.15", "2.15"))
     assert any("changed since the last start" in line and "torch 2.15 (was 2.14)" in line for line in nodes.told)
+
+
+def test_variables_that_choose_kernels_are_part_of_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss: TF32 by an environment variable of one machine, whose weights have ten bits."""
+    before = processor_facts(world)
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    assert processor_facts(world) != before
 
 
 def test_other_processors_are_told() -> None:
