@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from gai_yolo.training.loop import Run
 
 REPOSITORY = Path(__file__).parents[1]
+KEPT: list[Run] = []
+"""Runs of this process. A pinned buffer that goes without being closed leaves its address pinned, and the next one there is refused."""
 STALL_SECONDS = 40.0
 """How long a stuck GPU stays so."""
 
@@ -94,6 +96,7 @@ def build_run(check: Check, name: str, settings: Sequence[str], world: Any = Non
     )
     run = build(REPOSITORY / "configs" / "config.yaml", [*fixed, *settings], world)
     run.state.model.train()
+    KEPT.append(run)
     return run
 
 

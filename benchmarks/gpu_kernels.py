@@ -230,7 +230,7 @@ def rescue(check: Check, where: str) -> None:
         check.say("farewell", [code, reason])
         check.say("seconds from the stall to the farewell", time.monotonic() - started)
 
-    watchdog = Watchdog(run.site.notices, 6.0, 2.0, farewell)
+    watchdog = Watchdog(run.site.notices, 15.0, 2.0, farewell)
     watchdog.rescue = run.saver.save_now
     watchdog.enter(Phase.STEP)
     for _ in range(4):
