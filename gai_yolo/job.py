@@ -160,7 +160,7 @@ def run_in(config: Config, options: Options, site: Site, environment: Environmen
         # Whoever lets its memory go, or says that the job is done, must know that no other one starts again.
         if not site.world.wait_for_all():
             raise Departure("peer lost: at the end", RESTART)
-        if memory is not None:
+        if memory is not None and is_on_disk(state):
             memory.remove()
     finally:
         if memory is not None:
@@ -213,7 +213,8 @@ def go_on(
     if first:
         open_record(site, accounts)
     check_progress(accounts, 0 if found is None else found.manifest.position.step)
-    run = remember(site, run, found, identity, settlement.values)
+    if first:
+        run = remember(site, run, found, identity, settlement.values)
 
     plan = make_plan(config, len(indexes[0]))
     tell_if_far_ahead(site, found, plan.steps_per_epoch)
@@ -227,6 +228,12 @@ def go_on(
         announce(config, indexes, recipe, site)
         train_watched(assemble(config, indexes, loaders, recipe, state, site, identity, run, accounts))
     return state
+
+
+def is_on_disk(state: TrainingState) -> bool:
+    """Whether a finished state is an epoch's, which has been brought to the disk; not that of a run whose `training.epochs` was lowered to
+    less than it has made, in the middle of the next one."""
+    return state.step == (state.history[-1].get("step") if state.history else 0)
 
 
 def is_result(found: Found | None) -> bool:

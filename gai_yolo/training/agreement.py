@@ -123,7 +123,7 @@ def _fate(claim: Claim, best: Claim, exact: bool) -> Fate:
     mine, its = claim.record.turns, best.record.turns
     if same_run and not (mine and its):
         return KEPT
-    common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(mine, its, strict=False)))
+    common = sum(1 for _ in itertools.takewhile(lambda pair: is_same(*pair), zip(mine, its, strict=False)))
     apart = [turns[common].position for turns in (mine, its) if len(turns) > common]
     fork = min(apart, default=None)
     if not (mine and its) or (fork is not None and (common == 0 or (not same_run and claim.progress > fork))):
@@ -151,8 +151,8 @@ def differences(ones: Sequence[Turn], others: Sequence[Turn]) -> str:
     if not ones or not others:
         return ""
     one, other = ones[0].settings, others[0].settings
-    keys = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
-    named = [f"{key} is {_short(one.get(key))} and {_short(other.get(key))}" for key in keys[:MOST_TOLD]]
+    keys = differing(one, other)
+    named = [f"{key} is {_short(one[key])} and {_short(other[key])}" for key in keys[:MOST_TOLD]]
     more = [f"and {len(keys) - MOST_TOLD} more keys differ"] if len(keys) > MOST_TOLD else []
     return f" ({', '.join([*named, *more])})" if keys else ""
 
@@ -161,10 +161,19 @@ def turns_after(record: RunRecord, position: Position | None, settings: dict[str
     """The turns of a run that goes on under these settings, from a position, or from its beginning."""
     if position is None or not record.turns:
         return (Turn(START, settings),)
-    last = record.turns[-1].settings
     # The weights that it began with play no part any more.
-    alike = all(last.get(key) == settings.get(key) for key in (last.keys() | settings.keys()) - {"model.weights"})
+    alike = not differing({**record.turns[-1].settings, "model.weights": settings.get("model.weights")}, settings)
     return record.turns if alike else (*record.turns, Turn(position, settings))
+
+
+def is_same(one: Turn, other: Turn) -> bool:
+    """Whether two runs took the same turn."""
+    return (one.position, one.rollback) == (other.position, other.rollback) and not differing(one.settings, other.settings)
+
+
+def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Keys whose values differ. Those that only one knows belong to another version of this program, and are passed over."""
+    return sorted(key for key in one.keys() & other.keys() if one[key] != other[key])
 
 
 def _said(position: Position | None) -> str:

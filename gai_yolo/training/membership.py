@@ -166,6 +166,8 @@ def join_folder(site: Site, record: RunRecord, fate: Fate) -> Path | None:
             moved = folder.move_aside()
             if moved is not None:
                 site.tell(f"{folder.path}: {fate.why}; it is kept in {moved}")
+                if site.world.is_first:
+                    folder.make()
         elif fate.beyond is not None:
             target = free_name(folder.path / ASIDE, "")
             if names := move_beyond(folder.path, fate.beyond, target):

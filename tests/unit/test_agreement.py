@@ -118,9 +118,17 @@ def test_different_runs_are_refused_with_both_named() -> None:
 
 def test_what_differs_is_told_in_short() -> None:
     """Loss: a sentence of a page, in which nobody finds what matters."""
-    many = {f"augment.{letter}": 1 for letter in "abcdef"}
-    sentence = refused(claim("a", "1-a", 10, turn(settings=SETTINGS | many)), claim("b", "1-b", 45))
-    assert "augment.a is None and 1, augment.b is None and 1, augment.c is None and 1, and 3 more keys differ" in sentence
+    many = [SETTINGS | {f"augment.{letter}": value for letter in "abcdef"} for value in (0, 1)]
+    sentence = refused(claim("a", "1-a", 10, turn(settings=many[1])), claim("b", "1-b", 45, turn(settings=many[0])))
+    assert "augment.a is 0 and 1, augment.b is 0 and 1, augment.c is 0 and 1, and 3 more keys differ" in sentence
+
+
+def test_a_key_that_another_version_does_not_know_makes_no_other_run() -> None:
+    """Loss: after an update with a new setting, a node that was away is refused."""
+    newer = turn(settings=SETTINGS | {"training.new": 3})
+    record, fates = decided(claim("a", "1-a", 10, newer), claim("b", "1-b", 45))
+    assert record.run_id == "1-b" and set(fates.values()) == {KEPT}
+    assert turns_after(record, at(45), newer.settings) == record.turns
 
 
 def test_a_run_of_an_older_version_whose_settings_are_unknown_is_not_mixed_with_another() -> None:

@@ -64,3 +64,15 @@ def test_a_job_whose_peer_is_lost_at_the_very_end_is_not_done(
         assert departure.value.exit_code == RESTART
     assert said == (["finished"] if all_came else [])
     assert memory.path.exists() == (not all_came)
+
+
+def test_a_state_in_the_middle_of_an_epoch_stays_in_memory_when_the_job_is_done(make_state: MakeState) -> None:
+    """Loss: training.epochs is lowered, the run is called finished, and the steps after its last epoch, which only memory holds, are gone
+    when it is raised again."""
+    state = make_state()
+    state.step = 12
+    assert not job.is_on_disk(state)
+    state.history.append({"epoch": 1, "step": 10})
+    assert not job.is_on_disk(state)
+    state.step = 10
+    assert job.is_on_disk(state)

@@ -333,6 +333,7 @@ def test_nodes_that_were_away_when_the_run_was_started_over_follow(nodes: str, l
     assert steps(local.start(nodes)) == [5] * 3
     assert set(local.ids("abc")) == {new}
     assert [len(local.asides(node)) for node in "abc"] == [1, 1, 1]
+    assert (local.run(nodes[0]) / "checkpoints").is_dir(), "there is a folder to write to"
 
 
 def test_a_node_that_was_away_twice_follows_too(local: Cluster) -> None:
