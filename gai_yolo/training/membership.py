@@ -142,10 +142,13 @@ def join(
     world = site.world
     fate = claims.fate("disk", fates) or KEPT
     first = world.from_first(lambda: join_folder(site, record, fate))  # first alone, because the folder may be shared
-    own = world.together(lambda: join_folder(site, record, fate) if world.is_first_on_node else None)
+    gone = first or moved
+    # A network file system may show the old record under the old name for a while, but knows where the folder is now.
+    is_shared = gone is not None and gone.parent == site.folder.path.parent and gone.is_dir()
+    own = world.together(lambda: join_folder(site, record, KEPT if is_shared else fate) if world.is_first_on_node else None)
     if memory is None:
         return None
-    home = next((path for path in (own, first, moved) if path is not None and path.is_dir()), site.folder.path)
+    home = own or (gone if gone is not None and is_shared else site.folder.path)
     try:
         return join_memory(site, memory, record, claims.fate("memory", fates) or KEPT, home)
     except (OSError, Refusal) as error:

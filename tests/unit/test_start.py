@@ -21,14 +21,15 @@ from gai_yolo.elastic.notices import Notices
 from gai_yolo.elastic.process import World
 from gai_yolo.elastic.records import FINISHED, Record, pack, plain, read_records
 from gai_yolo.elastic.watchdog import Watchdog
-from gai_yolo.errors import NO_PROGRESS, NoProgress, Refusal
+from gai_yolo.errors import NO_PROGRESS, CheckpointError, NoProgress, Refusal
 from gai_yolo.reporting.console import Silent
 from gai_yolo.start import MOST_IN_VAIN, Options, check_progress, find, open_record, open_run, read_accounts, tell_if_far_ahead
+from gai_yolo.store.catalogue import Catalogue
 from gai_yolo.store.node_memory import NodeMemory
 from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.store.run_record import RunRecord, Settled
 from gai_yolo.training.membership import remember
-from gai_yolo.training.rollback import roll_back
+from gai_yolo.training.rollback import roll_back, state_at
 from gai_yolo.training.site import Site
 from gai_yolo.training.snapshots import Found
 from tests.states import content_of, manifest_of, published, store_at
@@ -459,6 +460,26 @@ def test_who_goes_back_is_not_undone_by_any_nodes_memory_or_disk(cluster: Cluste
         assert kept == {"epoch_003.pt", "epoch_004.pt", "step_00000045.pt"}, "memory too is brought to the disk"
         assert list((cluster.folder / node / "shm").glob("*/*.aside-*")) == []
     assert steps(cluster.start("ab", settings=RUN)) == [21, 21]
+
+
+@pytest.mark.parametrize(
+    ("where", "stem"),
+    [
+        ("epoch:2", "epoch_002"),
+        ("epoch_002.pt", "epoch_002"),
+        ("step:20", "epoch_002"),
+        ("step:25", "step_00000025"),
+        ("step_00000025", "step_00000025"),
+    ],
+)
+def test_a_state_is_found_under_what_people_call_it(where: str, stem: str, local: Cluster) -> None:
+    """Loss: a rollback to another state than was meant."""
+    for step, kind in ((20, "epoch"), (25, "step"), (30, "epoch")):
+        published(local.run("a"), step, "epoch" if kind == "epoch" else "step")
+    assert state_at(Catalogue(local.run("a")), where).manifest.stem == stem
+    for none in ("epoch:4", "step:24", "epoch_001", "2", "epoch:", "epoch:2 ", "best"):
+        with pytest.raises(CheckpointError, match=r"write epoch:3|has no complete state at"):
+            state_at(Catalogue(local.run("a")), none)
 
 
 def test_memory_that_is_far_ahead_of_the_disk_is_told(local: Cluster) -> None:
