@@ -72,14 +72,16 @@ def decide(claims: Sequence[Claim], started_over: bool, exact: bool, name: str) 
     Raises:
         Refusal: there are different runs, and a person has to choose.
     """
-    newest = max((claim.record.generation for claim in claims), default=0)
+    last = max((claim.record.generation for claim in claims), default=0)
     if started_over:
-        return RunRecord(f"{newest + 1}-{name}"), [Fate(aside=True, why="the run was started over") for _ in claims]
+        return RunRecord(f"{last + 1}-{name}"), [Fate(aside=True, why="the run was started over") for _ in claims]
     known = {claim.record.run_id for claim in claims if claim.tier == "disk"}
+    counting = [claim.tier == "disk" or not claim.record.anchored or claim.record.run_id in known for claim in claims]
+    newest = max((claim.record.generation for claim, counts in zip(claims, counting, strict=True) if counts), default=0)
     fates = dict.fromkeys(range(len(claims)), KEPT)
     current = []
     for place, claim in enumerate(claims):
-        if claim.tier == "memory" and claim.record.anchored and claim.record.run_id not in known:
+        if not counting[place]:
             fates[place] = Fate(aside=True, why="no run folder knows its run any more")
         elif claim.record.generation < newest:
             fates[place] = Fate(aside=True, why="is of another run than the other nodes'")
@@ -87,7 +89,7 @@ def decide(claims: Sequence[Claim], started_over: bool, exact: bool, name: str) 
             current.append(place)
     candidates = [claims[place] for place in current]
     best = _best(candidates)
-    record = RunRecord(f"{max(newest, 1)}-{name}")
+    record = RunRecord(f"{max(last, 1)}-{name}")
     if best is not None:
         for place in sorted(current, key=lambda place: (claims[place].place, claims[place].tier)):  # so that all refuse alike
             fates[place] = _fate(claims[place], best, exact)
@@ -138,7 +140,7 @@ def _fate(claim: Claim, best: Claim, exact: bool) -> Fate:
 
 
 def _conflict(best: Claim, other: Claim, common: int) -> str:
-    between = differences(best.record.turns[common:], other.record.turns[common:])
+    between = differences(best.record.turns, other.record.turns, common)
     return (
         f"{best.place} ({_said(best.progress)}) and {other.place} ({_said(other.progress)}) hold different runs{between}: nothing is "
         "trained and nothing was changed; move the folder that is not wanted aside, or take --fresh (which keeps both) or another "
@@ -146,13 +148,15 @@ def _conflict(best: Claim, other: Claim, common: int) -> str:
     )
 
 
-def differences(ones: Sequence[Turn], others: Sequence[Turn]) -> str:
-    """In what two runs differ from where they parted, for people; empty if that is not known."""
+def differences(ones: Sequence[Turn], others: Sequence[Turn], common: int) -> str:
+    """In what two runs differ where they part, after so many common turns, for people; empty if that is not known."""
     if not ones or not others:
         return ""
-    one, other = ones[0].settings, others[0].settings
-    keys = differing(one, other)
-    named = [f"{key} is {_short(one[key])} and {_short(other[key])}" for key in keys[:MOST_TOLD]]
+    one, other = (turns[min(common, len(turns) - 1)] for turns in (ones, others))
+    if one.rollback or other.rollback:
+        return " (somebody has gone back in one of them)"
+    keys = differing(one.settings, other.settings)
+    named = [f"{key} is {_short(one.settings[key])} and {_short(other.settings[key])}" for key in keys[:MOST_TOLD]]
     more = [f"and {len(keys) - MOST_TOLD} more keys differ"] if len(keys) > MOST_TOLD else []
     return f" ({', '.join([*named, *more])})" if keys else ""
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
+from random import Random
 from typing import Any, Literal
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gai_yolo.errors import Refusal
 from gai_yolo.store.manifest import Position
@@ -86,6 +90,8 @@ def test_memory_of_a_run_that_no_folder_knows_is_moved_aside() -> None:
     assert record.run_id == "1-a" and fates["a:/memory"].aside and fates["a:/disk"] == KEPT
     _, fates = decided(claim("a", "1-gone", 50, tier="memory"))
     assert fates["a:/memory"].aside
+    record, fates = decided(claim("a", "1-a", 3), claim("b", "2-gone", 50, tier="memory"))
+    assert record.run_id == "1-a" and fates["a:/disk"] == KEPT, "it does not start anybody over either"
 
 
 def test_memory_counts_alone_if_the_folder_was_never_told() -> None:
@@ -163,7 +169,9 @@ def test_changed_settings_are_part_of_the_way() -> None:
     assert record.turns == (turn(),) and fates["a:/disk"].beyond == at(40), "the most progress of one run counts"
     assert decided(claim("a", "1-a", 50, *changed), claim("b", "1-a", 40))[1]["b:/disk"] == KEPT
     assert decided(claim("a", "1-a", 50, *changed), claim("b", "1-b", 40))[1]["b:/disk"] == KEPT, "up to there they are one"
-    assert "loss.box" not in refused(claim("a", "1-a", 50, *changed), claim("b", "1-b", 45)), "one of them made no such turn"
+    assert "(loss.box is 15 and 7.5)" in refused(claim("a", "1-a", 50, *changed), claim("b", "1-b", 45))
+    back = (turn(), turn(20, rollback="r"))
+    assert "(somebody has gone back in one of them)" in refused(claim("a", "1-a", 50), claim("b", "1-b", 45, *back))
     assert "loss.box is 15 and 30" in refused(
         claim("a", "1-a", 50, *changed), claim("b", "1-b", 45, turn(), turn(30, SETTINGS | {"loss.box": 30}))
     )
@@ -200,3 +208,59 @@ def test_turns_follow_the_settings() -> None:
     weights = SETTINGS | {"model.weights": "a.pt"}
     tuned = RunRecord("1-a", turns_after(RunRecord("1-a"), None, weights))
     assert turns_after(tuned, at(20), SETTINGS | {"model.weights": None}) == tuned.turns, "they play no part after the beginning"
+
+
+WAYS = [
+    (turn(),),
+    (turn(), turn(20, SETTINGS | {"loss.box": 15})),
+    (turn(), turn(20, rollback="r1")),
+    (turn(settings=OTHER),),
+    (),
+]
+CLAIMS = st.builds(
+    lambda node, run, step, way, tier, anchored: replace(
+        claim(node, run, step, tier=tier), record=RunRecord(run, WAYS[way], {}, anchored or tier == "disk")
+    ),
+    st.sampled_from("abcd"),
+    st.sampled_from(["1-a", "1-b", "2-c", ""]),
+    st.one_of(st.none(), st.integers(1, 60)),
+    st.sampled_from([0, 0, 0, 1, 2, 3, 4]),
+    st.sampled_from(["disk", "disk", "memory"]),
+    st.booleans(),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(CLAIMS, max_size=5, unique_by=lambda one: (one.place, one.tier)), st.randoms(use_true_random=False), st.booleans())
+def test_whatever_the_nodes_hold_all_decide_alike_and_no_progress_is_passed_over(claims: list[Claim], rng: Random, exact: bool) -> None:
+    """Loss: ranks that disagree, and wait for each other; or states that are moved aside for older ones."""
+
+    def outcome(order: Sequence[Claim]) -> tuple[RunRecord, dict[str, Fate]] | str:
+        try:
+            record, fates = decide(order, started_over=False, exact=exact, name="new")
+        except Refusal as refusal:
+            return str(refusal)
+        return record, {one.place: fate for one, fate in zip(order, fates, strict=True)}
+
+    decision = outcome(claims)
+    assert outcome(rng.sample(claims, len(claims))) == decision
+    if isinstance(decision, str):
+        assert sum(one.progress is not None for one in claims) > 1, "an empty folder refuses nobody"
+        return
+    record, fates = decision
+
+    def kept(one: Claim) -> int:
+        """The step that is still gone on from."""
+        if one.progress is None or fates[one.place].aside:
+            return 0
+        beyond = fates[one.place].beyond
+        return one.progress.step if beyond is None else min(one.progress.step, beyond.step)
+
+    followed = max((one.record.rollbacks for one in claims if kept(one)), default=0)
+    known = {one.record.run_id for one in claims if one.tier == "disk"}
+    counting = [one for one in claims if one.tier == "disk" or not one.record.anchored or one.record.run_id in known]
+    newest = max((one.record.generation for one in counting), default=1)
+    for one in counting:
+        if one.progress is None or one.record.generation < newest or one.record.rollbacks < followed:
+            continue
+        assert one.progress.step <= max(map(kept, claims)), (one, record, fates)
