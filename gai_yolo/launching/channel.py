@@ -2,7 +2,7 @@
 
     server   gai-yolo rendezvous 2 NONCE
     client   NONCE MAC          over both nonces: it knows the secret, now, and not from an older connection
-    server   MAC                so does the server
+    server   MAC                so does the server; or a line of dashes
     then each way: 4 bytes of length, 32 bytes of MAC over direction, number of the message and content, content
 
 Nothing is parsed before its MAC was verified. All that comes before that has a fixed length.
@@ -25,6 +25,8 @@ GREETING_BYTES = len(GREETING) + 2 * NONCE_BYTES + 1
 ANSWER_BYTES = 2 * NONCE_BYTES + 1 + 2 * MAC_BYTES + 1
 PROOF_BYTES = 2 * MAC_BYTES + 1
 LENGTH = struct.Struct(">I")
+REFUSED = b"-" * (PROOF_BYTES - 1) + b"\n"
+"""In place of the server's proof, so that people can be told what is wrong. Who merely hangs up may be busy."""
 HEAD_BYTES = LENGTH.size + MAC_BYTES
 MOST_BYTES = 8 << 20
 """Of a message: the notes of some ten thousand nodes."""
@@ -150,12 +152,9 @@ class Channel:
             raise Stranger("what answers there is no rendezvous of gai-yolo")
         nonce = secrets.token_hex(NONCE_BYTES).encode()
         self._socket.sendall(nonce + b" " + secret.mac("client", match[1], nonce).hex().encode() + b"\n")
-        try:
-            proof = self._read(PROOF_BYTES, deadline)
-        except TimeoutError:
-            raise
-        except ConnectionError:
-            raise Stranger("its launcher has another secret than this one") from None
+        proof = self._read(PROOF_BYTES, deadline)
+        if proof == REFUSED:
+            raise Stranger("its launcher has another secret than this one")
         if not secret.verifies(_unhex(proof[:-1]), "server", match[1], nonce):
             raise Stranger("who answers there does not know this job's secret")
         return Messages.between(secret, match[1], nonce, is_server=False)

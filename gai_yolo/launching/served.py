@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from gai_yolo.launching.board import Notes, pack, unpack
-from gai_yolo.launching.channel import ANSWER_BYTES, HEAD_BYTES, Channel, Greeting
+from gai_yolo.launching.channel import ANSWER_BYTES, HEAD_BYTES, REFUSED, Channel, Greeting, Stranger
 from gai_yolo.launching.secret import Secret
 
 LIVE_SECONDS = 4.0
@@ -166,6 +166,9 @@ class BoardServer:
             writer.write(greeting.line)
             answer = await asyncio.wait_for(reader.readexactly(ANSWER_BYTES), PROVEN_WITHIN)
             proof, messages = greeting.accept(answer)
+        except Stranger:
+            writer.write(REFUSED)
+            raise
         finally:
             self._strangers.pop(task, None)
         if self._members >= self._most:

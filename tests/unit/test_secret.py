@@ -30,6 +30,7 @@ from gai_yolo.launching.channel import (
     HEAD_BYTES,
     MOST_BYTES,
     NONCE_BYTES,
+    REFUSED,
     Channel,
     Greeting,
     Stranger,
@@ -89,9 +90,9 @@ def connect(endpoint: Endpoint) -> socket.socket:
 
 
 def is_hung_up(client: socket.socket) -> bool:
-    """Whether the server ends a connection without another word."""
+    """Whether the server ends a connection, without another word than that the secret is wrong."""
     try:
-        return client.recv(1) == b""
+        return client.recv(len(REFUSED) + 1, socket.MSG_WAITALL) in (b"", REFUSED)
     except ConnectionError:
         return True
 
