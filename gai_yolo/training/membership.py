@@ -79,28 +79,32 @@ def gather_claims(site: Site, memory: NodeMemory | None, started_over: bool) -> 
 
 def own_claims(site: Site, memory: NodeMemory | None, started_over: bool) -> list[Claim]:
     """What this node's run folder and memory say of themselves."""
-    claims, host = [], socket.gethostname()
-    record = None
+    host = socket.gethostname()
+    in_memory = None
+    if memory is not None:
+        try:
+            in_memory = memory.record()
+        except (RecordError, CheckpointError, OSError):
+            in_memory = UNKNOWN
+    on_disk = None
     try:
-        record = site.folder.record()
+        on_disk = site.folder.record()
     except RecordError as error:
-        site.tell(f"{site.folder.record_path} {error}; whose run this is follows from its checkpoints.")
+        on_disk = in_memory  # which was a copy
+        instead = "that of this node's memory is taken" if in_memory else "whose run this is follows from its checkpoints"
+        site.tell(f"{site.folder.record_path} {error}; {instead}.")
     except CheckpointError:
         if not started_over:
             raise
     except OSError as error:
         raise Refusal(f"{error.filename or site.folder.record_path}: cannot be read ({error.strerror}); make it readable.") from None
-    if record is None and names_beyond(site.folder.path, None):
-        record = RunRecord("")
-    if record is not None:
-        claims.append(Claim(f"{host}:{site.folder.path}", "disk", record))
-    if memory is not None:
-        try:
-            record = memory.record()
-        except (RecordError, CheckpointError, OSError):
-            record = UNKNOWN
-        if record is not None:
-            claims.append(Claim(f"{host}:{memory.path}", "memory", record))
+    if on_disk is None and names_beyond(site.folder.path, None):
+        on_disk = RunRecord("")
+    claims = []
+    if on_disk is not None:
+        claims.append(Claim(f"{host}:{site.folder.path}", "disk", on_disk))
+    if memory is not None and in_memory is not None:
+        claims.append(Claim(f"{host}:{memory.path}", "memory", in_memory))
     return claims
 
 

@@ -32,7 +32,7 @@ from gai_yolo.training.membership import remember
 from gai_yolo.training.rollback import roll_back, state_at
 from gai_yolo.training.site import Site
 from gai_yolo.training.snapshots import Found
-from tests.states import content_of, manifest_of, published, store_at
+from tests.states import content_of, flip, manifest_of, published, store_at
 from tests.worlds import good, on_ranks
 
 # --- progress ----------------------------------------------------------------------------------------------------------------
@@ -416,6 +416,31 @@ def test_a_run_of_an_older_version_is_recognised_by_its_checkpoints(local: Clust
     (local.run("b") / ".run_id").write_text("1-feed")
     assert local.ids("b") == ["1-feed"]
     assert steps(local.start("ab", settings=RUN)) == [45, 45]
+
+
+def test_a_damaged_record_costs_nothing_while_memory_has_a_copy(local: Cluster) -> None:
+    """Loss: one flipped bit in a small file, and what memory holds is taken for another run's."""
+    local.start("ab", step=45, settings=RUN)
+    ids = local.ids("a")
+    path = RunFolder(local.run("a")).record_path
+    flip(path)
+    assert steps(local.start("a", settings=RUN)) == [45] and local.ids("a") == ids
+    assert any("that of this node's memory is taken" in line for line in local.told)
+    flip(path)
+    assert steps(local.start("ab", settings=RUN, memory_interval_steps=None)) == [None, None] and local.ids("a") == ids
+
+
+def test_a_record_that_cannot_be_read_is_refused_by_all(local: Cluster) -> None:
+    """Loss: a disk that hiccups is taken for an empty one."""
+    local.start("ab", settings=RUN)
+    path = RunFolder(local.run("b")).record_path
+    path.rename(path.with_name("kept"))
+    path.mkdir()
+    for result in local.try_to_start("ab", settings=RUN):
+        assert isinstance(result, Refusal) and str(path) in str(result) and "cannot be read" in str(result)
+    path.rmdir()
+    path.with_name("kept").rename(path)
+    assert steps(local.start("ab", settings=RUN)) == [None, None]
 
 
 def test_settled_values_are_those_of_any_nodes_record(local: Cluster) -> None:
