@@ -1,8 +1,8 @@
 """The training job: `uv run elastic_train.py` or `torchrun --nproc-per-node 2 elastic_train.py`.
 
 Exit codes: 0 done (or nothing left to do), 2 refused with one line that says why, 3 a process has another state than the others, 4 no
-progress: started again in vain, 75 left after a notice (SIGTERM, SIGUSR1, the cloud's) with the state saved, 76 to be started again (a
-peer was lost, or a step hung), 130 interrupted with Ctrl-C.
+progress: started again in vain, 75 left after a notice (SIGTERM, SIGHUP, SIGUSR1, the cloud's) with the state saved, 76 to be started
+again (a peer was lost, or a step hung), 130 interrupted with Ctrl-C.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from gai_yolo.elastic import outcome
 from gai_yolo.elastic.process import environment_local_rank
 from gai_yolo.errors import INTERRUPTED, Departure, Refusal
 from gai_yolo.job import run_job
+from gai_yolo.reporting.streams import forgive_lost_streams
 from gai_yolo.start import Options
 
 
@@ -52,4 +53,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    forgive_lost_streams()
     sys.exit(main())

@@ -3,6 +3,8 @@
 import sys
 
 from elastic_train import main
+from gai_yolo.reporting.streams import forgive_lost_streams
 
 if __name__ == "__main__":
+    forgive_lost_streams()
     sys.exit(main())

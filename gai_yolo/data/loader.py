@@ -98,7 +98,7 @@ def _start_worker(parent: int, _worker: int) -> None:
     cv2.setNumThreads(0)
     end_with(parent)
     # These reach the whole process group; the training process, which may have to end a step first, ends its workers itself.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     sys.excepthook = _say_unless_parent_is_gone
 

@@ -13,7 +13,9 @@ from types import FrameType
 from gai_yolo.elastic.metadata import CloudWatch
 from gai_yolo.errors import INTERRUPTED, LEFT
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+"""What is heeded; SIGHUP, which a terminal sends that is closed or an ssh session that drops, unless it was ignored before (nohup).
+All of them may reach the whole process group, so processes that work for the training process ignore them: it ends them itself."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Notices:
         for end in (self._reader, self._writer):
             os.set_blocking(end, False)
         self._wakeup_before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._before = {number: signal.signal(number, self._note) for number in SIGNALS if not _is_for_nohup(number)}
 
     def defer(self, on: bool) -> None:
         """Whether Ctrl-C waits for somebody who asks for notices."""
@@ -106,4 +108,8 @@ class Notices:
             return
         with contextlib.suppress(BlockingIOError):
             while numbers := os.read(self._reader, 64):
-                self._signals += [(number, self._clock()) for number in numbers if number in SIGNALS]
+                self._signals += [(number, self._clock()) for number in numbers if number in self._before]
+
+
+def _is_for_nohup(number: int) -> bool:
+    return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN

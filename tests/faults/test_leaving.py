@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -106,3 +109,37 @@ def test_a_step_that_hangs_in_every_start_ends_the_job_with_the_reason(tmp_path:
         r"error: no progress: the last 3 starts went on from step 5 and did not complete another one; the last one: \S+", output
     )
     assert output.count("error: no progress") == 1
+
+
+def test_a_session_that_drops_costs_no_step(tmp_path: Path, cache: Path) -> None:
+    """Loss: everything since the last snapshot, and the writer and the loaders with it, because a laptop was closed; or, as nothing can be
+    said on a terminal that is gone, the state that was about to be saved."""
+    never = ("snapshots.interval_seconds=null", "elastic.memory_interval_steps=null", "training.max_batches_per_epoch=25")
+    arguments = [*CONFIG, *small(tmp_path, cache, *never, "data.workers=1")]
+    master, slave = os.openpty()
+    job = subprocess.Popen(
+        [sys.executable, "elastic_train.py", *arguments],
+        cwd=REPOSITORY,
+        env={**environment(), "TERM": "dumb"},
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # the session's terminal: its end is heard by all of the foreground
+    )
+    os.close(slave)
+    said = ""
+    try:
+        while "step 3/25" not in said:
+            said += os.read(master, 4096).decode(errors="replace")
+        os.close(master)
+        assert job.wait(60) == 75
+    finally:
+        job.kill()
+    records = [json.loads(path.read_text()) for path in (tmp_path / "run" / "goodput").glob("*.json")]
+    again = Running("elastic_train.py", arguments)
+    again.wait_for("going on from")
+    again.send(signal.SIGKILL)
+    again.wait()
+    step = going_on(again.output)
+    assert step >= 3 and f"SIGHUP: left after step {step}" in str(records)

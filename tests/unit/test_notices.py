@@ -62,6 +62,7 @@ def advice(what: str) -> CloudNotice:
     ("number", "expected"),
     [
         (signal.SIGTERM, Notice("SIGTERM", LEFT, 100.0, launcher_knows=True)),
+        (signal.SIGHUP, Notice("SIGHUP", LEFT, 100.0, launcher_knows=True)),
         (signal.SIGUSR1, Notice("SIGUSR1", LEFT, 100.0, launcher_knows=False)),
         (signal.SIGINT, Notice("Ctrl-C", INTERRUPTED, 100.0, launcher_knows=True)),
     ],
@@ -74,6 +75,19 @@ def test_a_signal_stays_until_somebody_asks(number: signal.Signals, expected: No
     assert notices.pending() == expected
     clock.now += 5
     assert notices.pending() == expected, "the time is that of the first look"
+
+
+def test_a_hang_up_that_is_ignored_stays_ignored(cloud: Cloud) -> None:
+    """Loss: a job that was started with nohup ends with the session all the same."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        notices = Notices(cloud)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert notices.pending() is None
+        notices.close()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_first_signal_stands(notices: Notices, clock: Clock) -> None:

@@ -1,0 +1,45 @@
+"""Standard output and error that may go away: a terminal that hung up, a full disk under a log file."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import TYPE_CHECKING, Any, TextIO, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class Forgiving:
+    """A text stream on which nothing fails: what cannot be written is dropped, because nobody can be told and the work goes on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """As of any text stream."""
+        with contextlib.suppress(OSError):
+            return self._stream.write(text)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """As of any text stream."""
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        """As of any text stream."""
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def forgive_lost_streams() -> None:
+    """Let this process's output fail without a trace, for the rest of its life. Otherwise a job whose ssh session drops would end with
+    an error while it says that it saves its state, and Python's own last flush would change its exit code."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, Forgiving):
+            setattr(sys, name, cast(TextIO, Forgiving(stream)))
