@@ -65,6 +65,7 @@ def assemble(
     """
     world, training = site.world, config.training
     loss = DetectionLoss(config.loss.box, config.loss.cls, config.loss.dfl)
+    world.meet()  # DDP compares the models of all ranks
     step = TrainingStep(state, loss, recipe, world, training)
     durable = make_snapshots(config, identity, state, site) if world.is_first else None
     in_memory = make_memory_tier(config, state, site, member.memory.store) if member.memory is not None else None
@@ -109,7 +110,8 @@ def make_snapshots(config: Config, identity: dict[str, Any], state: TrainingStat
             f"{store.run}: the checkpoints to come need about {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free: make room, or keep "
             "fewer (training.checkpoint_interval, snapshots.keep_epochs, snapshots.keep)"
         )
-    return Snapshots(store, config, identity, state, pinned=site.world.device.type == "cuda", tell=site.console.warning)
+    pinned = site.world.device.type == "cuda"
+    return Snapshots(store, config, identity, state, pinned, tell=site.console.warning, alive=site.watchdog.progress)
 
 
 def make_memory_tier(config: Config, state: TrainingState, site: Site, memory: Store) -> MemoryTier | None:
@@ -126,7 +128,7 @@ def make_memory_tier(config: Config, state: TrainingState, site: Site, memory: S
             "set elastic.memory_interval_steps: null"
         )
         return None
-    return MemoryTier(memory, interval, config.snapshots.max_overhead, size, site.tell)
+    return MemoryTier(memory, interval, config.snapshots.max_overhead, size, site.tell, alive=site.watchdog.progress)
 
 
 def make_substitute(

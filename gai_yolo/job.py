@@ -16,12 +16,13 @@ from gai_yolo.elastic import outcome, quick_torch
 from gai_yolo.elastic.goodput import Recorder, process_started
 from gai_yolo.elastic.metadata import CloudWatch
 from gai_yolo.elastic.notices import Notices
-from gai_yolo.elastic.process import World, environment_local_rank, fix_arithmetic, is_lost_peer
+from gai_yolo.elastic.process import World, environment_local_rank, fix_arithmetic, is_lost_peer, lost_peer_line
 from gai_yolo.elastic.records import FINISHED, Phase, high_water
-from gai_yolo.elastic.watchdog import Watchdog
+from gai_yolo.elastic.watchdog import FIRST_STEP_FACTOR, Watchdog
 from gai_yolo.errors import RESTART, ConfigError, Departure, Refusal, Stop
 from gai_yolo.reporting.console import Console, Silent
 from gai_yolo.reporting.reporter import rewind_ledger, write_metrics
+from gai_yolo.sections import ElasticConfig
 from gai_yolo.start import Options, check_progress, compare_nodes, find, open_record, open_run, read_accounts, tell_if_far_ahead
 from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.training.continuation import check_continuation, finished_line, identity_of, settle
@@ -70,7 +71,7 @@ def run_job(config: Config, options: Options) -> None:
         console.close()  # last, because the training thread may hold the terminal's lock
 
     elastic = config.elastic
-    watchdog = Watchdog(notices, elastic.grace_seconds, elastic.step_timeout_seconds, farewell)
+    watchdog = Watchdog(notices, elastic.grace_seconds, elastic.step_timeout_seconds, farewell, idle_timeout=idle_patience(elastic))
     watchdog.start()
 
     def enter(phase: Phase) -> None:
@@ -103,6 +104,11 @@ def run_job(config: Config, options: Options) -> None:
         notices.close()
 
 
+def idle_patience(config: ElasticConfig) -> float:
+    """Seconds that a process may be in one wait outside of steps. Not less where steps may take long: then disks may be slow, too."""
+    return max(config.timeout_seconds, FIRST_STEP_FACTOR * config.step_timeout_seconds)
+
+
 def run_with(config: Config, options: Options, site_of: Callable[[World], Site], enter: Callable[[Phase], None]) -> None:
     """The same, watched."""
     if config.training.exact:
@@ -110,8 +116,12 @@ def run_with(config: Config, options: Options, site_of: Callable[[World], Site],
     enter(Phase.RENDEZVOUS)
     try:
         world = World(config.training.device, config.training.threads, config.elastic.timeout_seconds)
+        world.begin_long_work()
         enter(Phase.LOAD)
-        run_at(config, options, site_of(world))
+        with world.leaving_on_error():
+            site = site_of(world)
+            site.watchdog.others = world
+            run_at(config, options, site)
         world.close()
     except RuntimeError as error:
         if not is_lost_peer(error):
@@ -139,8 +149,7 @@ def run_at(config: Config, options: Options, site: Site) -> None:
 
 def lost_peer(error: RuntimeError, failures: list[str]) -> Departure:
     """What to raise when another process, or a loader, does not answer any more."""
-    reason = f"peer lost: {str(error).strip().splitlines()[0][:200]}"
-    return Departure("; ".join([reason, *failures]), RESTART)
+    return Departure("; ".join([lost_peer_line(error), *failures]), RESTART)
 
 
 def run_in(config: Config, options: Options, site: Site, environment: Environment) -> None:
@@ -185,6 +194,7 @@ def train_to_the_end(config: Config, options: Options, indexes: tuple[Index, Ind
                     "training.amp: none, or look at the data of these steps (reporting.ledger), and start again."
                 ) from None
             site.console.warning(f"{bad}: going back to the last good state")
+            site.world.begin_long_work()
             site.enter(Phase.LOAD)
     raise AssertionError("not reached")
 
@@ -247,7 +257,8 @@ def train_watched(run: Run) -> None:
     site.watchdog.rescue = run.saver.save_now
     site.notices.defer(True)
     try:
-        train(run)
+        with site.world.leaving_on_error():
+            train(run)
     except WentBad:
         raise
     except Stop as stop:

@@ -182,7 +182,7 @@ class SnapshotsConfig(Section):
     keep_every: int | None = Field(default=None, ge=1)
     """With a number in `keep_epochs`: every this many epochs the checkpoint is kept for ever."""
     patience_seconds: NonNegative = 600.0
-    """How long the end of training waits for a disk that does not take the last checkpoint."""
+    """How long the end of training waits for a disk that takes nothing of the last checkpoint."""
 
 
 class ElasticConfig(Section):
@@ -205,10 +205,11 @@ class ElasticConfig(Section):
     grace_seconds: float = Field(default=15.0, ge=2.0, json_schema_extra=LOCAL)
     """Time between a notice and the end of the machine: the state is saved and the process gone well within it."""
     step_timeout_seconds: Positive = 60.0
-    """A step that takes longer than this and 10 times the median hangs: the process says where, saves its state and ends, to be
-    started again."""
+    """A step, or an evaluation's batch, that takes longer than this and 10 times the median hangs: the process says where, saves its state
+    and ends, to be started again."""
     timeout_seconds: Positive = 300.0
-    """How long processes wait for each other outside of steps (data checks, evaluation)."""
+    """How long processes wait for one that gives no sign of life. Reading data, evaluating and waiting for a disk may take any time; a
+    process that has done nothing at all there for so long, and five times `step_timeout_seconds`, is ended, to be started again."""
 
 
 class EvaluationConfig(Section):

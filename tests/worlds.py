@@ -10,7 +10,6 @@ from typing import TypeVar
 import torch
 
 from gai_yolo.elastic.process import World
-from gai_yolo.errors import Refusal
 
 T = TypeVar("T")
 PATIENCE = 20.0
@@ -18,28 +17,37 @@ PATIENCE = 20.0
 
 
 class Meeting:
-    """Where the ranks meet."""
+    """Where the ranks meet.
 
-    def __init__(self, size: int) -> None:
-        self.barrier = threading.Barrier(size, timeout=PATIENCE)
+    Args:
+        patience: seconds that they wait there for each other.
+    """
+
+    def __init__(self, size: int, patience: float = PATIENCE) -> None:
+        self.barrier = threading.Barrier(size, timeout=patience)
         self.items: list[bytes] = [b""] * size
+
+    def exchange(self, rank: int, item: T) -> list[T]:
+        """The items of all ranks, on each."""
+        self.items[rank] = pickle.dumps(item)
+        self.barrier.wait()
+        items = [pickle.loads(data) for data in self.items]
+        self.barrier.wait()
+        return items
 
 
 class ThreadWorld(World):
     """One rank of several; every item goes through pickle, as between processes."""
 
-    def __init__(self, rank: int, size: int, per_node: int, meeting: Meeting) -> None:
+    def __init__(self, rank: int, size: int, per_node: int, meeting: Meeting, beats_meeting: Meeting) -> None:
         self.rank, self.world_size, self.local_world_size = rank, size, per_node
         self.local_rank, self.node = rank % per_node, rank // per_node
         self.device = torch.device("cpu")
-        self._meeting = meeting
+        self._meeting, self._beats_meeting = meeting, beats_meeting
 
     def gather(self, item: T) -> list[T]:
-        self._meeting.items[self.rank] = pickle.dumps(item)
-        self._meeting.barrier.wait()
-        items = [pickle.loads(data) for data in self._meeting.items]
-        self._meeting.barrier.wait()
-        return items
+        self.meet()
+        return self._meeting.exchange(self.rank, item)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.copy_(torch.stack(self.gather(tensor)).sum(0))
@@ -47,27 +55,18 @@ class ThreadWorld(World):
     def broadcast_bytes(self, data: bytes, source: int) -> bytes:
         return self.gather(data)[source]
 
-    def from_first(self, make: Callable[[], T]) -> T:
-        outcome: T | Refusal | None = None
-        if self.is_first:
-            try:
-                outcome = make()
-            except Refusal as refusal:
-                outcome = refusal
-        result = self.gather(outcome)[0]
-        if isinstance(result, Refusal):
-            raise result
-        return result  # type: ignore[return-value]
+    def least(self, number: int) -> int:
+        return min(self._beats_meeting.exchange(self.rank, number))
 
 
-def on_ranks(size: int, action: Callable[[World], T], per_node: int = 1) -> list[T | Exception]:
-    """What `action` returns, or raises, on each rank."""
-    meeting = Meeting(size)
+def on_ranks(size: int, action: Callable[[World], T], per_node: int = 1, patience: float = PATIENCE) -> list[T | Exception]:
+    """What `action` returns, or raises, on each rank. Ranks wait for each other for so many seconds of `patience`."""
+    meeting, beats_meeting = Meeting(size, patience), Meeting(size, patience)
     results: list[T | Exception] = [AssertionError("no result")] * size
 
     def work(rank: int) -> None:
         try:
-            results[rank] = action(ThreadWorld(rank, size, per_node, meeting))
+            results[rank] = action(ThreadWorld(rank, size, per_node, meeting, beats_meeting))
         except Exception as error:
             results[rank] = error
 

@@ -28,7 +28,16 @@ from gai_yolo.launching.forking import ForkServer
 from gai_yolo.launching.processes import die_with_parent
 
 REPOSITORY = Path(__file__).parents[1]
-AFTER_START = ("PYTEST_CURRENT_TEST", "PYTHONUNBUFFERED", "PYTHONPATH", "GAI_YOLO_FAULTS", "TROUBLE", "TROUBLE_STEP", "TROUBLE_RANK")
+AFTER_START = (
+    "PYTEST_CURRENT_TEST",
+    "PYTHONUNBUFFERED",
+    "PYTHONPATH",
+    "GAI_YOLO_FAULTS",
+    "TROUBLE",
+    "TROUBLE_STEP",
+    "TROUBLE_RANK",
+    "SLOW_SECONDS",
+)
 """Variables that may differ: nobody looks at them while anything is imported, or `follow_python_path` makes up for it."""
 TORCHRUN = ["-m", "torch.distributed.run"]
 

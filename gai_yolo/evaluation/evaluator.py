@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -53,11 +54,15 @@ class Evaluator:
         self._records = {record.image_id: record for record in index.images}
 
     @torch.inference_mode()
-    def __call__(self, model: YOLO12) -> Evaluation:
-        """Evaluate a model in eval mode; to be called on all ranks, with equal weights."""
+    def __call__(self, model: YOLO12, watched: Callable[[Iterable[Batch]], Iterable[Batch]] = iter) -> Evaluation:
+        """Evaluate a model in eval mode; to be called on all ranks, with equal weights.
+
+        Args:
+            watched: hands on the batches, and sees when each is done.
+        """
         sums: dict[int, list[float]] = {}
         detections: list[ImageDetections] = []
-        for number, batch in zip(self.loader.numbers, self.loader, strict=True):
+        for number, batch in zip(self.loader.numbers, watched(self.loader), strict=True):
             batch_sums, found = self._evaluate(model, batch.to(self.world.device))
             sums[number] = batch_sums.tolist()
             detections += found

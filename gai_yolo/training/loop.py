@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gai_yolo.config import Config
 from gai_yolo.data.loader import TrainingLoader
 from gai_yolo.data.order import Plan
-from gai_yolo.detector import YOLO12
 from gai_yolo.elastic.accounting import report
 from gai_yolo.elastic.records import FINISHED, Phase
 from gai_yolo.errors import RESTART, Departure
 from gai_yolo.evaluation.coco_metrics import STAT_NAMES
-from gai_yolo.evaluation.evaluator import Evaluation
+from gai_yolo.evaluation.evaluator import Evaluator
 from gai_yolo.reporting.reporter import Reporter
 from gai_yolo.training.digest import DivergenceAlarm
 from gai_yolo.training.saver import Saver
@@ -38,7 +37,7 @@ class Run:
     loader: TrainingLoader
     step: TrainingStep
     alarm: DivergenceAlarm
-    evaluate: Callable[[YOLO12], Evaluation]
+    evaluate: Evaluator
     saver: Saver
     reporter: Reporter
     site: Site
@@ -55,7 +54,9 @@ def train(run: Run) -> None:
     """
     run.saver.catch_up()
     for epoch in range(run.state.epoch + 1, run.config.training.epochs + 1):
+        run.site.world.end_long_work()
         row = train_epoch(run, epoch)
+        run.site.world.begin_long_work()
         run.site.enter(Phase.EVALUATION)
         evaluate_epoch(run, epoch, row)
         run.state.end_epoch(row)
@@ -67,7 +68,7 @@ def train(run: Run) -> None:
         tell_goodput(run, run.state.step)
     run.site.enter(Phase.CLOSING)
     # The other processes must not leave before: a launcher takes their end for the job's.
-    run.site.world.from_first_in_time(run.saver.finish)
+    run.site.world.from_first(run.saver.finish)
     run.site.recorder.ended(FINISHED)
     tell_goodput(run, None)
 
@@ -137,10 +138,12 @@ def leave(run: Run) -> None:
     Raises:
         Departure: unless the notice was withdrawn meanwhile.
     """
+    world = run.site.world
     run.alarm.compare(run.state)
-    failures = run.saver.save_now()
-    world, notice = run.site.world, run.site.notices.pending()
+    world.begin_long_work()  # one rank's disk may be slow
+    failures, notice = run.saver.save_now(), run.site.notices.pending()
     found = [one for one in world.gather((world.node, notice) if notice else None) if one]
+    world.end_long_work()
     if not found:
         return
     tell_goodput(run, None)
@@ -166,7 +169,7 @@ def evaluate_epoch(run: Run, epoch: int, row: dict[str, Any]) -> None:
     row.update(dict.fromkeys((*VAL_COLUMNS, *STAT_NAMES)))
     if epoch % run.config.evaluation.interval and epoch != run.config.training.epochs:
         return
-    evaluation = run.evaluate(run.state.ema.model)
+    evaluation = run.evaluate(run.state.ema.model, run.site.watchdog.counted)
     row.update(zip(VAL_COLUMNS, (evaluation.losses[name] for name in LOSSES), strict=True))
     row.update({name: value if value >= 0 else None for name, value in evaluation.metrics.stats.items()})
     run.reporter.evaluated(epoch, run.state.step, evaluation)

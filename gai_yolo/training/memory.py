@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal, cast
 
 import torch
 
@@ -18,15 +18,21 @@ from gai_yolo.store.retention import Policy
 from gai_yolo.store.store import Store
 from gai_yolo.training.buffers import StateBuffer, open_state
 
+WATCHED_EVERY = 1.0
+"""Seconds between two looks at a write that is waited for."""
 NEWEST_ONLY = Policy(keep_steps=0, keep_epochs=0)
 """The newest complete one is always kept."""
 ASSUMED_BYTES_PER_SECOND = 300e6
 """Of serialising, hashing and writing a state that was not measured yet."""
 
 
-def keep(store: Store, manifest: Manifest, content: Mapping[str, Any]) -> None:
-    """Write a state, complete on return, and let those before it go; raises as `Store.publish`."""
-    store.publish(manifest, lambda file: torch.save(dict(content), file))
+def keep(store: Store, manifest: Manifest, content: Mapping[str, Any], moved: Callable[[], None] = lambda: None) -> None:
+    """Write a state, complete on return, and let those before it go; raises as `Store.publish`.
+
+    Args:
+        moved: is called for each piece that is written.
+    """
+    store.publish(manifest, lambda file: torch.save(dict(content), cast(BinaryIO, _Noticed(file, moved))))
     store.prune(NEWEST_ONLY)
 
 
@@ -58,6 +64,20 @@ def save_for_the_first(base: Path, run: Path, run_id: str, size: int, manifest: 
         memory.release()
 
 
+class _Noticed:
+    """A file that tells of each write."""
+
+    def __init__(self, file: BinaryIO, moved: Callable[[], None]) -> None:
+        self._file, self._moved = file, moved
+
+    def write(self, data: bytes) -> int:
+        self._moved()
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
 class MemoryTier:
     """Keeps the newest state, through the same store as on disks.
 
@@ -69,6 +89,7 @@ class MemoryTier:
         interval: in steps, or `auto`: at most `max_overhead` of the time.
         expected_bytes: size of a state.
         tell: is given sentences for people; from the training thread only.
+        alive: is called while the training thread waits for something that moves.
     """
 
     def __init__(
@@ -79,7 +100,9 @@ class MemoryTier:
         expected_bytes: int,
         tell: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
+        self._alive, self._num_writes = alive, 0
         self.store, self.interval, self.max_overhead, self._tell, self._clock = store, interval, max_overhead, tell, clock
         self._buffer = StateBuffer(expected_bytes, pinned=False)
         self._thread = ThreadPoolExecutor(1, "memory-tier")
@@ -124,7 +147,7 @@ class MemoryTier:
             RunFolderBusy: another job uses this node's memory for the run.
         """
         with self._publishing:
-            keep(self.store, manifest, content)
+            keep(self.store, manifest, content, self._note_write)
 
     def close(self) -> None:
         """Wait for what is being written."""
@@ -140,11 +163,19 @@ class MemoryTier:
         self.save_now(manifest, state)
         return self._clock() - started
 
+    def _note_write(self) -> None:
+        self._num_writes += 1
+
     def _end_writing(self) -> None:
         writing, self._writing = self._writing, None
         if writing is None:
             return
         try:
+            seen = -1
+            while not wait([writing], WATCHED_EVERY).done:
+                if seen != self._num_writes:
+                    self._alive()
+                seen = self._num_writes
             seconds = writing.result()
         except RunFolderBusy as busy:
             self._is_lost = True

@@ -83,10 +83,10 @@ class Saver:
         if self.durable is not None:
             self.durable.catch_up(self.state)
 
-    def finish(self, meanwhile: Callable[[], None]) -> None:
+    def finish(self) -> None:
         """To be called after the last epoch: everything is on the disk on return; as `Snapshots.finish`."""
         if self.durable is not None:
-            self.durable.finish(meanwhile)
+            self.durable.finish()
 
     def save_now(self) -> list[str]:
         """Save the last completed step's state on all tiers of this rank, without another process, without any collective, from any

@@ -43,15 +43,25 @@ class Snapshots:
         config: settled.
         identity: what is saved beside the state to recognise the run: configuration, classes, data digest.
         tell: is given sentences for people.
+        alive: is called while the training thread waits here for a disk.
     """
 
     def __init__(
-        self, store: Store, config: Config, identity: dict[str, Any], state: TrainingState, pinned: bool, tell: Callable[[str], None]
+        self,
+        store: Store,
+        config: Config,
+        identity: dict[str, Any],
+        state: TrainingState,
+        pinned: bool,
+        tell: Callable[[str], None],
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
         self.config, self.identity, self.pinned, self._tell = config, identity, pinned, tell
         self.store = store
         run, fence, policy = store.run, store.fence, policy_of(config)
-        self.writer = BackgroundWriter(lambda: WriterProcess(run, fence, policy), tell, self._written, lambda: store.fs.free_bytes(run))
+        self.writer = BackgroundWriter(
+            lambda: WriterProcess(run, fence, policy), tell, self._written, lambda: store.fs.free_bytes(run), alive=alive
+        )
         self._fingerprint = fingerprint(config)
         self._expected = expected_bytes(state)
         # Made now, so that the first capture does not wait for memory.
@@ -98,16 +108,13 @@ class Snapshots:
         if not any(self.store.flaw_of(one) is None for one in there):
             self.after_epoch(state)
 
-    def finish(self, meanwhile: Callable[[], None]) -> None:
+    def finish(self) -> None:
         """Wait until everything is on the disk.
-
-        Args:
-            meanwhile: is called every second.
 
         Raises:
             CheckpointError: it could not be written, for as long as `snapshots.patience_seconds`.
         """
-        if not self.writer.drain(self.config.snapshots.patience_seconds, meanwhile, HANGING):
+        if not self.writer.drain(self.config.snapshots.patience_seconds, HANGING, while_moving=True):
             raise CheckpointError(
                 f"{', '.join(self.writer.unwritten)}: could not be written within snapshots.patience_seconds; make room and start "
                 "again: it goes on from the newest complete checkpoint."

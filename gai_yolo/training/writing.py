@@ -29,14 +29,20 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds before a failed write is tried again; doubled with each failure."""
 HANGING = 60.0
 """Seconds after which a write that has not ended is told (or 20 times the last one's)."""
+SLOWEST_DISK = 1e6
+"""Bytes a second that a disk takes which works: nobody sees a sync move."""
+GIVEN_UP = 10
+"""A writer in which nothing has moved for so many times what makes it stuck is replaced by another."""
+KILLED_WITHIN = 1.0
+"""Seconds; a process that waits for a dead disk does not end when it is killed."""
 MOST_WAITING_EPOCHS = 4
 """Epoch checkpoints that may wait in memory."""
 START = """
 import signal
-# Before the seconds that importing torch takes: Ctrl-C and a launcher's SIGTERM reach the whole process group, and the training
-# process says when to stop.
-signal.signal(signal.SIGINT, signal.SIG_IGN)
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
+# Before the seconds that importing torch takes: Ctrl-C, a launcher's SIGTERM, a scheduler's SIGUSR1 and a terminal's SIGHUP reach the
+# whole process group, and the training process says when to stop.
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
 from gai_yolo.training.writer import main
 main()
 """
@@ -88,6 +94,26 @@ class WriterProcess:
         answer: Answer = receive(self._connection)[0]
         return answer
 
+    @property
+    def progress(self) -> int:
+        """A number that changes while it works: bytes that it has read and written, and its processor time. The same for ever where the
+        system does not tell; Linux does."""
+        folder = Path("/proc") / str(self._process.pid)
+        try:
+            counters = [int(line.split()[1]) for line in (folder / "io").read_text().splitlines()]
+            ticks = (folder / "stat").read_text().rpartition(")")[2].split()[11:13]
+        except (OSError, ValueError, LookupError):
+            return 0
+        return sum(counters) + sum(map(int, ticks))
+
+    def kill(self) -> bool:
+        """End it; returns whether it has ended."""
+        self._process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(KILLED_WITHIN)
+            return True
+        return False
+
     def close(self, patience: float) -> None:
         """Let it end by itself, which it does when it has nothing to do; after the seconds of `patience` without us."""
         # Not only closed: loader processes forked since hold copies of the descriptor.
@@ -113,6 +139,7 @@ class BackgroundWriter:
         tell: is given a sentence when something goes wrong (once for each outage), and when it works again.
         written: is told of each checkpoint that is complete.
         free_bytes: room on the disk.
+        alive: is called while the training thread waits here for the disk.
     """
 
     def __init__(
@@ -122,7 +149,9 @@ class BackgroundWriter:
         written: Callable[[Job, Answer], None],
         free_bytes: Callable[[], int],
         clock: Callable[[], float] = time.monotonic,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
+        self._alive = alive
         self._start, self._tell, self._written, self._free_bytes, self._clock = start, tell, written, free_bytes, clock
         self._process: WriterProcess | None = None
         self._sent: Job | None = None
@@ -131,7 +160,9 @@ class BackgroundWriter:
         self._failures = 0
         self._not_before = 0.0
         self._sent_at, self._last_seconds = 0.0, 0.0
-        self._told_hanging = False
+        self._moved, self._moved_at = 0, 0.0
+        """What the writer's progress was, and since when."""
+        self._told_hanging, self._is_killed = False, False
         self._told_notes: set[str] = set()
 
     def buffer(self) -> StateBuffer | None:
@@ -153,8 +184,9 @@ class BackgroundWriter:
         for old in [old for old in self._waiting if old.manifest.kind == "step"]:
             self._drop(old)
         self._waiting.append(job)
-        while len(self._waiting) > MOST_WAITING_EPOCHS and not self._is_stuck:
+        while len(self._waiting) > MOST_WAITING_EPOCHS and not self._is_stuck and job.manifest.kind == "epoch":
             self.poll(0.05)
+            self._alive()
         while len(self._waiting) > MOST_WAITING_EPOCHS:
             self._tell(f"{self._waiting[0].name} is given up: the disk has not worked for too long; newer ones wait for it")
             self._drop(self._waiting[0])
@@ -173,22 +205,21 @@ class BackgroundWriter:
         if self._sent is None and self._clock() >= self._not_before:
             self._send_next()
 
-    def drain(self, patience: float, meanwhile: Callable[[], None] = lambda: None, first_try: float = 0.0) -> bool:
-        """Wait until everything is on the disk; returns whether it is. Gives up when nothing was written for so many seconds.
+    def drain(self, patience: float, first_try: float = 0.0, while_moving: bool = False) -> bool:
+        """Wait until everything is on the disk; returns whether it is. Gives up when no checkpoint was written for so many seconds.
 
         Args:
-            meanwhile: is called every second.
             first_try: seconds that it waits in any case while no try has failed: the writer itself may be starting.
+            while_moving: gives up only when nothing has moved in the writer for so long.
         """
         now = self._clock()
-        in_any_case, next_call = now + first_try, now + 1.0
+        in_any_case = now + first_try
         left, deadline = self._num_left, now + patience
         while not self.is_idle and (now < deadline or (self._failures == 0 and now < in_any_case)):
             self.poll(0.05)
             now = self._clock()
-            if now >= next_call:
-                meanwhile()
-                next_call = now + 1.0
+            if while_moving and self._sent is not None:
+                deadline = max(deadline, self._moved_at + patience)
             if self._num_left < left:
                 left, deadline = self._num_left, now + patience
         return self.is_idle
@@ -210,7 +241,17 @@ class BackgroundWriter:
 
     @property
     def _is_stuck(self) -> bool:
-        return self._failures > 0 or self._told_hanging
+        return self._failures > 0 or (self._sent is not None and self._clock() - self._moved_at > self._stuck_after)
+
+    @property
+    def _stuck_after(self) -> float:
+        """Seconds without any progress."""
+        assert self._sent is not None
+        return max(self._told_after, self._sent.buffer.content.size / SLOWEST_DISK)
+
+    @property
+    def _told_after(self) -> float:
+        return max(HANGING, 20 * self._last_seconds)
 
     def _send_next(self) -> None:
         job = self._waiting[0] if self._waiting and self._waiting[0].buffer.ready() else None
@@ -225,6 +266,7 @@ class BackgroundWriter:
         if job is not None:
             self._waiting.remove(job)
             self._sent, self._sent_at, self._told_hanging = job, self._clock(), False
+            self._moved_at, self._is_killed = self._sent_at, False
 
     def _receive(self, timeout: float) -> None:
         assert self._sent is not None and self._process is not None
@@ -283,14 +325,23 @@ class BackgroundWriter:
         self.close(0.0)
 
     def _watch(self) -> None:
-        assert self._sent is not None
-        seconds = self._clock() - self._sent_at
-        if not self._told_hanging and seconds > max(HANGING, 20 * self._last_seconds):
+        assert self._sent is not None and self._process is not None
+        now, moved = self._clock(), self._process.progress
+        if moved != self._moved:
+            self._moved, self._moved_at = moved, now
+        still = now - self._moved_at
+        if not self._told_hanging and now - self._sent_at > self._told_after:
             self._told_hanging = True
+            state = "and is being written" if still < HANGING / 2 else f"and nothing has moved for {still:.0f} s"
             self._tell(
-                f"{self._sent.name} has been on its way to the disk for {seconds:.0f} s ({_megabytes(self._sent.buffer.content.size)}, "
-                f"free {self._free()}; the last one took {self._last_seconds:.1f} s); training goes on"
+                f"{self._sent.name} has been on its way to the disk for {now - self._sent_at:.0f} s, {state} "
+                f"({_megabytes(self._sent.buffer.content.size)}, free {self._free()}; the last one took {self._last_seconds:.1f} s); "
+                "training goes on"
             )
+        if not self._is_killed and still > GIVEN_UP * self._stuck_after:
+            # Should the disk hold it, it cannot be ended, and another one would be held as well: then it is waited for.
+            self._is_killed = True
+            self._process.kill()
 
     def _drop(self, job: Job) -> None:
         self._waiting.remove(job)

@@ -6,9 +6,9 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -17,6 +17,9 @@ from gai_yolo.errors import RunFolderBusy
 from gai_yolo.store.catalogue import Catalogue
 from gai_yolo.store.filesystem import FileSystem
 from gai_yolo.store.lease import raise_fence
+from gai_yolo.store.manifest import Manifest
+from gai_yolo.store.store import Store
+from gai_yolo.training import memory
 from gai_yolo.training.memory import ASSUMED_BYTES_PER_SECOND, MemoryTier
 from gai_yolo.training.snapshots import newest
 from tests.states import Gate, Refusing, content_of, manifest_of, names, store_at
@@ -281,3 +284,23 @@ def test_closing_gives_the_memory_back_even_if_telling_fails(run: Path) -> None:
         tier.close()
     time.sleep(0.01)
     assert threading.active_count() <= threads
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_who_waits_for_a_write_that_moves_says_so(moves: bool, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss: slow storage under `elastic.memory_folder` is taken for a step that hangs; or a write that hangs is waited for."""
+    monkeypatch.setattr(memory, "WATCHED_EVERY", 0.05)
+
+    def slow(_store: Store, _manifest: Manifest, _content: Mapping[str, Any], moved: Callable[[], None]) -> None:
+        for _ in range(40):
+            time.sleep(0.01)
+            if moves:
+                moved()
+
+    monkeypatch.setattr(memory, "keep", slow)
+    said: list[int] = []
+    tier = MemoryTier(store_at(run, None), 5, 0.01, SIZE, pytest.fail, alive=lambda: said.append(1))
+    content = content_of(5)
+    tier.save(manifest_of(content), content)
+    tier.close()
+    assert len(said) >= 3 if moves else len(said) == 1, "the first look only"

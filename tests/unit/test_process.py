@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
-from collections.abc import Callable
 
 import pytest
 
@@ -11,47 +12,116 @@ from gai_yolo.elastic.process import World, is_lost_peer
 from gai_yolo.errors import CheckpointError
 from tests.worlds import good, on_ranks
 
+PATIENCE = 1.5
+"""Seconds that ranks wait for each other in these tests; longer than a beat."""
 
-def test_all_wait_for_what_takes_the_first_longer_than_ranks_wait_for_each_other() -> None:
-    """Loss: the last checkpoint's slow disk, and the other ranks give the job up, or call it done."""
-    ended: list[tuple[int, float]] = []
 
-    def slow(meanwhile: Callable[[], None]) -> str:
-        for _ in range(5):
-            meanwhile()
-            time.sleep(0.05)
-        ended.append((-1, time.monotonic()))
-        return "done"
+@pytest.mark.parametrize("slow", [0, 1])
+def test_ranks_wait_for_long_work_wherever_it_is_done(slow: int) -> None:
+    """Loss: a job that is started again for ever, because one rank scores, reads or fills its cache for longer than ranks wait."""
 
-    def action(world: World) -> str:
-        said = world.from_first_in_time(slow)
-        ended.append((world.rank, time.monotonic()))
-        return said
+    def score() -> str:
+        time.sleep(2 * PATIENCE)
+        return "scored"
 
-    assert good(on_ranks(3, action)) == ["done"] * 3
-    assert min(ended, key=lambda end: end[1])[0] == -1 and len(ended) == 4
+    def action(world: World) -> tuple[list[int], str]:
+        world.begin_long_work()
+        if world.rank == slow:
+            time.sleep(2 * PATIENCE)
+        everybody = world.gather(world.rank)
+        said = world.from_first(score)
+        world.together(lambda: time.sleep(2 * PATIENCE if world.rank == slow else 0))
+        world.end_long_work()
+        return everybody, said
+
+    assert good(on_ranks(2, action, patience=PATIENCE)) == [([0, 1], "scored")] * 2
+
+
+def test_outside_of_long_work_a_rank_that_does_not_come_is_given_up() -> None:
+    """Loss: a hanging rank keeps all others, in each step, for ever; and a test of the above that would hold without any beats."""
+
+    def action(world: World) -> list[int]:
+        world.begin_long_work()
+        world.end_long_work()
+        if world.rank == 1:
+            time.sleep(2 * PATIENCE)
+        return world.gather(world.rank)
+
+    assert all(isinstance(result, RuntimeError) for result in on_ranks(2, action, patience=PATIENCE))
+
+
+def test_a_rank_that_dies_is_missed_by_those_who_wait_and_those_who_work() -> None:
+    """Loss: an hour of scoring for a job that has lost its other half; or ranks that wait for the dead for ever."""
+    seen: list[str | None] = []
+
+    def action(world: World) -> None:
+        world.begin_long_work()
+        if world.rank == 2:
+            time.sleep(0.3)
+            world.leave()  # as a process that is gone: nobody beats for it
+            return
+        if world.rank == 1:
+            time.sleep(PATIENCE + 2.0)
+            seen.append(world.lost)
+        world.meet()
+
+    results = on_ranks(3, action, patience=PATIENCE)
+    assert [type(result) for result in results[:2]] == [threading.BrokenBarrierError] * 2
+    assert seen and str(seen[0]).startswith("peer lost: ")
+
+
+def test_who_waits_for_others_says_so() -> None:
+    """Loss: the watchdog of a rank that waits for another one's scoring takes it for a hang."""
+
+    def action(world: World) -> bool:
+        world.begin_long_work()
+        if world.rank == 1:
+            time.sleep(0.5)
+            world.leave()
+            return False
+        watched: list[bool] = []
+        threading.Timer(0.2, lambda: watched.append(world.is_waiting)).start()
+        with contextlib.suppress(RuntimeError):
+            world.meet()
+        return watched[0] and not world.is_waiting
+
+    assert good(on_ranks(2, action, patience=PATIENCE)) == [True, False]
+
+
+def test_long_work_begins_and_ends_again_and_again() -> None:
+    """Loss: beats of one evaluation that are counted in the next."""
+
+    def action(world: World) -> int:
+        for number in range(20):
+            world.begin_long_work()
+            if (number + world.rank) % 3 == 0:
+                time.sleep(0.005)
+            assert world.gather(number) == [number] * 3
+            world.end_long_work()
+        world.end_long_work()
+        return len(world.gather(None))
+
+    assert good(on_ranks(3, action)) == [3] * 3
 
 
 def test_what_the_first_refuses_all_refuse() -> None:
     """Loss: processes that wait for ever for one that has said what is wrong and gone."""
 
-    def refuse(meanwhile: Callable[[], None]) -> None:
-        meanwhile()
+    def refuse() -> None:
         raise CheckpointError("no room")
 
-    results = on_ranks(3, lambda world: world.from_first_in_time(refuse))
+    results = on_ranks(3, lambda world: world.from_first(refuse))
     assert [str(result) for result in results] == ["no room"] * 3
     assert all(isinstance(result, CheckpointError) for result in results)
 
 
 def test_alone_nobody_is_asked(world: World) -> None:
     """Loss: a run of one process needs a process group."""
-
-    def make(meanwhile: Callable[[], None]) -> int:
-        meanwhile()
-        return 5
-
-    assert world.from_first_in_time(make) == 5
+    world.begin_long_work()
+    world.meet()
+    assert world.from_first(lambda: 5) == 5 and world.gather(6) == [6]
+    assert not world.is_waiting and world.lost is None
+    world.end_long_work()
 
 
 @pytest.mark.parametrize(

@@ -54,8 +54,7 @@ class Durable(Snapshots):
     def after_epoch(self, state: TrainingState) -> None:
         self.did.append(f"epoch {state.epoch}")
 
-    def finish(self, meanwhile: Callable[[], None]) -> None:
-        meanwhile()
+    def finish(self) -> None:
         self.did.append("finish")
 
     def close(self, patience: float) -> None:
@@ -134,7 +133,7 @@ def test_an_epochs_end_is_saved_on_both_tiers(saving: Saving, state: TrainingSta
     """Loss: an evaluation is done again after every crash."""
     state.end_epoch({"mAP50-95": 0.5})
     saving.saver.after_epoch()
-    saving.saver.finish(lambda: None)
+    saving.saver.finish()
     saving.saver.close(1.0)
     assert saving.durable.did == ["epoch 1", "finish", "close 1"]
     content = saving.contents()["memory"]
@@ -147,7 +146,7 @@ def test_a_rank_without_tiers_only_passes_on(state: TrainingState) -> None:
     assert not saver.is_due(5) and saver.is_due(5, at_once=True)
     saver.after_step(agreed=True)
     saver.after_epoch()
-    saver.finish(lambda: None)
+    saver.finish()
     assert saver.save_now() == []
     saver.close(0.0)
 

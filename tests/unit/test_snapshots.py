@@ -675,7 +675,7 @@ def test_epochs_are_saved_when_due_or_best_and_a_former_best_that_was_not_due_go
             contents[f"epoch_{epoch:03d}"] = content_of(state)
             step_ended(snapshots, state)
             snapshots.after_epoch(state)
-        snapshots.finish(lambda: None)
+        snapshots.finish()
         assert snapshots.writer.is_idle
     assert told == [] and snapshots.count == 5, "2, 3, 4, 6 and 7; not 1 and 5, which are neither due nor better"
     found = manifests(run / "checkpoints")
@@ -712,13 +712,13 @@ def test_an_epochs_state_that_only_memory_had_is_brought_to_the_disk(there: str,
             snapshots.save_now(make_manifest("step", state, "f" * 16), content_of(state))
         elif there != "nothing":
             snapshots.after_epoch(state)
-            snapshots.finish(lambda: None)
+            snapshots.finish()
         data = run / "checkpoints" / "epoch_002.pt"
         if there == "damaged":
             data.write_bytes(bytes(data.stat().st_size))
     with snapshots_of(run, config, state, told) as snapshots:
         snapshots.catch_up(state)
-        snapshots.finish(lambda: None)
+        snapshots.finish()
         assert snapshots.count == (0 if there == "the checkpoint" else 1)
         train_a_step(state, 3.0)
         snapshots.catch_up(state)
@@ -748,7 +748,7 @@ def test_snapshots_come_at_their_interval_and_hold_the_state_and_whose_it_is(run
         train_a_step(state, 12.0)
         step_ended(snapshots, state)
         assert not snapshots.writer.is_idle
-        snapshots.finish(lambda: None)
+        snapshots.finish()
     three, six, nine, twelve = (f"step_{step:08d}" for step in (3, 6, 9, 12))
     assert seen == [[], [], [three], [three], [three], [three, six], [three, six], [three, six], [six, nine], [six, nine], [six, nine]]
     assert told == [] and snapshots.count == 4
@@ -778,7 +778,7 @@ def test_run_whose_last_checkpoint_cannot_be_written_says_so_and_does_not_end_we
         state.end_epoch({"epoch": 1, "mAP50-95": 0.5})
         snapshots.after_epoch(state)
         with pytest.raises(CheckpointError, match=r"checkpoints/epoch_001\.pt.*snapshots\.patience_seconds"):
-            snapshots.finish(lambda: None)
+            snapshots.finish()
         while not told:
             snapshots.writer.poll(0.05)
         assert "epoch_001.pt could not be written: No such file or directory" in told[0] and snapshots.count == 0

@@ -6,17 +6,18 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import NoReturn
 
 import pytest
 
 from gai_yolo.elastic.notices import Notice, Notices
 from gai_yolo.elastic.records import Phase
-from gai_yolo.elastic.watchdog import FIRST_STEP_FACTOR, TICK, Watchdog
+from gai_yolo.elastic.watchdog import FIRST_STEP_FACTOR, LOST_PATIENCE, TICK, Watchdog, activity_of
 from gai_yolo.errors import LEFT, RESTART
 from tests.harness import REPOSITORY, environment
 
-GRACE, STEP_TIMEOUT = 15.0, 60.0
+GRACE, STEP_TIMEOUT, IDLE_TIMEOUT = 15.0, 60.0, 300.0
 
 
 class Standing(Notices):
@@ -41,7 +42,9 @@ class Scene:
         self.left = threading.Event()
         self.notices = Standing()
         clock = time.monotonic if real_time else lambda: self.now
-        self.dog = Watchdog(self.notices, grace, step_timeout, self.farewell, self.leave, clock)
+        self.active = 0.0
+        """Processor time of the training thread; stands still unless a test moves it."""
+        self.dog = Watchdog(self.notices, grace, step_timeout, self.farewell, self.leave, clock, IDLE_TIMEOUT, lambda: self.active)
 
     def farewell(self, code: int, reason: str, launcher_knows: bool) -> None:
         if self.terminal_is_gone:
@@ -117,17 +120,125 @@ def test_a_run_of_long_steps_is_not_taken_for_hanging(scene: Scene) -> None:
     assert scene.look_after(2.0)
 
 
-@pytest.mark.parametrize("phase", [Phase.EVALUATION, Phase.LOAD, Phase.CLOSING])
+OWN_WORK = [Phase.EVALUATION, Phase.LOAD, Phase.CLOSING]
+
+
+@pytest.mark.parametrize("phase", OWN_WORK)
 def test_only_steps_are_timed(phase: Phase, scene: Scene) -> None:
     """Loss: an evaluation of an hour is taken for a step; or the first step after it for one that took an hour."""
     for _ in range(3):
         scene.step(1.0)
     scene.dog.enter(phase)
-    assert not scene.look_after(3600.0)
+    for _ in range(60):
+        scene.active += 0.001  # it computes, or reads
+        assert not scene.look_after(IDLE_TIMEOUT - 1)
     scene.dog.enter(Phase.SNAPSHOT)
+    assert not scene.look_after(STEP_TIMEOUT + 1), "a checkpoint between epochs is no step"
+    scene.dog.enter(Phase.DATA)
     assert not scene.look_after(STEP_TIMEOUT - 1)
     scene.dog.step_done()
     assert scene.dog.patience == STEP_TIMEOUT
+
+
+@pytest.mark.parametrize("phase", OWN_WORK)
+def test_a_thread_that_does_nothing_at_all_hangs(phase: Phase, scene: Scene) -> None:
+    """Loss: a job of one process that waits for a dead network disk, or for itself, until a person looks."""
+    scene.dog.rescue = scene.rescue
+    scene.dog.enter(phase)
+    assert not scene.look_after(IDLE_TIMEOUT)
+    assert scene.look_after(1.0)
+    assert scene.did[0] == "saved" and f"{RESTART} {phase} hung: nothing has moved for 301 s (in " in scene.did[1]
+
+
+def test_an_evaluation_without_a_batch_hangs_even_if_it_computes(scene: Scene) -> None:
+    """Loss: a loader or a GPU that does not answer any more, in an evaluation, where no step is missed; PyTorch's waiting is not idle."""
+    scene.dog.enter(Phase.EVALUATION)
+    batches = scene.dog.counted(range(10))
+    for _ in range(5):
+        next(batches)
+        scene.now += 8.0
+    scene.active += 1.0
+    assert not scene.look_after(STEP_TIMEOUT)
+    scene.active += 1.0
+    assert scene.look_after(20.0 + 1.0)
+    assert f"{RESTART} evaluation hung: no batch for 89 s, see the stacks above" in scene.did[0]
+
+
+def test_slow_batches_are_no_hang_nor_what_follows_them(scene: Scene) -> None:
+    """Loss: a large model's evaluation on a slow machine, or its scoring, which has no batches, is ended each time."""
+    scene.dog.enter(Phase.EVALUATION)
+    for _ in scene.dog.counted(range(6)):
+        assert not scene.look_after(FIRST_STEP_FACTOR * STEP_TIMEOUT)
+    scene.active += 1.0
+    assert not scene.look_after(10 * FIRST_STEP_FACTOR * STEP_TIMEOUT)
+
+
+class Waiting:
+    """Other ranks that work."""
+
+    is_waiting = True
+    lost: str | None = None
+
+
+@pytest.mark.parametrize("phase", [Phase.EVALUATION, Phase.LOAD, Phase.CLOSING, Phase.REPORTING])
+def test_who_waits_for_others_long_work_does_not_hang(phase: Phase, scene: Scene) -> None:
+    """Loss: every rank but the one that scores is ended, again and again."""
+    others = Waiting()
+    scene.dog.others = others
+    scene.dog.enter(phase)
+    assert not scene.look_after(3600.0)
+    others.is_waiting = False
+    assert not scene.look_after(IDLE_TIMEOUT) and scene.look_after(1.0)
+
+
+def test_who_works_when_another_rank_is_lost_is_ended(scene: Scene) -> None:
+    """Loss: an hour of scoring for a job that has lost its other half, before anybody starts it again."""
+    others = Waiting()
+    scene.dog.others, scene.dog.rescue = others, scene.rescue
+    scene.dog.enter(Phase.EVALUATION)
+    assert not scene.look()
+    others.is_waiting, others.lost = False, "peer lost: connection reset"
+    assert not scene.look() and not scene.look_after(LOST_PATIENCE - 0.1), "it may say so itself"
+    assert scene.look_after(0.1)
+    assert scene.did[:2] == ["saved", f"{RESTART} peer lost: connection reset; the last step's state is saved (known to the launcher)"]
+
+
+def test_waiting_for_a_disk_that_moves_is_no_hang(scene: Scene) -> None:
+    """Loss: a slow disk ends the training, by way of a step that waits for it."""
+    for _ in range(3):
+        scene.step(1.0)
+    scene.dog.enter(Phase.SNAPSHOT)
+    for _ in range(100):
+        assert not scene.look_after(STEP_TIMEOUT - 1)
+        scene.dog.progress()
+    assert scene.look_after(STEP_TIMEOUT + 1)
+
+
+def test_activity_is_that_of_the_thread() -> None:
+    """Loss: the watchdog's own looks count for work, and nothing ever hangs; or one who works stands still."""
+    ready, go_on = threading.Event(), threading.Event()
+    measured: list[Callable[[], float]] = []
+
+    def work() -> None:
+        measured.append(activity_of(threading.get_ident()))
+        ready.set()
+        go_on.wait()
+        sum(range(100_000))
+        ready.set()
+        threading.Event().wait(0.5)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    ready.wait()
+    time.sleep(0.1)
+    idle = measured[0]()
+    time.sleep(0.1)
+    assert measured[0]() == idle
+    ready.clear()
+    go_on.set()
+    ready.wait()
+    assert measured[0]() > idle
+    thread.join()
 
 
 @pytest.mark.parametrize(
