@@ -2,7 +2,7 @@
 
 Exit codes: 0 done (or nothing left to do), 2 refused with one line that says why, 3 a process has another state than the others, 4 no
 progress: started again in vain, 75 left after a notice (SIGTERM, SIGHUP, SIGUSR1, the cloud's) with the state saved, 76 to be started
-again (a peer was lost, or a step hung), 130 interrupted with Ctrl-C.
+again (a peer was lost, or something hung), 130 interrupted with Ctrl-C.
 """
 
 from __future__ import annotations
