@@ -2,7 +2,8 @@
 
 Exit codes: 0 done (or nothing left to do), 2 refused with one line that says why, 3 a process has another state than the others, 4 no
 progress: started again in vain, 75 left after a notice (SIGTERM, SIGHUP, SIGUSR1, the cloud's) with the state saved, 76 to be started
-again (a peer was lost, or something hung), 130 interrupted with Ctrl-C.
+again (a peer was lost, or something hung, or something stands in the way that time can mend; without a launcher or torchrun's restarts
+that is a refusal), 130 interrupted with Ctrl-C.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +22,9 @@ from gai_yolo.errors import INTERRUPTED, Departure, Refusal
 from gai_yolo.job import run_job
 from gai_yolo.reporting.streams import forgive_lost_streams
 from gai_yolo.start import Options
+
+PAUSE = 10.0
+"""Seconds before torchrun tries again what time can mend."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,11 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run_job(load_config(given.config, given.set), Options(given.resume, given.fresh, given.tensorboard))
     except Refusal as refusal:
-        if environment_local_rank() == 0 and not refusal.told:
-            print(f"error: {refusal}", file=sys.stderr, flush=True)
-        outcome.report(refusal.exit_code, str(refusal))  # a wrong configuration is known before there is a job
-        outcome.end_agent()
-        return refusal.exit_code
+        outcome.report(refusal.ending, str(refusal))  # a wrong configuration is known before there is a job
+        return leave_refused(refusal)
     except Departure as departure:
         # Peers may be dead and loaders in mid-batch: an orderly end of the interpreter would wait for them.
         sys.stdout.flush()
@@ -50,6 +52,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0
+
+
+def leave_refused(refusal: Refusal) -> int:
+    """Say why; returns the exit code. What time can mend is no refusal where somebody starts this process again."""
+    again = refusal.is_transient and outcome.is_started_again()
+    if environment_local_rank() == 0 and not refusal.told and not (again and outcome.has_launcher()):
+        print(f"{'waiting' if again else 'error'}: {refusal}", file=sys.stderr, flush=True)
+    if not again:
+        outcome.end_agent()
+        return refusal.exit_code
+    if not outcome.has_launcher():
+        time.sleep(PAUSE)  # torchrun has no pause between two starts; all processes of a node are here, and none ends the others
+    return refusal.ending.exit_code
 
 
 if __name__ == "__main__":

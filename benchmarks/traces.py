@@ -12,7 +12,7 @@ from typing import Any, get_args
 from benchmarks.simulation import GRACEFUL, Costs, Kind, Restart, Restarts, Strike, own_policy, replay
 from gai_yolo.elastic.accounting import REPORT_FILE, Interruption, Report, from_json
 from gai_yolo.elastic.causes import KILLED
-from gai_yolo.elastic.records import FINISHED, Phase, parse_records, read_records
+from gai_yolo.elastic.records import Phase, parse_records, read_records
 from gai_yolo.elastic.timeline import DOWNTIME, LOST, PARTS, REPLAYED, USEFUL, Start, share_out, starts_of
 from gai_yolo.errors import Refusal
 from gai_yolo.sections import SnapshotsConfig
@@ -109,7 +109,7 @@ def compare(trace: Trace, costs: Costs) -> Comparison:
     report = trace.report
     nodes = max([report.world_size, *(one.world_before for one in report.interruptions)])
     policy = own_policy(costs, 3600 * SnapshotsConfig().hours_between_failures)
-    simulated = replay(schedule_of(report, costs), report.wall, costs, policy, nodes, report.outcome == FINISHED)
+    simulated = replay(schedule_of(report, costs), report.wall, costs, policy, nodes, report.finished)
     return Comparison(_shares(report.seconds, report.wall), _shares(simulated.seconds, simulated.wall))
 
 

@@ -17,9 +17,9 @@ from gai_yolo.elastic.goodput import Recorder, process_started
 from gai_yolo.elastic.metadata import CloudWatch
 from gai_yolo.elastic.notices import Notices
 from gai_yolo.elastic.process import World, environment_local_rank, fix_arithmetic, is_lost_peer, lost_peer_line
-from gai_yolo.elastic.records import FINISHED, Phase, high_water
+from gai_yolo.elastic.records import Phase, high_water
 from gai_yolo.elastic.watchdog import FIRST_STEP_FACTOR, Watchdog
-from gai_yolo.errors import RESTART, ConfigError, Departure, Refusal, Stop
+from gai_yolo.errors import ConfigError, Departure, Ending, Refusal, Stop
 from gai_yolo.reporting.console import Console, Silent
 from gai_yolo.reporting.reporter import rewind_ledger, write_metrics
 from gai_yolo.sections import ElasticConfig
@@ -62,9 +62,9 @@ def run_job(config: Config, options: Options) -> None:
     cloud.start()
     notices = Notices(cloud)
 
-    def farewell(code: int, reason: str, launcher_knows: bool) -> None:
-        recorder.ended(reason)
-        outcome.report(code, reason)
+    def farewell(ending: Ending, reason: str, launcher_knows: bool) -> None:
+        recorder.ended(ending, reason)
+        outcome.report(ending, reason)
         if not launcher_knows:
             outcome.end_agent()
         print(f"warning: {socket.gethostname()}: {reason}", file=sys.stderr, flush=True)
@@ -82,20 +82,22 @@ def run_job(config: Config, options: Options) -> None:
     try:
         run_with(config, options, lambda world: Site(world, folder, console, notices, watchdog, recorder), enter)
     except Departure as departure:
-        recorder.ended(departure.reason)
+        recorder.ended(departure.ending, departure.reason)
         console.warning(f"{departure.reason}; the same command goes on from the newest complete state in {config.run_folder}")
-        outcome.report(departure.exit_code, departure.reason)
+        outcome.report(departure.ending, departure.reason)
         raise
     except KeyboardInterrupt:
-        recorder.ended("Ctrl-C")
+        recorder.ended(Ending.INTERRUPTED, "Ctrl-C")
         console.warning(f"interrupted; the same command goes on from the newest complete state in {config.run_folder}")
         raise
     except Refusal as refusal:
-        recorder.ended(f"refused: {refusal}")
+        recorder.ended(refusal.ending, f"{refusal.ending}: {refusal}")
         raise
     except Exception as error:
         # A bug, which stays loud; whoever looks at the accounts is to know of it too.
-        recorder.ended(f"failed: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}")
+        words = f"failed: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        recorder.ended(Ending.FAILED, words)
+        outcome.report(Ending.FAILED, words)
         raise
     finally:
         watchdog.stop()
@@ -149,7 +151,7 @@ def run_at(config: Config, options: Options, site: Site) -> None:
 
 def lost_peer(error: RuntimeError, failures: list[str]) -> Departure:
     """What to raise when another process, or a loader, does not answer any more."""
-    return Departure("; ".join([lost_peer_line(error), *failures]), RESTART)
+    return Departure("; ".join([lost_peer_line(error), *failures]), Ending.PEER_LOST)
 
 
 def run_in(config: Config, options: Options, site: Site, environment: Environment) -> None:
@@ -168,7 +170,7 @@ def run_in(config: Config, options: Options, site: Site, environment: Environmen
         state = train_to_the_end(config, options, indexes, site, run)
         # Whoever lets its memory go, or says that the job is done, must know that no other one starts again.
         if not site.world.wait_for_all():
-            raise Departure("peer lost: at the end", RESTART)
+            raise Departure("peer lost: at the end", Ending.PEER_LOST)
         if memory is not None and is_on_disk(state):
             memory.remove()
     finally:
@@ -177,8 +179,8 @@ def run_in(config: Config, options: Options, site: Site, environment: Environmen
     site.console.info(finished_line(state, config.training.epochs))
     folder = site.folder
     site.console.info(f"checkpoints: {folder.checkpoints}  pictures: {folder.predictions}  TensorBoard: {folder.tensorboard}")
-    site.recorder.ended(FINISHED)
-    outcome.report(0, FINISHED)
+    site.recorder.ended(Ending.FINISHED)
+    outcome.report(Ending.FINISHED, Ending.FINISHED)
 
 
 def train_to_the_end(config: Config, options: Options, indexes: tuple[Index, Index], site: Site, run: Membership) -> TrainingState:
@@ -222,7 +224,7 @@ def go_on(
             site.console.info(note)
     if first:
         open_record(site, accounts)
-    check_progress(accounts, 0 if found is None else found.manifest.position.step)
+    check_progress(site, accounts, 0 if found is None else found.manifest.position.step)
     if first:
         run = remember(site, run, found, identity, settlement.values)
 

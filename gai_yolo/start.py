@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections import defaultdict
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,9 @@ from gai_yolo.config import Config
 from gai_yolo.elastic.goodput import Identity, process_started
 from gai_yolo.elastic.outcome import LAUNCHER_VARIABLE
 from gai_yolo.elastic.process import launch_id, was_restarted
-from gai_yolo.elastic.records import FINISHED, Record, keep_records, next_number, parse_records, read_records
-from gai_yolo.errors import NoProgress, Refusal
+from gai_yolo.elastic.progress import judge_progress
+from gai_yolo.elastic.records import keep_records, next_number, read_records
+from gai_yolo.errors import Refusal
 from gai_yolo.store.catalogue import Catalogue
 from gai_yolo.store.node_memory import NodeMemory
 from gai_yolo.training.agreement import decide
@@ -24,11 +25,6 @@ from gai_yolo.training.membership import Membership, gather_claims, join
 from gai_yolo.training.recovery import agree
 from gai_yolo.training.site import Site
 from gai_yolo.training.snapshots import Found
-
-MOST_IN_VAIN = 3
-"""Starts in a row that may end without a new step."""
-NO_HOPE = "no progress"
-"""How that is said."""
 
 
 @dataclass(frozen=True)
@@ -168,53 +164,29 @@ def open_record(site: Site, accounts: Sequence[Mapping[str, Any]]) -> None:
     """
     world, folder = site.world, site.folder.goodput
     start = world.gather(os.urandom(4).hex())[0]
+    node, number = f"{socket.gethostname()}-{world.node}", next_number(accounts)
     if world.is_first_on_node:
         keep_records(folder, accounts, site.tell)
-        node = f"{socket.gethostname()}-{world.node}"
-        number = next_number(accounts)
         launcher = os.environ.get(LAUNCHER_VARIABLE)
         if number == 1 and launcher is not None:
             # A job begins with its launcher. Later this would be downtime, or beside the training of others.
             site.recorder.begin_at(process_started(launcher))
-        site.recorder.open(folder, Identity(number, start, node, world.rank, world.world_size), site.tell)
+    site.recorder.open(folder, Identity(number, start, node, world.rank, world.world_size, world.local_rank), site.tell)
 
 
-def check_progress(accounts: Sequence[Mapping[str, Any]], step: int) -> None:
-    """Whether there is hope in starting again from a step.
+def check_progress(site: Site, accounts: Sequence[Mapping[str, Any]], step: int) -> None:
+    """Wait where starts from this step came to nothing again and again; on all ranks alike.
 
     Args:
         accounts: records of earlier starts.
 
     Raises:
-        NoProgress: the last `MOST_IN_VAIN` starts went on from it as well, and none has completed another step.
+        NoProgress: as `judge_progress`.
     """
-    by_start: dict[int, list[Record]] = defaultdict(list)
-    for record in parse_records(accounts):
-        by_start[record.number].append(record)
-    in_vain: list[str] = []
-    for _, records in sorted(by_start.items(), reverse=True):
-        outcomes = [record.outcome for record in records if record.outcome] or ["ended without a word"]
-        if any(record.origin not in (None, step) or record.highest > step for record in records):
-            break
-        if any(was_followed_by_hand(outcome) for outcome in outcomes):
-            break
-        if not any(was_asked_to_leave(outcome) for outcome in outcomes):
-            in_vain.append(outcomes[0])
-    if len(in_vain) >= MOST_IN_VAIN:
-        raise NoProgress(
-            f"{NO_HOPE}: the last {len(in_vain)} starts went on from step {step} and did not complete another one; the last one: "
-            f"{in_vain[0]}. Mend that and start again; nothing was lost."
-        )
-
-
-def was_followed_by_hand(outcome: str) -> bool:
-    """Whether a person has started the job again after a start that ended so."""
-    return outcome == FINISHED or NO_HOPE in outcome or outcome.startswith(("Ctrl-C", "refused"))
-
-
-def was_asked_to_leave(outcome: str) -> bool:
-    """Whether a start that ended so ended because of a notice, or because nodes came or went; it says nothing about the job."""
-    return outcome.startswith("peer left") or ": left " in outcome or ": this process leaves" in outcome
+    delay = judge_progress(accounts, step)
+    if delay.reason:
+        site.console.warning(delay.reason)
+        time.sleep(delay.seconds)  # a notice ends the process meanwhile: nothing is at stake yet
 
 
 def find(options: Options, site: Site, memory: NodeMemory | None, exact: bool) -> Found | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from gai_yolo.elastic.goodput import Identity, Recorder
 from gai_yolo.elastic.records import Phase
+from gai_yolo.errors import Ending
 
 EPOCH = 1_700_000_000.0
 """When simulated jobs begin, seconds since 1970."""
@@ -61,10 +62,10 @@ class Node:
             self.spend(Phase.STEP, seconds)
             self.recorder.step_done(step, 1 + (step - 1) // 100)
 
-    def end(self, outcome: str | None = None) -> dict[str, Any]:
+    def end(self, ending: Ending | None = None, words: str | None = None) -> dict[str, Any]:
         """The record that is left, after the last word or without one."""
-        if outcome is not None:
-            self.recorder.ended(outcome)
+        if ending is not None:
+            self.recorder.ended(ending, words)
         self.recorder.close()
         return self.record()
 

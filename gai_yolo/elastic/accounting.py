@@ -20,9 +20,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from gai_yolo.elastic.causes import cause_of
-from gai_yolo.elastic.records import FINISHED, Phase, Record, parse_records
+from gai_yolo.elastic.causes import Cause, cause_of
+from gai_yolo.elastic.records import Phase, Record, Said, parse_records
 from gai_yolo.elastic.timeline import DOWNTIME, LOST, PARTS, USEFUL, Start, extend, share_out, starts_of
+from gai_yolo.errors import Ending
 
 REPORT_FILE = "goodput.json"
 """In the run folder; see `as_json`."""
@@ -57,6 +58,8 @@ class Interruption:
     """Seconds to the exec of the next start."""
     world_before: int
     world_after: int | None
+    ending: Said | None = None
+    """Of the cause, if it could say; None also in accounts of older versions."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,13 @@ class Report:
     counted_once: float
     """Seconds in which two starts were alive, or seemed so by clocks that differ."""
     interruptions: tuple[Interruption, ...]
+    ending: Said | None = None
+    """How the newest start ended, if it said so; None also in accounts of older versions."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.ending == Ending.FINISHED or self.outcome == Ending.FINISHED
 
 
 _PARSER = TypeAdapter(Report)
@@ -120,7 +130,7 @@ def report(records: Iterable[Mapping[str, Any]], now: float | None = None) -> Re
         raise ValueError("no start has left a record")
     newest = starts[-1]
     silence = None if now is None else now - max(record.beat for record in newest.nodes)
-    if now is not None and silence is not None and silence <= SILENCE and all(record.outcome is None for record in newest.nodes):
+    if now is not None and silence is not None and silence <= SILENCE and all(record.ending is None for record in newest.nodes):
         newest.running = True
         extend(newest.record, min(SILENCE, max(0.0, now - newest.record.end)))
     share_out(starts)
@@ -131,12 +141,13 @@ def report(records: Iterable[Mapping[str, Any]], now: float | None = None) -> Re
     useful_steps = sum(start.distinct_steps for start in starts)
     all_steps = sum(start.record.useful_steps + start.record.replayed_steps for start in starts)
     where = next((start.record for start in reversed(starts) if start.record.step is not None), newest.record)
+    cause = _cause(newest)
     pace = next((start.record.pace for start in reversed(starts) if start.record.pace is not None), None)
     return Report(
         as_of=max(start.end for start in starts),
         running=newest.running,
         silence=silence,
-        outcome=_outcome(newest),
+        outcome=cause.words if cause else None,
         phase=newest.record.phase,
         starts=len(starts),
         world_size=newest.record.world_size,
@@ -157,6 +168,7 @@ def report(records: Iterable[Mapping[str, Any]], now: float | None = None) -> Re
         paused=math.fsum(start.gap for start in starts if start.finished),
         counted_once=max(0.0, math.fsum(start.record.elapsed - math.fsum(start.parts.values()) for start in starts)),
         interruptions=interruptions,
+        ending=cause.ending if cause else None,
     )
 
 
@@ -186,13 +198,13 @@ def _interruption(starts: Sequence[Start], place: int) -> Interruption:
     later = [one.record for one in starts[place + 1 :] if one.record.number > record.number]
     positioned = next((one for one in later if one.origin is not None), None)
     resumed_from = positioned.origin if positioned else None
-    cause, node = cause_of(start.nodes)
+    cause = cause_of([*start.nodes, *start.others])
     return Interruption(
         time=start.end,
         number=record.number,
-        cause=cause,
-        node=node,
-        phase=next((one.phase for one in start.nodes if one.node == node), record.phase),
+        cause=cause.words,
+        node=cause.node,
+        phase=next((one.phase for one in start.nodes if one.node == cause.node), record.phase),
         step=record.step,
         resumed_from=resumed_from,
         source=positioned.source if positioned else "",
@@ -201,13 +213,16 @@ def _interruption(starts: Sequence[Start], place: int) -> Interruption:
         downtime=start.gap,
         world_before=record.world_size,
         world_after=later[0].world_size if later else None,
+        ending=cause.ending,
     )
 
 
-def _outcome(start: Start) -> str | None:
+def _cause(start: Start) -> Cause | None:
+    """Why a start ended, if anybody said so."""
     if start.finished:
-        return FINISHED
-    return cause_of(start.nodes)[0] if any(record.outcome for record in start.nodes) else None
+        return Cause(Ending.FINISHED, Ending.FINISHED)
+    records = [*start.nodes, *start.others]
+    return cause_of(records) if any(record.ending for record in records) else None
 
 
 def _eta(where: Record, pace: float | None, evaluation: float) -> float | None:

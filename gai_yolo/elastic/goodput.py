@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gai_yolo.elastic.outcome import may_be_cause
 from gai_yolo.elastic.record_file import RecordFile
 from gai_yolo.elastic.records import Phase, Record, plain
+from gai_yolo.errors import Ending
 
 STEP_PATIENCE = 0.1
 """Seconds that a step waits for its entry. A disk that takes longer..."""
@@ -40,13 +42,15 @@ class Identity:
     node: str
     rank: int
     world_size: int
+    local_rank: int = 0
+    """Of its node's processes; 0 for the first."""
 
 
 class Recorder:
     """Counts the seconds of one process. Every method may be called from any thread, and none raises because of a disk.
 
-    It begins in memory, in the phase `import` and at the time the process was started; `open` gives it a file. The other
-    processes of a node never open theirs.
+    It begins in memory, in the phase `import` and at the time the process was started; `open` gives it a file. The other processes of a
+    node write theirs only if they end for a reason of their own.
 
     Args:
         process_started: seconds since 1970; see `process_started`.
@@ -62,15 +66,19 @@ class Recorder:
         self._boundaries: deque[float] = deque(maxlen=RECENT + 1)
         self._state = threading.Lock()
         self._file: RecordFile | None = None
+        self._make_file: Callable[[], RecordFile] | None = None
         self._spared_until = 0.0
 
     def open(self, folder: Path, identity: Identity, tell: Callable[[str], None]) -> None:
-        """Keep a file in `folder` from now on; `tell` gets the one message if the disk refuses."""
+        """Keep a file in `folder` from now on, or on another process than its node's first from a word on that may be the cause of the
+        others' ends; `tell` gets the one message if the disk refuses."""
         with self._state:
             record = self._record
             record.number, record.start, record.node = identity.number, identity.start, identity.node
-            record.rank, record.world_size = identity.rank, identity.world_size
-        self._file = RecordFile(folder / record.name, self.record, tell)
+            record.rank, record.world_size, record.local_rank = identity.rank, identity.world_size, identity.local_rank
+            self._make_file = lambda: RecordFile(folder / record.name, self.record, tell)
+        if identity.local_rank == 0:
+            self._file = self._make_file()
         self._note(PATIENCE)
 
     def begin_at(self, moment: float) -> None:
@@ -129,13 +137,16 @@ class Recorder:
         if not self._note(0.0 if spared else STEP_PATIENCE) and not spared:
             self._spared_until = now + SPARED
 
-    def ended(self, outcome: str) -> None:
-        """Say why this start ends: `finished`, `notice: SIGTERM`, `peer lost`, `step hung`, `refused: ...`. The first word stands:
-        it is the nearest to the cause. What follows up to the death of the process is still counted."""
+    def ended(self, ending: Ending, words: str | None = None) -> None:
+        """Say how this start ends, in words for people, too. The first word stands: it is the nearest to the cause. What follows up to the
+        death of the process is still counted."""
         with self._state:
             self._count()
-            if self._record.outcome is None:
-                self._record.outcome, self._record.ended = outcome, self._record.end
+            record = self._record
+            if record.ending is None:
+                record.ending, record.outcome, record.ended = ending, words or str(ending), record.end
+                if self._file is None and self._make_file is not None and may_be_cause(ending):
+                    self._file = self._make_file()
         self._note(PATIENCE)
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from gai_yolo.elastic.metadata import CloudWatch
-from gai_yolo.errors import INTERRUPTED, LEFT
+from gai_yolo.errors import INTERRUPTED, LEFT, Ending
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 """What is heeded; SIGHUP, which a terminal sends that is closed or an ssh session that drops, unless it was ignored before (nohup).
@@ -29,6 +29,11 @@ class Notice:
     """When it was first seen, in seconds of the monotonic clock."""
     launcher_knows: bool
     """Whether torchrun's agent has got it too. If not it would start this process again."""
+
+    @property
+    def ending(self) -> Ending:
+        """How a process ends that heeds it."""
+        return Ending.INTERRUPTED if self.exit_code == INTERRUPTED else Ending.LEFT
 
 
 class Notices:

@@ -6,10 +6,15 @@ import contextlib
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
+from gai_yolo.errors import Ending
+
 VARIABLE = "GAI_YOLO_OUTCOME"
-"""Environment variable: the file, in a folder of the launcher's own, in which workers say why they end, `{"code": int, "reason": str}`."""
+"""Environment variable: the file, in a folder of the launcher's own, in which workers say why they end, `{"code": int, "reason": str,
+"ending": str, "at": float}`; a node's other processes than the first add `.1`, `.2` to its name. Scripts of other makes may leave the
+last two out."""
 LAUNCHER_VARIABLE = "GAI_YOLO_LAUNCHER"
 """Environment variable: process id of the launcher, if there is one."""
 AGENT = os.getppid()
@@ -21,31 +26,47 @@ def is_under_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def has_launcher() -> bool:
+    """Whether there is a launcher that hears what this process says, waits, and says for what."""
+    return VARIABLE in os.environ
+
+
+def is_started_again() -> bool:
+    """Whether somebody starts this process again if it asks for that with its exit code."""
+    return has_launcher() or (is_under_torchrun() and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0")
+
+
 def clear() -> None:
     """Forget what a former process said."""
     if path := _path():
         with contextlib.suppress(OSError):
-            Path(path).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
 
-def report(code: int, reason: str) -> None:
-    """Say how this node's first process ends; those of the others may end because it did."""
+def report(ending: Ending, reason: str) -> None:
+    """Say how this process ends. Of a node's other processes than the first only what may be the cause of the others' ends."""
     path = _path()
-    if not path:
+    if path is None or (os.environ.get("LOCAL_RANK", "0") != "0" and not may_be_cause(ending)):
         return
     with contextlib.suppress(OSError):
-        write(Path(path), code, reason)
+        write(path, ending, reason)
 
 
-def write(path: Path, code: int, reason: str) -> None:
+def may_be_cause(ending: Ending) -> bool:
+    """Whether one process may end so by itself, and the others because of it. What all of them decide alike the first one says."""
+    return ending in (Ending.FAILED, Ending.HUNG, Ending.WAITING)
+
+
+def write(path: Path, ending: Ending, reason: str) -> None:
     """Say it in a file, all of it or nothing; raises `OSError`."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps({"code": code, "reason": reason}))
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(json.dumps({"code": ending.exit_code, "reason": reason, "ending": ending, "at": time.monotonic()}))
     draft.rename(path)
 
 
-def _path() -> str | None:
-    return os.environ.get(VARIABLE) if os.environ.get("LOCAL_RANK", "0") == "0" else None
+def _path() -> Path | None:
+    path, rank = os.environ.get(VARIABLE), os.environ.get("LOCAL_RANK", "0")
+    return None if path is None else Path(path if rank == "0" else f"{path}.{rank}")
 
 
 def end_agent() -> None:

@@ -18,14 +18,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+
+from gai_yolo.errors import Ending
 
 BLOCK = 1024
 """Files are padded with spaces to a multiple of so many bytes, so that writing over one never leaves an old end."""
 ATTEMPTS = 3
 """A file that is read while it is written over may be a mixture; the next look is not."""
-FINISHED = "finished"
-"""The outcome of a start after which nothing was left to do."""
 
 
 class Phase(StrEnum):
@@ -49,13 +49,15 @@ class Phase(StrEnum):
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Clock = Annotated[float, Field(allow_inf_nan=False)]
 """Seconds since 1970."""
+Said = Annotated[Ending, BeforeValidator(lambda said: said if said in list(Ending) else Ending.UNKNOWN)]
+"""An ending, or one of a later version."""
 Count = Annotated[int, Field(ge=0)]
 
 
 @dataclass
 class Record:
-    """One start, as the first process of one node saw it. Times on the wall are `began` plus what its own clock counted, so
-    a wall clock that is set meanwhile shifts nothing."""
+    """One start, as the first process of one node saw it, or another process that had a reason of its own to end. Times on the wall are
+    `began` plus what its own clock counted, so a wall clock that is set meanwhile shifts nothing."""
 
     began: Clock
     """When the process was started."""
@@ -70,6 +72,8 @@ class Record:
     """The same on all nodes of a start, and no other's."""
     node: str = ""
     rank: Count = 0
+    local_rank: Count = 0
+    """Of its node's processes; 0 for the first."""
     world_size: Count = 1
     beat: Clock = 0.0
     """The wall clock when this was written."""
@@ -100,10 +104,16 @@ class Record:
     epochs: Count | None = None
     pace: Seconds | None = None
     """Wall seconds of a step lately, evaluations left out."""
+    ending: Said | None = None
+    """How it ended, if it could say. Missing in records of older versions."""
     outcome: str | None = None
-    """Why it ended, if it could say."""
+    """The same for people."""
     ended: Clock | None = None
     """When it said so."""
+
+    def __post_init__(self) -> None:
+        if self.outcome is not None and self.ending is None:
+            self.ending = Ending.FINISHED if self.outcome == Ending.FINISHED else Ending.UNKNOWN
 
     @property
     def elapsed(self) -> float:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from gai_yolo.elastic.records import FINISHED, Phase, Record
+from gai_yolo.elastic.records import Phase, Record
+from gai_yolo.errors import Ending
 
 USEFUL, REPLAYED, LOST, DOWNTIME = "useful", "replayed", "lost", "downtime"
 PARTS = (
@@ -27,6 +28,9 @@ class Start:
     record: Record
     """Of the node that got furthest."""
     nodes: list[Record]
+    """Of the first processes of all nodes."""
+    others: list[Record]
+    """Of other processes that had a reason of their own to end."""
     known: int
     """The highest step of all starts before it."""
     running: bool = False
@@ -40,7 +44,7 @@ class Start:
     @property
     def finished(self) -> bool:
         """Whether nothing was left to do."""
-        return any(record.outcome == FINISHED for record in self.nodes)
+        return any(record.ending == Ending.FINISHED for record in self.nodes)
 
     @property
     def distinct_steps(self) -> int:
@@ -53,7 +57,11 @@ def starts_of(records: Sequence[Record]) -> list[Start]:
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(record.start, []).append(record)
-    starts = [Start(max(group, key=lambda one: (one.highest, one.end)), group, 0) for group in groups.values()]
+    starts = []
+    for group in groups.values():
+        nodes = [one for one in group if one.local_rank == 0]
+        others = [one for one in group if one.local_rank > 0]
+        starts.append(Start(max(nodes or others, key=lambda one: (one.highest, one.end)), nodes or others, others, 0))
     starts.sort(key=lambda start: (start.record.number, start.record.began))
     known = 0
     for start in starts:

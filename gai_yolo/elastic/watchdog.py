@@ -28,7 +28,7 @@ from typing import NoReturn, Protocol, TypeVar
 from gai_yolo.elastic import outcome
 from gai_yolo.elastic.notices import Notices
 from gai_yolo.elastic.records import Phase
-from gai_yolo.errors import RESTART
+from gai_yolo.errors import Ending
 
 TICK = 0.1
 """Seconds between two looks."""
@@ -74,7 +74,7 @@ class Watchdog:
         grace: seconds between a notice and the end of the machine. A fifth of them is left for the step's end.
         step_timeout: seconds that a step, or the evaluation of a batch, may always take.
         idle_timeout: seconds that the training thread may be in one wait outside of steps.
-        farewell: is called last before the process ends, with the exit code, a sentence, and whether the
+        farewell: is called last before the process ends, with how it does, a sentence, and whether the
             launcher knows.
         leave: ends the process.
         activity: a number that changes when the training thread does anything; its processor time if None. To be made in that thread.
@@ -85,7 +85,7 @@ class Watchdog:
         notices: Notices,
         grace: float,
         step_timeout: float,
-        farewell: Callable[[int, str, bool], None],
+        farewell: Callable[[Ending, str, bool], None],
         leave: Callable[[int], NoReturn] = os._exit,
         clock: Callable[[], float] = time.monotonic,
         idle_timeout: float = 300.0,
@@ -166,20 +166,20 @@ class Watchdog:
     def look(self) -> None:
         """One look; ends the process if something is wrong."""
         if outcome.is_under_torchrun() and os.getppid() != outcome.AGENT:
-            self._depart(RESTART, "the launcher's agent is gone")
+            self._depart(Ending.AGENT_GONE, "the launcher's agent is gone")
         notice = self.notices.pending()
         if notice is not None and self._clock() >= notice.at + self._until_acting():
             end = notice.at + (1 - 1.5 * RESERVE) * self.grace
-            self._depart(notice.exit_code, f"{notice.cause}: this process leaves", notice.launcher_knows, end)
+            self._depart(notice.ending, f"{notice.cause}: this process leaves", notice.launcher_knows, end)
         lost = self.others.lost
         self._lost_at = None if lost is None else self._lost_at or self._clock()
         if lost is not None and self._lost_at is not None and self._clock() - self._lost_at >= LOST_PATIENCE:
-            self._depart(RESTART, lost)
+            self._depart(Ending.PEER_LOST, lost)
         hang = self._hang(self._clock())
         if hang is not None:
             with contextlib.suppress(OSError, ValueError, RuntimeError, AttributeError):  # nowhere to write to
                 faulthandler.dump_traceback(sys.stderr)
-            self._depart(RESTART, f"{hang}, see the stacks above")
+            self._depart(Ending.HUNG, f"{hang}, see the stacks above")
 
     def _hang(self, now: float) -> str | None:
         """What hangs, for people."""
@@ -222,20 +222,20 @@ class Watchdog:
             last_look = now
             self.look()
 
-    def _depart(self, exit_code: int, reason: str, launcher_knows: bool = True, end: float = 0.0) -> None:
+    def _depart(self, ending: Ending, reason: str, launcher_knows: bool = True, end: float = 0.0) -> None:
         said = threading.Lock()
 
         def say_and_leave(*outcome: str) -> None:
             try:
                 if said.acquire(blocking=False):
-                    self._farewell(exit_code, "; ".join((reason, *outcome)), launcher_knows)
+                    self._farewell(ending, "; ".join((reason, *outcome)), launcher_knows)
             finally:
-                self._leave(exit_code)
+                self._leave(ending.exit_code)
 
         # Neither a disk nor a terminal that hangs may hold the process beyond the grace.
         seconds = max(self.grace / 3, end - self._clock())
         _later(seconds, say_and_leave, "the state could not be saved in time")
-        _later(seconds + RESERVE * self.grace, self._leave, exit_code)
+        _later(seconds + RESERVE * self.grace, self._leave, ending.exit_code)
         say_and_leave(*self._save())
 
     def _save(self) -> list[str]:

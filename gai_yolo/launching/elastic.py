@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -23,16 +24,20 @@ from torch.distributed.elastic.rendezvous import (
 )
 
 from gai_yolo.elastic.outcome import VARIABLE as OUTCOME_VARIABLE
-from gai_yolo.errors import Refusal
+from gai_yolo.errors import Ending
 from gai_yolo.launching.command import BACKEND, JOB_VARIABLE, threads_each
 from gai_yolo.launching.ends import (
     CLOSED,
     DONE,
     FAILED,
+    KILLED,
     LAST_WORDS,
     RENDEZVOUS_LOST,
     TERMINATED,
     Outcome,
+    Starts,
+    clear_outcome,
+    have_failed,
     read_outcome,
     write_outcome,
 )
@@ -51,25 +56,24 @@ def run(arguments: Sequence[str], server: ForkServer | None = None) -> int:
     """
     outcome = Path(os.environ[OUTCOME_VARIABLE])
     rendezvous: list[BoardRendezvous] = []
+    exit_codes = fork_workers(server)
 
     def make(parameters: RendezvousParameters) -> BoardRendezvous:
-        rendezvous.append(make_rendezvous(parameters, os.environ[JOB_VARIABLE], outcome))
+        rendezvous.append(make_rendezvous(parameters, os.environ[JOB_VARIABLE], Starts(outcome, time.monotonic, exit_codes)))
         return rendezvous[0]
 
     rendezvous_handler_registry.register(BACKEND, make)
     given = torchrun.parse_args(list(arguments))  # type: ignore[no-untyped-call]
     processes = count_processes(given.nproc_per_node)
     if processes == 0:
-        write_outcome(outcome, Outcome(Refusal.exit_code, "--processes-per-node gpu: this machine has no GPU that PyTorch can use."))
+        write_outcome(outcome, Outcome(Ending.REFUSED, "--processes-per-node gpu: this machine has no GPU that PyTorch can use."))
         return FAILED
     if reason := unknown_torch():
-        write_outcome(outcome, Outcome(Refusal.exit_code, reason))
+        write_outcome(outcome, Outcome(Ending.REFUSED, reason))
         return FAILED
     given.nproc_per_node = str(processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_each(available_cores(), processes)))
     _quieten_tracebacks()
-    if server is not None:
-        fork_workers(server)
     death = Death(outcome)
     code = _end_of(lambda: torchrun.run(given))  # type: ignore[no-untyped-call]
     death.is_over()
@@ -106,7 +110,8 @@ class Death:
     def is_over(self) -> None:
         """Take no more signals, and put the outcome back if it was one that must not be lost."""
         self._seen = True
-        if self._said is not None and self._said.code in LAST_WORDS:
+        if self._said is not None and self._said.ending in LAST_WORDS:
+            clear_outcome(self._outcome)
             write_outcome(self._outcome, self._said)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -134,7 +139,7 @@ def _end_of(action: Callable[[], Any]) -> int:
         rank, failure = error.get_first_failure()
         end = f"was killed by {failure.signal_name()}" if failure.exitcode < 0 else f"ended with code {failure.exitcode}"
         _say(f"rank {rank} {end}, and there are no restarts left")
-        return FAILED
+        return FAILED if have_failed([failure.exitcode for failure in error.failures.values()]) else KILLED
     return DONE
 
 

@@ -199,14 +199,14 @@ class BoardRendezvous(RendezvousHandler):
             self._handler._op_executor.run(_RendezvousExitOp(), time.monotonic() + LEAVE_WITHIN)
 
 
-def make_rendezvous(parameters: RendezvousParameters, job: str, outcome: Path) -> BoardRendezvous:
+def make_rendezvous(parameters: RendezvousParameters, job: str, starts: Starts) -> BoardRendezvous:
     """For torchrun's registry.
 
     Raises:
         BoardLost: there is nobody at its endpoint.
     """
     with _lost():
-        return BoardRendezvous(parameters, job, Starts(outcome, time.monotonic))
+        return BoardRendezvous(parameters, job, starts)
 
 
 def _board_at(address: str) -> Board:

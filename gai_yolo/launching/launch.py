@@ -16,7 +16,7 @@ from gai_yolo.launching.arguments import LaunchError, Settings, settings_from
 from gai_yolo.launching.attachment import Target
 from gai_yolo.launching.board import BoardRefused
 from gai_yolo.launching.command import agent_command, agent_environment
-from gai_yolo.launching.ends import CLOSED, FAILED, RENDEZVOUS_LOST, End, History, Verdict, code_when_told, read_outcome
+from gai_yolo.launching.ends import CLOSED, FAILED, RENDEZVOUS_LOST, End, History, Verdict, clear_outcome, code_when_told, read_outcome
 from gai_yolo.launching.meeting import EndpointMeeting, FileMeeting, Meeting
 from gai_yolo.launching.processes import TICK, Child, adopt_orphans, end_orphans, reap_orphans
 from gai_yolo.launching.run_name import UNNAMED, JobDone, agree_on_run, numbered, random_name
@@ -129,7 +129,7 @@ class Launcher:
         return code_when_told(self._signals.told, None)
 
     def _run_agent(self, target: Target, run: str) -> End:
-        self._outcome.unlink(missing_ok=True)
+        clear_outcome(self._outcome)
         local_address = self._meeting.local_address(target)
         agent = Child(
             agent_command(self._settings, self._meeting.address(target), run, local_address),

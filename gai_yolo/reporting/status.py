@@ -18,7 +18,7 @@ from rich.text import Text
 
 from gai_yolo.elastic.accounting import REPORT_FILE, Interruption, Report, as_json, from_json, report
 from gai_yolo.elastic.causes import KILLED
-from gai_yolo.elastic.records import FINISHED, parse_records, read_records
+from gai_yolo.elastic.records import parse_records, read_records
 from gai_yolo.errors import Refusal
 from gai_yolo.store.run_folder import RunFolder
 
@@ -136,7 +136,7 @@ def duration(seconds: float) -> str:
 
 
 def _may_go_on(found: Report) -> bool:
-    return found.outcome != FINISHED and found.silence is not None and found.silence < LINGER
+    return not found.finished and found.silence is not None and found.silence < LINGER
 
 
 def _doubts(found: Report) -> Iterator[str]:
@@ -160,7 +160,7 @@ def _state(status: Status) -> Text:
         state, style = f"running ({found.phase})", "bold green"
     elif found.running:
         state, style = f"running ({found.phase}), no sign of life for {duration(quiet or 0.0)}", "bold yellow"
-    elif found.outcome == FINISHED:
+    elif found.finished:
         state, style = f"finished{since}", "bold green"
     elif found.outcome is not None:
         state, style = f"not running: {found.outcome}{since}", "bold yellow"
@@ -179,7 +179,7 @@ def _facts(status: Status) -> RenderableType:
     of_steps = "" if found.total_steps is None else f" of {found.total_steps} ({100 * found.step / max(1, found.total_steps):.0f} %)"
     rows.add_row("state", _state(status))
     rows.add_row("position", f"epoch {found.epoch}{of_epochs}, step {found.step}{of_steps}")
-    if found.outcome != FINISHED:
+    if not found.finished:
         pace = "no step yet" if found.pace is None else f"{duration(found.pace)} a step"
         left = "" if found.eta is None else f", {duration(found.eta)} left" + ("" if found.running else " once it runs")
         rows.add_row("pace", pace + left)

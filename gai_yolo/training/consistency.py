@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gai_yolo.elastic.process import World
-from gai_yolo.errors import RESTART, Departure, Refusal
+from gai_yolo.errors import Departure, Ending, Refusal
 
 Facts = Mapping[str, Any]
 """By a name for people, such as a key of the configuration; plain data, as JSON holds it."""
@@ -115,7 +115,7 @@ def must_agree(world: World, facts: Facts, record: Facts | None = None) -> None:
     if not difference.right_known:
         raise Refusal(f"the nodes are not alike: {sentence}. Give all nodes the same and start again.")
     if world.rank in {member.rank for member in difference.groups[0]}:
-        raise Departure(f"a node that is not like the others is refused, they go on without it: {sentence}", RESTART)
+        raise Departure(f"a node that is not like the others is refused, they go on without it: {sentence}", Ending.PEER_LEFT)
     raise Refusal(f"this node is not like the others: {sentence}. Give it what they have and start it again.")
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gai_yolo.elastic.process import World
-from gai_yolo.errors import Stop
+from gai_yolo.errors import HARDWARE, Ending, Stop
 from gai_yolo.training.state import TrainingState
 
 TIMES = ("seconds", "images_per_second")
@@ -25,7 +25,8 @@ WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 class RankDiffers(Stop):
     """A rank has another state than the others: broken hardware, or a bug."""
 
-    exit_code = 3
+    exit_code = HARDWARE
+    ending = Ending.HARDWARE
 
 
 class DivergenceAlarm:

@@ -11,8 +11,8 @@ from gai_yolo.config import Config
 from gai_yolo.data.loader import TrainingLoader
 from gai_yolo.data.order import Plan
 from gai_yolo.elastic.accounting import report
-from gai_yolo.elastic.records import FINISHED, Phase
-from gai_yolo.errors import RESTART, Departure
+from gai_yolo.elastic.records import Phase
+from gai_yolo.errors import Departure, Ending
 from gai_yolo.evaluation.coco_metrics import STAT_NAMES
 from gai_yolo.evaluation.evaluator import Evaluator
 from gai_yolo.reporting.reporter import Reporter
@@ -69,7 +69,7 @@ def train(run: Run) -> None:
     run.site.enter(Phase.CLOSING)
     # The other processes must not leave before: a launcher takes their end for the job's.
     run.site.world.from_first(run.saver.finish)
-    run.site.recorder.ended(FINISHED)
+    run.site.recorder.ended(Ending.FINISHED)
     tell_goodput(run, None)
 
 
@@ -153,9 +153,9 @@ def leave(run: Run) -> None:
         told = notice or next(told for node, told in found if node == world.node)
         # Whichever process of the node has got it: the agent is ended by the first one.
         launcher_knows = all(told.launcher_knows for node, told in found if node == world.node)
-        raise Departure(f"{told.cause}: left {step}", told.exit_code, launcher_knows)
+        raise Departure(f"{told.cause}: left {step}", told.ending, launcher_knows)
     nodes = ", ".join(f"node {node} ({cause})" for node, cause in sorted(causes.items()))
-    raise Departure(f"peer left: {nodes}, {step}", RESTART)
+    raise Departure(f"peer left: {nodes}, {step}", Ending.PEER_LEFT)
 
 
 def tell_goodput(run: Run, step: int | None) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gai_yolo.elastic.process import World
-from gai_yolo.errors import RESTART, Departure
+from gai_yolo.errors import Departure, Ending
 from gai_yolo.store.catalogue import Catalogue, Damaged
 from gai_yolo.store.manifest import Manifest, Position
 from gai_yolo.training.snapshots import Found, parse
@@ -103,7 +103,7 @@ def share(world: World, found: Found | None, source: int, alike: bool) -> Found:
     received = world.broadcast_bytes(data, source)
     assert manifest is not None
     if hashlib.sha256(received).hexdigest() != manifest.sha256:
-        raise Departure(f"{host}:{path} has changed while it was sent", RESTART)
+        raise Departure(f"{host}:{path} has changed while it was sent", Ending.PEER_LOST)
     if found is not None and (alike or world.rank == source):
         return found
     return Found(path, parse(path, io.BytesIO(received), manifest), f"{PEER} ({host})", manifest)

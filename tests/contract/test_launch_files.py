@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gai_yolo import errors
-from gai_yolo.launching.ends import FAILED, HARDWARE, TERMINATED
+from gai_yolo.launching.ends import FAILED, TERMINATED
 from tests.harness import REPOSITORY, environment
 
 LAUNCH = REPOSITORY / "launch"
@@ -135,7 +135,7 @@ def test_image_holds_the_job_under_an_init_process() -> None:
 def test_page_explains_every_file_and_exit_code() -> None:
     """Loss: an exit code at three in the morning that nothing explains."""
     text = (LAUNCH / "README.md").read_text(encoding="utf-8")
-    codes = {0, FAILED, 2, HARDWARE, errors.NO_PROGRESS, errors.LEFT, errors.RESTART, errors.INTERRUPTED, TERMINATED}
+    codes = {0, FAILED, 2, errors.HARDWARE, errors.NO_PROGRESS, errors.LEFT, errors.RESTART, errors.INTERRUPTED, TERMINATED}
     assert codes <= {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
     files = {path.name for path in LAUNCH.iterdir()} - {"README.md"}
     assert [name for name in files if name not in text] == []

@@ -17,6 +17,7 @@ import pytest
 from gai_yolo import cli
 from gai_yolo.elastic.accounting import from_json
 from gai_yolo.elastic.records import Phase
+from gai_yolo.errors import Ending
 from gai_yolo.reporting.status import LABELS, duration
 from tests.harness import REPOSITORY
 from tests.starts import EPOCH, Node
@@ -35,7 +36,7 @@ def run(tmp_path: Path) -> Path:
     first[1].end()
     for node in (first[0], first[2]):
         node.spend(Phase.STEP, 0.5)
-        node.end("peer lost")
+        node.end(Ending.PEER_LOST)
     second = Node(70.0, 2, "node-a", 2, folder=folder / "goodput")
     second.load(96, "memory", known=100)
     second.steps(97, 150, 0.5)
@@ -80,15 +81,15 @@ def test_a_running_job_is_told_from_a_silent_and_a_finished_one(tmp_path: Path, 
         ("running (step)", 0.0, None),
         ("running (step), no sign of life for 7", 7.0, None),
         ("not running: killed without notice, 20 s ago", 20.0, None),
-        ("not running: notice: SIGTERM, 20 s ago", 20.0, "notice: SIGTERM"),
-        ("finished, 20 s ago", 20.0, "finished"),
+        ("not running: left, 20 s ago", 20.0, Ending.LEFT),
+        ("finished, 20 s ago", 20.0, Ending.FINISHED),
     )
-    for number, (text, quiet, outcome) in enumerate(cases):
+    for number, (text, quiet, ending) in enumerate(cases):
         run = tmp_path / str(number)
         node = Node(time.time() - quiet - 24.0 - EPOCH, folder=run / "goodput")
         node.load(0)
         node.steps(1, 20)
-        node.end(outcome)
+        node.end(ending)
         code, output, _ = status(capsys, run)
         assert code == 0 and f"  state      {text}" in output
         assert ("left once it runs" in output) == text.startswith("not running")

@@ -5,13 +5,16 @@
 - `nan`: in the step, the gradients are no numbers.
 - `nans`: in this and all later steps.
 - `hang`: the step never ends.
+- `kill`: the process dies in the step, as often as TROUBLE_DEATHS says; the file that it names counts.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +22,7 @@ from torch import Tensor
 
 from elastic_train import main
 from gai_yolo import assembly
+from gai_yolo.elastic import progress
 from gai_yolo.elastic.exact import memory_order
 from gai_yolo.training.step import StepResult, TrainingStep
 
@@ -39,6 +43,8 @@ class TroubledStep(TrainingStep):
             handle = self.parameters[7].register_hook(_spoiled)
         if now:
             print(f"trouble: {KIND}", flush=True)
+        if now and KIND == "kill":
+            die()
         if now and KIND == "hang":
             time.sleep(3600)
         result = super().__call__(*arguments, **options)
@@ -51,10 +57,20 @@ class TroubledStep(TrainingStep):
         return result
 
 
+def die() -> None:
+    """`kill -9`, unless it has happened often enough. TROUBLE_DEATHS is `FILE:NUMBER`."""
+    path, _, most = os.environ["TROUBLE_DEATHS"].rpartition(":")
+    deaths = Path(path).read_text() if Path(path).exists() else ""
+    if len(deaths) < int(most):
+        Path(path).write_text(f"{deaths}x")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def _spoiled(gradient: Tensor) -> Tensor:
     return gradient * float("nan")
 
 
 if __name__ == "__main__":
     vars(assembly)["TrainingStep"] = TroubledStep
+    vars(progress)["LEAST_SECONDS"] = 1.0  # tests have less time
     sys.exit(main())

@@ -106,7 +106,7 @@ def test_a_step_that_hangs_in_every_start_ends_the_job_with_the_reason(tmp_path:
     assert output.count("trouble: hang") == 4, "the first start made five steps; the three others none"
     assert "step hung: none for" in output and "in __call__" in output, "where it hangs"
     assert re.search(
-        r"error: no progress: the last 3 starts went on from step 5 and did not complete another one; the last one: \S+", output
+        r"error: no progress: the last 3 starts that failed went on from step 5 and did not complete another one; the last one: \S+", output
     )
     assert output.count("error: no progress") == 1
 
@@ -143,3 +143,23 @@ def test_a_session_that_drops_costs_no_step(tmp_path: Path, cache: Path) -> None
     again.wait()
     step = going_on(again.output)
     assert step >= 3 and f"SIGHUP: left after step {step}" in str(records)
+
+
+def test_five_deaths_in_a_row_before_the_first_step_do_not_end_the_job(tmp_path: Path, cache: Path) -> None:
+    """Loss: `kill -9` three times during the start, by a kernel that is short of memory, gives exit code 4 for good; five times, 1."""
+    settings = ("training.max_batches_per_epoch=1", "training.epochs=1")
+    arguments = ["tests/distributed/trouble.py", *CONFIG, *small(tmp_path, cache, *settings)]
+    done = subprocess.run(
+        [sys.executable, "-m", "gai_yolo.cli", "launch", "--", *arguments],
+        cwd=REPOSITORY,
+        env={**environment(), "TROUBLE": "kill", "TROUBLE_STEP": "1", "TROUBLE_DEATHS": f"{tmp_path / 'deaths'}:5"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    assert (tmp_path / "deaths").read_text() == "xxxxx" and output.count("trouble: kill") == 6
+    assert "3 starts from step 0 have ended before a new step was made: going on in 1 s" in output
+    assert "launch: processes are killed as soon as they are started; starting again in 1 s\n" in output

@@ -17,6 +17,7 @@ from gai_yolo.elastic.accounting import SILENCE, as_json, from_json, report, sca
 from gai_yolo.elastic.causes import KILLED
 from gai_yolo.elastic.records import Phase
 from gai_yolo.elastic.timeline import PARTS
+from gai_yolo.errors import Ending
 from tests.starts import EPOCH, TICK, Node
 
 thorough = settings(max_examples=200, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
@@ -42,8 +43,8 @@ class Job:
         node = Node(self.now, number, world_size=self.choose(st.integers(1, 4)))
         pending = self.live(node)
         self.parts["closing" if finishes else "lost"] += pending
-        outcome = "finished" if finishes else self.choose(st.sampled_from([None, "notice: SIGTERM"]))
-        record = node.end(outcome)
+        ending = Ending.FINISHED if finishes else self.choose(st.sampled_from([None, Ending.LEFT]))
+        record = node.end(ending)
         self.records.append(record)
         for number_of_node in range(self.choose(st.integers(0, 2))):  # nodes whose last entry is a little older
             self.records.append({**record, "node": f"b{number_of_node}", "id": f"{number} {number_of_node}", "pending_seconds": 0.0})
@@ -146,7 +147,7 @@ def any_record(draw: st.DrawFn) -> dict[str, Any]:
         node.steps(origin + 1, origin + draw(st.integers(0, 5)), draw(ticks))
     for phase in draw(st.lists(st.sampled_from(list(Phase)), max_size=4)):
         node.spend(phase, draw(ticks))
-    return node.end(draw(st.sampled_from([None, None, "peer lost", "finished"])))
+    return node.end(draw(st.sampled_from([None, None, Ending.PEER_LOST, Ending.FINISHED])))
 
 
 def test_no_second_is_counted_twice_whatever_overlaps(figure: Callable[[str], None]) -> None:
@@ -178,7 +179,7 @@ def test_a_node_that_was_cut_off_and_hung_takes_no_time_from_the_others() -> Non
     others = Node(24.0, 2, "a")
     others.load(8, known=10)
     others.steps(9, 30)
-    found = report([cut_off.end("step hung"), others.end()])
+    found = report([cut_off.end(Ending.HUNG), others.end()])
     assert found.wall == 50.0 and found.counted_once == 74.0 - 24.0
     assert (found.seconds["useful"], found.seconds["replayed"], found.seconds["lost"], found.seconds["downtime"]) == (30.0, 2.0, 10.0, 0.0)
     assert (found.interruptions[0].lost_steps, found.interruptions[0].lost_seconds) == (2, 10.0)
@@ -214,7 +215,7 @@ def finished_run(began: float, number: int, origin: int, last: int) -> dict[str,
     node = Node(began, number)
     node.load(origin, known=origin)
     node.steps(origin + 1, last)
-    return node.end("finished")
+    return node.end(Ending.FINISHED)
 
 
 def test_the_night_after_a_finished_run_is_no_downtime() -> None:
@@ -235,9 +236,9 @@ def test_a_running_job_is_counted_up_to_now_and_a_silent_one_is_not() -> None:
     assert running.running and running.interruptions == () and running.wall == 17.0 and running.seconds["useful"] == 13.0
     assert not dead.running and dead.wall == 14.0 and dead.silence == SILENCE + 1
     assert [(one.cause, one.step, one.resumed_from, one.world_after) for one in dead.interruptions] == [(KILLED, 10, None, None)]
-    ended = node.end("notice: SIGTERM")
+    ended = node.end(Ending.LEFT, "SIGTERM: left")
     assert not report([ended], now + 1.0).running
-    assert report([ended], now + 1.0).outcome == "notice: SIGTERM"
+    assert report([ended], now + 1.0).outcome == "SIGTERM: left"
 
 
 def test_time_left_counts_evaluations_at_their_average() -> None:
@@ -270,29 +271,31 @@ def test_lost_steps_of_a_death_are_known_also_when_the_next_start_dies_before_tr
     ]
 
 
-CAUSES: list[tuple[str, dict[str, tuple[float, str | None]], tuple[str, str | None]]] = [
+CAUSES: list[tuple[str, dict[str, tuple[float, Ending | None]], tuple[str, str | None]]] = [
     ("one process, no word", {"a": (10, None)}, (KILLED, "a")),
     ("all at once, no word", {"a": (10, None), "b": (10, None)}, (KILLED, None)),
-    ("one is killed, the others miss it", {"a": (10.2, "peer lost"), "b": (10.1, None), "c": (10.3, "peer lost")}, (KILLED, "b")),
-    ("two are silent, one first", {"a": (10, None), "b": (9, None), "c": (10, "peer lost")}, (KILLED, "b")),
-    ("the silent one has no record here", {"a": (10, "peer lost"), "c": (10, "peer lost")}, ("peer lost", None)),
-    ("a notice, and the others miss it", {"a": (10.2, "peer left"), "b": (10, "notice: SIGTERM")}, ("notice: SIGTERM", "b")),
-    ("a notice to all", {"a": (10.2, "notice: SIGTERM"), "b": (10, "notice: SIGTERM")}, ("notice: SIGTERM", None)),
-    ("the agents end what is left", {"a": (10, "peer lost"), "b": (10, None), "c": (15, "notice: SIGTERM")}, (KILLED, "b")),
-    ("a node falls silent, the others hang", {"a": (70, "step hung"), "b": (10, None), "c": (70, "step hung")}, (KILLED, "b")),
-    ("all hang, one is ended by its agent", {"a": (70, "step hung"), "b": (70.5, None)}, ("step hung", "a")),
-    ("a refusal", {"a": (3, "refused: data.path")}, ("refused: data.path", "a")),
+    ("one is killed, the others miss it", {"a": (10.2, Ending.PEER_LOST), "b": (10.1, None), "c": (10.3, Ending.PEER_LOST)}, (KILLED, "b")),
+    ("two are silent, one first", {"a": (10, None), "b": (9, None), "c": (10, Ending.PEER_LOST)}, (KILLED, "b")),
+    ("the silent one has no record here", {"a": (10, Ending.PEER_LOST), "c": (10, Ending.PEER_LOST)}, (Ending.PEER_LOST, None)),
+    ("a notice, and the others miss it", {"a": (10.2, Ending.PEER_LEFT), "b": (10, Ending.LEFT)}, (Ending.LEFT, "b")),
+    ("a notice to all", {"a": (10.2, Ending.LEFT), "b": (10, Ending.LEFT)}, (Ending.LEFT, None)),
+    ("the agents end what is left", {"a": (10, Ending.PEER_LOST), "b": (10, None), "c": (15, Ending.LEFT)}, (KILLED, "b")),
+    ("a node falls silent, the others hang", {"a": (70, Ending.HUNG), "b": (10, None), "c": (70, Ending.HUNG)}, (KILLED, "b")),
+    ("all hang, one is ended by its agent", {"a": (70, Ending.HUNG), "b": (70.5, None)}, (Ending.HUNG, "a")),
+    ("a refusal", {"a": (3, Ending.REFUSED)}, (Ending.REFUSED, "a")),
+    ("another process of the node saw it first", {"a": (10.2, Ending.PEER_LOST), "a 1": (10, Ending.FAILED)}, (Ending.FAILED, "a")),
+    ("the agent ends the first process for it", {"a": (10.5, Ending.LEFT), "a 1": (10, Ending.FAILED)}, (Ending.FAILED, "a")),
 ]
 
 
 @pytest.mark.parametrize(("ends", "expected"), [case[1:] for case in CAUSES], ids=[case[0] for case in CAUSES])
-def test_causes(ends: dict[str, tuple[float, str | None]], expected: tuple[str, str | None]) -> None:
+def test_causes(ends: dict[str, tuple[float, Ending | None]], expected: tuple[str, str | None]) -> None:
     """Loss: the node that keeps dying is not found, or the innocent one is replaced."""
     records = []
-    for name, (end, outcome) in ends.items():
-        node = Node(0.0, 1, name, len(ends))
+    for name, (end, ending) in ends.items():
+        node = Node(0.0, 1, name.partition(" ")[0], len(ends))
         node.spend(Phase.STEP, float(end))
-        records.append(node.end(outcome))
+        records.append({**node.end(ending), "local_rank": int(name.partition(" ")[2] or 0)})
     for order in itertools.permutations(records):
         (interruption,) = report(order).interruptions
         assert (interruption.cause, interruption.node) == expected

@@ -17,6 +17,7 @@ import pytest
 from gai_yolo.elastic.goodput import STEP_PATIENCE, Identity, Recorder, process_started
 from gai_yolo.elastic.record_file import BEAT, RecordFile
 from gai_yolo.elastic.records import BLOCK, Phase, high_water, keep_records, next_number, pack, parse_records, read_records
+from gai_yolo.errors import Ending
 from tests.harness import REPOSITORY
 from tests.starts import EPOCH, Node
 
@@ -117,10 +118,10 @@ def test_the_first_word_about_the_end_stands() -> None:
     """Loss: every cause is hidden behind what it led to."""
     node = Node(0.0)
     node.spend(Phase.STEP, 3.0)
-    node.recorder.ended("notice: SIGTERM")
+    node.recorder.ended(Ending.LEFT, "notice: SIGTERM")
     node.spend(Phase.CLOSING, 2.0)
-    record = node.end("peer lost")
-    assert (record["outcome"], record["ended"]) == ("notice: SIGTERM", EPOCH + 3.0)
+    record = node.end(Ending.PEER_LOST)
+    assert (record["ending"], record["outcome"], record["ended"]) == ("left", "notice: SIGTERM", EPOCH + 3.0)
     assert record["seconds"]["closing"] == 2.0
 
 
@@ -285,7 +286,7 @@ def test_nodes_without_common_storage_keep_each_others_records(tmp_path: Path) -
         node.steps(1, 5)
     early = theirs.record()
     theirs.steps(6, 7)
-    ours.end("peer lost")
+    ours.end(Ending.PEER_LOST)
     theirs.end()
     keep_records(tmp_path / "a", [early], told.append)
     gathered = [record for name in "ab" for record in read_records(tmp_path / name)[0]]

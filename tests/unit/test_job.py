@@ -15,7 +15,7 @@ from gai_yolo.elastic.metadata import CloudWatch
 from gai_yolo.elastic.notices import Notices
 from gai_yolo.elastic.process import World
 from gai_yolo.elastic.watchdog import Watchdog
-from gai_yolo.errors import RESTART, Departure
+from gai_yolo.errors import Departure, Ending
 from gai_yolo.reporting.console import Silent
 from gai_yolo.start import Options
 from gai_yolo.store.node_memory import NodeMemory
@@ -54,15 +54,15 @@ def test_a_job_whose_peer_is_lost_at_the_very_end_is_not_done(
     monkeypatch.setattr(job, "open_run", lambda *_: Membership(RunRecord("1-run"), memory))
     monkeypatch.setattr(job, "train_to_the_end", lambda *_: make_state())
     monkeypatch.setattr(site.world, "wait_for_all", lambda: all_came)
-    said: list[str] = []
+    said: list[Ending] = []
     monkeypatch.setattr(site.recorder, "ended", said.append)
     if all_came:
         job.run_in(Config(), Options(), site, Alike({}, {}, None))
     else:
         with pytest.raises(Departure) as departure:
             job.run_in(Config(), Options(), site, Alike({}, {}, None))
-        assert departure.value.exit_code == RESTART
-    assert said == (["finished"] if all_came else [])
+        assert departure.value.ending == Ending.PEER_LOST
+    assert said == ([Ending.FINISHED] if all_came else [])
     assert memory.path.exists() == (not all_came)
 
 

@@ -7,7 +7,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.distributed.elastic.rendezvous import RendezvousClosedError, Rendezvo
 
 from gai_yolo.cli import main
 from gai_yolo.elastic.outcome import VARIABLE as OUTCOME_VARIABLE
+from gai_yolo.errors import HARDWARE, LEFT, RESTART, Ending
 from gai_yolo.launching.arguments import RENDEZVOUS, LaunchError, Settings, add_arguments, settings_from
 from gai_yolo.launching.attachment import LOST_AFTER, OUTVOTED_AFTER, Attachment, Look, Target
 from gai_yolo.launching.board import Board, FileBoard, Notes
@@ -26,7 +28,10 @@ from gai_yolo.launching.ends import (
     CLOSED,
     FAILED,
     IN_VAIN,
+    KILLED,
+    LEAST_SECONDS,
     MOST_IN_VAIN,
+    OBSTRUCTED,
     RENDEZVOUS_LOST,
     TERMINATED,
     End,
@@ -34,6 +39,7 @@ from gai_yolo.launching.ends import (
     Outcome,
     Starts,
     backoff,
+    clear_outcome,
     read_outcome,
     write_outcome,
 )
@@ -150,23 +156,27 @@ def test_environment_of_an_operator_does_not_reach_the_agent() -> None:
     ("end", "code"),
     [
         (End(0, 99), 0),
-        (End(FAILED, 99, Outcome(0, "done")), 0),
-        (End(TERMINATED, 5, Outcome(2, "no such file")), 2),
-        (End(TERMINATED, 5, Outcome(4, "no progress")), 4),
-        (End(TERMINATED, 5, Outcome(130, "Ctrl-C")), 130),
-        (End(TERMINATED, 5, Outcome(75, "left")), 75),
+        (End(FAILED, 99, Outcome(Ending.FINISHED, "done")), 0),
+        (End(TERMINATED, 5, Outcome(Ending.REFUSED, "no such file")), 2),
+        (End(TERMINATED, 5, Outcome(Ending.NO_PROGRESS, "no progress")), 4),
+        (End(TERMINATED, 5, Outcome(Ending.INTERRUPTED, "Ctrl-C")), 130),
+        (End(TERMINATED, 5, Outcome(Ending.LEFT, "left")), 75),
         (End(CLOSED, 5), 0),
-        (End(IN_VAIN, 5), 1),
+        (End(IN_VAIN, 5), None),
+        (End(KILLED, 5), None),
+        (End(OBSTRUCTED, 5, Outcome(Ending.WAITING, "the disk is full.")), None),
+        (End(TERMINATED, 5, Outcome(Ending.WAITING, "the disk is full."), signal.SIGTERM), 143),
+        (End(TERMINATED, 5, Outcome(Ending.DIVERGED, "nan")), 2),
         (End(FAILED, 999), None),
-        (End(FAILED, 5, Outcome(76, "a peer was lost")), None),
-        (End(RENDEZVOUS_LOST, 5, Outcome(75, "left")), None),
-        (End(BY_SIGKILL, 5, Outcome(75, "left")), None),
-        (End(TERMINATED, 5, Outcome(75, "left"), moved=True), None),
-        (End(TERMINATED, 5, Outcome(75, "left"), signal.SIGTERM), 75),
-        (End(TERMINATED, 5, Outcome(76, "a peer was lost"), signal.SIGTERM), 143),
+        (End(FAILED, 5, Outcome(Ending.PEER_LOST, "a peer was lost")), None),
+        (End(RENDEZVOUS_LOST, 5, Outcome(Ending.LEFT, "left")), None),
+        (End(BY_SIGKILL, 5, Outcome(Ending.LEFT, "left")), None),
+        (End(TERMINATED, 5, Outcome(Ending.LEFT, "left"), moved=True), None),
+        (End(TERMINATED, 5, Outcome(Ending.LEFT, "left"), signal.SIGTERM), 75),
+        (End(TERMINATED, 5, Outcome(Ending.PEER_LOST, "a peer was lost"), signal.SIGTERM), 143),
         (End(BY_SIGTERM, 5, None, signal.SIGUSR1), 143),
         (End(BY_SIGTERM, 5, None, signal.SIGINT), 130),
-        (End(BY_SIGTERM, 5, Outcome(75, "SIGTERM: left after step 6"), signal.SIGINT), 130),
+        (End(BY_SIGTERM, 5, Outcome(Ending.LEFT, "SIGTERM: left after step 6"), signal.SIGINT), 130),
         (End(0, 5, None, signal.SIGTERM), 0),
     ],
 )
@@ -177,7 +187,10 @@ def test_end_of_an_agent_means(end: End, code: int | None) -> None:
 
 def test_other_state_counts_when_it_comes_twice_in_a_row() -> None:
     """A healthy machine that is given up after one cosmic ray; a broken one that is not."""
-    broken, lost = End(TERMINATED, 50, Outcome(3, "rank 1 differs")), End(FAILED, 50, Outcome(76, "a peer was lost"))
+    broken, lost = (
+        End(TERMINATED, 50, Outcome(Ending.HARDWARE, "rank 1 differs")),
+        End(FAILED, 50, Outcome(Ending.PEER_LOST, "a peer was lost")),
+    )
     history = History()
     assert [history.judge(end).exit_code for end in (broken, lost, broken, broken)] == [None, None, None, 3]
 
@@ -191,46 +204,139 @@ def test_waits_grow_and_begin_anew_once_an_agent_has_lasted() -> None:
     assert history.judge(End(TERMINATED, 5, moved=True)).wait == 0
 
 
-def test_agents_that_die_at_once_are_given_up_unless_there_is_a_reason_to_go_on() -> None:
-    """Endless starts of what cannot start; a job that is given up while its rendezvous host reboots."""
-    history = History()
-    crash, lost, long = End(FAILED, 3), End(RENDEZVOUS_LOST, 3), End(FAILED, 300)
+def until_given_up(history: History, ends: Iterable[End]) -> tuple[int, float] | None:
+    """The end after which the launcher gives up, counted from 1, and the seconds until then."""
+    passed = 0.0
+    for number, end in enumerate(ends, 1):
+        verdict = history.judge(end)
+        passed += end.seconds
+        if verdict.exit_code is not None:
+            assert verdict.exit_code == FAILED
+            return number, passed
+        passed += verdict.wait
+    return None
+
+
+def test_a_script_that_fails_at_once_is_given_up_after_five_times_and_half_a_minute() -> None:
+    """Endless starts of what cannot start; a job that is given up because a share had a bad moment, or while its rendezvous host
+    reboots."""
+    crash, lost, long, typo = End(FAILED, 3), End(RENDEZVOUS_LOST, 3), End(FAILED, 300), End(IN_VAIN, 6)
+    said = End(FAILED, 3, Outcome(Ending.FAILED, "failed: KeyError: 7"))
+    for end, expected in ((crash, MOST_IN_VAIN), (said, MOST_IN_VAIN), (End(FAILED, 0.1), MOST_IN_VAIN + 1), (typo, 4)):
+        number, seconds = until_given_up(History(), repeat(end)) or (0, 0.0)
+        assert number == expected and seconds >= LEAST_SECONDS
     before = [crash] * (MOST_IN_VAIN - 1)
-    assert all(history.judge(end).exit_code is None for end in [*before, lost, *before, long, *before])
-    assert history.judge(crash).exit_code == 1
+    assert until_given_up(History(), [*before, lost, *before, long, *before]) is None
 
 
-def test_workers_that_end_at_once_are_not_started_a_hundred_times(tmp_path: Path) -> None:
-    """A hundred tracebacks of one typo; a node that is given up because others came and went."""
-    now = [0.0]
-    path = tmp_path / "outcome.json"
-    starts = Starts(path, lambda: now[0])
+@pytest.mark.parametrize(
+    "end", [End(KILLED, 3), End(BY_SIGKILL, 3), End(-signal.SIGBUS, 3)], ids=["workers", "agent", "shared memory is full"]
+)
+def test_sudden_deaths_never_end_a_job_and_slow_it_down(end: End) -> None:
+    """A job that is over for good because a machine was short of memory five times in a row."""
+    history = History()
+    verdicts = [history.judge(end) for _ in range(50)]
+    assert {verdict.exit_code for verdict in verdicts} == {None}
+    assert [verdict.wait for verdict in verdicts[:8]] == [1, 2, 4, 8, 16, 32, 60, 60]
 
-    def run(seconds: float, resized: bool = False, said: int | None = None) -> int | None:
-        starts.begun()
-        now[0] += seconds
+
+def test_what_time_can_mend_is_waited_for_and_said_once() -> None:
+    """A job that is over because of a dead node's lock, or a full disk that somebody makes room on; and a line for each try."""
+    history = History()
+    full, busy = (End(OBSTRUCTED, 12, Outcome(Ending.WAITING, reason)) for reason in ("the disk is full.", "another job is there."))
+    verdicts = [history.judge(end) for end in [full] * 9 + [busy] * 2 + [End(FAILED, 3), busy]]
+    assert {verdict.exit_code for verdict in verdicts} == {None}
+    assert [verdict.wait for verdict in verdicts] == [1, 2, 4, 8, 16, *[30] * 6, 1, 1]
+    assert [verdict.reason for verdict in verdicts if verdict.reason] == [
+        "waiting: the disk is full. Trying again in 1 s, and so on",
+        "waiting: another job is there. Trying again in 30 s, and so on",
+        "torchrun ended with code 1; starting again in 1 s",
+        "waiting: another job is there. Trying again in 1 s, and so on",
+    ]
+
+
+class Workers:
+    """Starts of an agent whose workers end as a test says."""
+
+    def __init__(self, folder: Path) -> None:
+        self.now = 0.0
+        self.path = folder / "outcome.json"
+        self.exit_codes: Sequence[int] = ()
+        self.starts = Starts(self.path, lambda: self.now, lambda: self.exit_codes)
+
+    def run(self, seconds: float, *exit_codes: int, said: Ending | None = None, resized: bool = False) -> int | None:
+        """One start; returns what the agent is to do after it."""
+        self.starts.begun()
+        self.now += seconds
+        self.exit_codes = exit_codes
         if said is not None:
-            write_outcome(path, Outcome(said, ""))
-        return starts.before(resized)
+            write_outcome(self.path, Outcome(said, ""))
+        return self.starts.before(resized)
 
-    assert starts.before(resized=False) is None
-    assert [run(1) for _ in range(4)] == [None] * 4
-    assert run(40) is None
-    assert [run(1) for _ in range(4)] == [None] * 4
-    assert run(1, resized=True) is None
-    assert [run(1, said=76) for _ in range(9)] == [None] * 9
-    assert [run(1) for _ in range(5)] == [None] * 4 + [IN_VAIN]
+
+def test_workers_that_fail_at_once_are_left_to_the_launcher(tmp_path: Path) -> None:
+    """A hundred tracebacks of one typo; a node that is given up because others came and went."""
+    workers = Workers(tmp_path)
+    assert workers.starts.before(resized=False) is None
+    assert [workers.run(1, 1) for _ in range(2)] == [None] * 2
+    assert workers.run(40, 1) is None
+    assert [workers.run(1, 1) for _ in range(2)] == [None] * 2
+    assert workers.run(1, 1, resized=True) is None
+    assert [workers.run(1, RESTART, said=Ending.PEER_LOST) for _ in range(9)] == [None] * 9
+    assert [workers.run(1, 1, said=said) for said in (None, Ending.FAILED, None)] == [None, None, IN_VAIN]
+
+
+@pytest.mark.parametrize(
+    "exit_codes", [(-9,), (-9, 1), (1, -7), (-9, RESTART), (LEFT, -15), (RESTART, -15)], ids=lambda codes: " ".join(map(str, codes))
+)
+def test_workers_that_are_killed_at_once_slow_the_node_down_and_no_more(exit_codes: tuple[int, ...], tmp_path: Path) -> None:
+    """A job that is over for good because its processes were killed while they started, or missed one that was."""
+    workers = Workers(tmp_path)
+    assert [workers.run(1, *exit_codes) for _ in range(3)] == [None, None, KILLED]
+
+
+def test_workers_that_wait_leave_the_waiting_to_the_launcher(tmp_path: Path) -> None:
+    """A hundred starts in a row against a lock; or an agent that is started anew because a loader's disk had the hiccups after hours."""
+    workers = Workers(tmp_path)
+    assert workers.run(300, RESTART, said=Ending.WAITING) is None
+    assert workers.run(12, RESTART, said=Ending.WAITING) == OBSTRUCTED
+    assert read_outcome(workers.path) == Outcome(Ending.WAITING, "")
 
 
 def test_last_words_end_the_agent_and_a_departure_on_its_order_does_not(tmp_path: Path) -> None:
     """A refusal that is tried a hundred times; a node that leaves for good because another one has joined."""
     path = tmp_path / "outcome.json"
-    for code, ends in ((2, True), (4, True), (0, True), (75, False), (76, False)):
-        write_outcome(path, Outcome(code, "why"))
-        assert Starts(path, time.monotonic).before(resized=True) == (FAILED if ends else None)
-        assert read_outcome(path) == (Outcome(code, "why") if ends else None)
+    for ending, ends in (
+        *((ending, True) for ending in (Ending.REFUSED, Ending.NO_PROGRESS, Ending.FINISHED, Ending.HARDWARE)),
+        *((ending, False) for ending in (Ending.LEFT, Ending.PEER_LOST, Ending.WAITING)),
+    ):
+        write_outcome(path, Outcome(ending, "why"))
+        assert Starts(path, time.monotonic, list).before(resized=True) == (FAILED if ends else None)
+        assert read_outcome(path) == (Outcome(ending, "why") if ends else None)
     path.write_text("{")
     assert read_outcome(path) is None
+
+
+def test_of_a_nodes_processes_the_first_cause_is_believed(tmp_path: Path) -> None:
+    """A bug in the second process that is told as the loss of a peer, for ever."""
+    path = tmp_path / "outcome.json"
+    write_outcome(tmp_path / "outcome.json.1", Outcome(Ending.FAILED, "KeyError: 7"))
+    assert read_outcome(path) == Outcome(Ending.FAILED, "KeyError: 7")
+    for ending in (Ending.PEER_LOST, Ending.LEFT):
+        write_outcome(path, Outcome(ending, "it is gone"))
+        assert read_outcome(path) == Outcome(Ending.FAILED, "KeyError: 7")
+    clear_outcome(path)
+    assert list(tmp_path.iterdir()) == []
+    write_outcome(path, Outcome(Ending.FINISHED, "done"))
+    write_outcome(tmp_path / "outcome.json.1", Outcome(Ending.FAILED, "at the very end"))
+    assert read_outcome(path) == Outcome(Ending.FINISHED, "done")
+
+
+@pytest.mark.parametrize(("code", "ending"), [(2, Ending.REFUSED), (HARDWARE, Ending.HARDWARE), (75, Ending.LEFT), (7, Ending.UNKNOWN)])
+def test_a_script_of_another_make_may_say_a_code_only(code: int, ending: Ending, tmp_path: Path) -> None:
+    """Scripts that told the launcher why they end are not heard any more."""
+    (tmp_path / "outcome.json").write_text(f'{{"code": {code}, "reason": "why"}}')
+    assert read_outcome(tmp_path / "outcome.json") == Outcome(ending, "why")
 
 
 class Cluster:
@@ -520,7 +626,7 @@ def meet(tmp_path: Path) -> Callable[[], BoardRendezvous]:
     def meet() -> BoardRendezvous:
         conf = {**RENDEZVOUS, "last_call_timeout": 1}
         parameters = RendezvousParameters(BACKEND, str(tmp_path / "board"), "run", 1, 2, "localhost", **conf)
-        return make_rendezvous(parameters, "job", tmp_path / "outcome.json")
+        return make_rendezvous(parameters, "job", Starts(tmp_path / "outcome.json", time.monotonic, list))
 
     return meet
 
@@ -545,7 +651,7 @@ def test_failure_of_an_agent_does_not_close_the_job_for_all_nodes(meet: Callable
 @pytest.mark.timeout(60)
 def test_agent_does_not_start_workers_that_have_refused(meet: Callable[[], BoardRendezvous], tmp_path: Path) -> None:
     """A hundred restarts of what a person has to mend, where a worker could not tell its agent."""
-    write_outcome(tmp_path / "outcome.json", Outcome(2, "no such file"))
+    write_outcome(tmp_path / "outcome.json", Outcome(Ending.REFUSED, "no such file"))
     with pytest.raises(StopStarting):
         meet().next_rendezvous()
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from gai_yolo.elastic import outcome
+from gai_yolo.errors import Ending
 from tests.harness import REPOSITORY, environment
 
 
@@ -23,25 +25,32 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_code_and_the_reason_are_told(path: Path) -> None:
     """Loss: torchrun makes every code a 1, and the launcher starts again what must not be, or does not what must."""
-    outcome.report(75, "SIGTERM: left after step 7 \N{EM DASH} gesichert")
-    outcome.report(76, "peer lost")
-    assert json.loads(path.read_text()) == {"code": 76, "reason": "peer lost"}
+    outcome.report(Ending.LEFT, "SIGTERM: left after step 7 \N{EM DASH} gesichert")
+    outcome.report(Ending.PEER_LOST, "peer lost")
+    said = json.loads(path.read_text())
+    assert 0 <= time.monotonic() - said.pop("at") < 20
+    assert said == {"code": 76, "reason": "peer lost", "ending": "peer lost"}
     assert [file.name for file in path.parent.iterdir()] == ["outcome.json"], "no drafts"
 
 
-def test_only_the_nodes_first_process_tells(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loss: a process that ended because the first one did hides the cause."""
-    outcome.report(4, "no progress")
+def test_the_nodes_other_processes_tell_only_what_may_be_the_cause(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss: a process that ended because the first one did hides the cause; or the one that is the cause is not heard."""
+    outcome.report(Ending.NO_PROGRESS, "no progress")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    outcome.report(76, "peer lost")
+    outcome.report(Ending.PEER_LOST, "peer lost")
     outcome.clear()
     assert json.loads(path.read_text())["code"] == 4
+    assert [file.name for file in path.parent.iterdir()] == ["outcome.json"]
+    outcome.report(Ending.FAILED, "KeyError: 7")
+    assert json.loads(path.with_name("outcome.json.1").read_text())["ending"] == "failed"
+    outcome.clear()
+    assert [file.name for file in path.parent.iterdir()] == ["outcome.json"]
 
 
 def test_what_a_former_process_said_is_forgotten(path: Path) -> None:
     """Loss: the process is killed, and its launcher believes what the one before it said."""
     outcome.clear()
-    outcome.report(0, "finished")
+    outcome.report(Ending.FINISHED, "finished")
     outcome.clear()
     assert not path.exists()
 
@@ -49,10 +58,10 @@ def test_what_a_former_process_said_is_forgotten(path: Path) -> None:
 def test_a_file_that_cannot_be_written_is_nobodys_loss(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss: a full disk replaces the exit code by a traceback."""
     monkeypatch.setenv(outcome.VARIABLE, str(path / "missing" / "file"))
-    outcome.report(0, "finished")
+    outcome.report(Ending.FINISHED, "finished")
     outcome.clear()
     monkeypatch.delenv(outcome.VARIABLE)
-    outcome.report(0, "finished")
+    outcome.report(Ending.FINISHED, "finished")
     outcome.clear()
     assert list(path.parent.iterdir()) == []
 
@@ -73,6 +82,7 @@ print("goes on", flush=True)
 WORKER = """
 import os
 from gai_yolo.elastic import outcome
+from gai_yolo.errors import Ending
 print("ready", flush=True)
 if os.environ.get("ORPHAN"):
     while os.getppid() == outcome.AGENT:

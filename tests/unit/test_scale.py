@@ -18,7 +18,7 @@ from benchmarks.traces import kind_of, measure, schedule_of
 from gai_yolo.elastic.accounting import Interruption, as_json, report
 from gai_yolo.elastic.causes import KILLED
 from gai_yolo.elastic.records import Phase, pack
-from gai_yolo.errors import Refusal
+from gai_yolo.errors import Ending, Refusal
 from gai_yolo.sections import SnapshotsConfig
 from gai_yolo.training.cadence import Cadence, Cost
 from tests.starts import Node
@@ -241,7 +241,7 @@ def measured_run(folder: Path, lives: list[float], step: float = 0.75, imports: 
             records.append(node.end())
         else:
             node.spend(Phase.CLOSING, 0.5)
-            records.append(node.end("finished" if last else f"SIGTERM: left after step {done}"))
+            records.append(node.end(*((Ending.FINISHED,) if last else (Ending.LEFT, f"SIGTERM: left after step {done}"))))
         began += node.clock.now - node.recorder.record()["began"] + (8.5 if number % 2 else 1.5)
     (folder / "goodput").mkdir(parents=True)
     for one in records:
@@ -293,7 +293,7 @@ def test_measured_costs_are_those_that_the_run_had(tmp_path: Path) -> None:
 
 def test_schedule_says_when_it_struck_not_when_the_last_survivor_ended() -> None:
     """Loss: the minute in which a hang was noticed is simulated twice, once as training."""
-    account = report([Node(0.0).end("finished")])
+    account = report([Node(0.0).end(Ending.FINISHED)])
     hung = Interruption(account.began + 90.0, 1, "step hung: none for 20 s", "a", Phase.STEP, 7, 7, "memory", 0, 20.0, 5.0, 3, 2)
     left = replace(hung, time=account.began + 100.0, cause="SIGTERM: left after step 7", world_before=2, world_after=None)
     strikes = schedule_of(replace(account, interruptions=(hung, left)), EVEN)

@@ -36,6 +36,7 @@ from gai_yolo.launching.channel import (
     Stranger,
 )
 from gai_yolo.launching.command import BACKEND
+from gai_yolo.launching.ends import Starts
 from gai_yolo.launching.handler import BoardRendezvous, make_rendezvous
 from gai_yolo.launching.launch import Launcher
 from gai_yolo.launching.meeting import EndpointMeeting, addresses_to_bind
@@ -592,7 +593,7 @@ def test_pickle_on_the_board_is_not_unpickled(tmp_path: Path, monkeypatch: pytes
     for note in (data, b64encode(data)):
         FileBoard(path, secret).write({"torch.rendezvous.run": note})
         parameters = RendezvousParameters(BACKEND, str(path), "run", 1, 2, "localhost", **{**RENDEZVOUS, "join_timeout": 3})
-        rendezvous = make_rendezvous(parameters, "job", tmp_path / "outcome.json")
+        rendezvous = make_rendezvous(parameters, "job", Starts(tmp_path / "outcome.json", time.monotonic, list))
         assert isinstance(rendezvous, BoardRendezvous)
         with pytest.raises(RendezvousStateError):
             rendezvous.next_rendezvous()

@@ -1,4 +1,4 @@
-"""How a job begins: whose run it is, which memory counts, and when there is no hope."""
+"""How a job begins: whose run it is, and which memory counts."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from gai_yolo.elastic.goodput import Recorder
 from gai_yolo.elastic.metadata import CloudWatch
 from gai_yolo.elastic.notices import Notices
 from gai_yolo.elastic.process import World
-from gai_yolo.elastic.records import FINISHED, Record, pack, plain, read_records
+from gai_yolo.elastic.records import Record, pack, plain, read_records
 from gai_yolo.elastic.watchdog import Watchdog
-from gai_yolo.errors import NO_PROGRESS, CheckpointError, NoProgress, Refusal
+from gai_yolo.errors import CheckpointError, Refusal
 from gai_yolo.reporting.console import Silent
-from gai_yolo.start import MOST_IN_VAIN, Options, check_progress, find, open_record, open_run, read_accounts, tell_if_far_ahead
+from gai_yolo.start import Options, find, open_record, open_run, read_accounts, tell_if_far_ahead
 from gai_yolo.store.catalogue import Catalogue
 from gai_yolo.store.node_memory import NodeMemory
 from gai_yolo.store.run_folder import RunFolder
@@ -35,75 +35,10 @@ from gai_yolo.training.snapshots import Found
 from tests.states import content_of, flip, manifest_of, published, store_at
 from tests.worlds import good, on_ranks
 
-# --- progress ----------------------------------------------------------------------------------------------------------------
 
-
-def start(number: int, origin: int | None, highest: int, outcome: str | None, node: str = "a") -> dict[str, Any]:
+def start(number: int, origin: int | None, highest: int, node: str = "a") -> dict[str, Any]:
     """What one node says of a start."""
-    return plain(Record(1e9 + number, id=f"{node}{number}", number=number, origin=origin, highest=highest, node=node, outcome=outcome))
-
-
-CRASHED = None
-
-
-def test_three_starts_in_vain_are_enough() -> None:
-    """Loss: a job that crashes at the same step for ever, on machines that somebody pays for."""
-    in_vain = [start(number, 40, 40, "step hung") for number in range(1, MOST_IN_VAIN + 1)]
-    check_progress([], 40)
-    check_progress(in_vain[1:], 40)
-    with pytest.raises(NoProgress, match=r"no progress: the last 3 starts went on from step 40 .* the last one: step hung") as refusal:
-        check_progress(in_vain, 40)
-    assert refusal.value.exit_code == NO_PROGRESS
-
-
-def test_starts_that_were_killed_without_a_word_count() -> None:
-    """Loss: the worst crashes are those that cannot say so."""
-    with pytest.raises(NoProgress, match="ended without a word"):
-        check_progress([start(number, 0, 0, CRASHED) for number in (1, 2, 3)], 0)
-
-
-@pytest.mark.parametrize(
-    "middle",
-    [
-        start(3, 40, 41, "peer lost"),
-        start(3, 30, 40, "peer lost"),
-        start(3, 40, 40, "refused: no progress: the last 3 starts went on from step 40"),
-        start(3, 40, 40, "Ctrl-C"),
-        start(3, 40, 40, "Ctrl-C: left after step 40"),
-    ],
-    ids=["a step that was lost again", "a start from further back", "stopped for that reason", "interrupted", "left by hand"],
-)
-def test_progress_or_a_person_in_between_breaks_the_row(middle: dict[str, Any]) -> None:
-    """Loss: a job that gets on between faults is stopped; or who has mended it cannot start it."""
-    in_vain = [start(number, 40, 40, "peer lost") for number in (1, 2, 4, 5)]
-    check_progress([*in_vain, middle], 40)
-    with pytest.raises(NoProgress):
-        check_progress([*in_vain, middle, start(6, 40, 40, "peer lost")], 40)
-
-
-def test_a_finished_run_may_be_started_as_often_as_one_likes() -> None:
-    """Loss: the fifth look at a finished run is called a failure, and exits with another code than the four before."""
-    first = start(1, 0, 100, FINISHED)
-    check_progress([first, *(start(number, 100, 100, FINISHED) for number in range(2, 9))], 100)
-
-
-def test_going_on_from_elsewhere_is_another_matter() -> None:
-    """Loss: the newest state is gone, and the one before it is not even tried."""
-    check_progress([start(number, 40, 40, CRASHED) for number in (1, 2, 3)], 30)
-
-
-def test_a_start_is_what_all_its_nodes_say_of_it() -> None:
-    """Loss: one node that saw the step end is not heard; or three nodes of one start are taken for three starts."""
-    check_progress([start(1, 40, 40, "peer lost", node) for node in "abc"], 40)
-    several = [start(number, 40, 40, "peer lost", node) for number in (1, 2, 3) for node in "ab"]
-    with pytest.raises(NoProgress):
-        check_progress(several, 40)
-    check_progress([*several[:-1], start(3, 40, 41, "peer lost", "b")], 40)
-
-
-def test_what_is_no_record_is_left_out() -> None:
-    """Loss: a file of another version of this program ends every start."""
-    check_progress([{"format": 7}, {}, *(start(number, 40, 40, CRASHED) for number in (1, 2))], 40)
+    return plain(Record(1e9 + number, id=f"{node}{number}", number=number, origin=origin, highest=highest, node=node))
 
 
 # --- whose run ---------------------------------------------------------------------------------------------------------------
@@ -593,7 +528,7 @@ def test_memory_may_be_absent_switched_off_or_somebody_elses(local: Cluster) -> 
 
 def test_every_node_keeps_the_accounts_of_all(cluster: Cluster) -> None:
     """Loss: the account of the time goes with the node that wrote it; or a start that is counted twice."""
-    lone = {**start(4, 0, 7, "peer lost", node="b"), "id": "b4"}
+    lone = {**start(4, 0, 7, node="b"), "id": "b4"}
     folder = RunFolder(cluster.run("b")).goodput
     folder.mkdir(parents=True)
     (folder / "000004-x-b-b4.json").write_bytes(pack(lone))
@@ -616,5 +551,5 @@ def test_every_node_keeps_the_accounts_of_all(cluster: Cluster) -> None:
 
 
 def test_records_of_this_file_are_records() -> None:
-    """Loss: tests of progress that test nothing."""
-    assert set(start(1, 0, 0, None)) == set(asdict(Record(0.0)))
+    """Loss: tests of accounts that test nothing."""
+    assert set(start(1, 0, 0)) == set(asdict(Record(0.0)))

@@ -14,7 +14,7 @@ import pytest
 from gai_yolo.elastic.notices import Notice, Notices
 from gai_yolo.elastic.records import Phase
 from gai_yolo.elastic.watchdog import FIRST_STEP_FACTOR, LOST_PATIENCE, TICK, Watchdog, activity_of
-from gai_yolo.errors import LEFT, RESTART
+from gai_yolo.errors import LEFT, RESTART, Ending
 from tests.harness import REPOSITORY, environment
 
 GRACE, STEP_TIMEOUT, IDLE_TIMEOUT = 15.0, 60.0, 300.0
@@ -46,11 +46,11 @@ class Scene:
         """Processor time of the training thread; stands still unless a test moves it."""
         self.dog = Watchdog(self.notices, grace, step_timeout, self.farewell, self.leave, clock, IDLE_TIMEOUT, lambda: self.active)
 
-    def farewell(self, code: int, reason: str, launcher_knows: bool) -> None:
+    def farewell(self, ending: Ending, reason: str, launcher_knows: bool) -> None:
         if self.terminal_is_gone:
             raise BrokenPipeError
         assert self.terminal_goes_on.wait(20)
-        self.did.append(f"{code} {reason} ({'known' if launcher_knows else 'unknown'} to the launcher)")
+        self.did.append(f"{ending.exit_code} {reason} ({'known' if launcher_knows else 'unknown'} to the launcher)")
 
     def leave(self, code: int) -> NoReturn:
         self.did.append(f"left {code}")
@@ -405,8 +405,8 @@ from gai_yolo.elastic.notices import Notices
 from gai_yolo.elastic.records import Phase
 from gai_yolo.elastic.watchdog import Watchdog
 
-def farewell(code, reason, launcher_knows):
-    print(code, reason, flush=True)
+def farewell(ending, reason, launcher_knows):
+    print(ending.exit_code, reason, flush=True)
 
 dog = Watchdog(Notices(CloudWatch("none")), 2.0, 60.0, farewell)
 dog.rescue = lambda: []
