@@ -42,6 +42,7 @@ from gai_yolo.detector.loss import DetectionLoss
 from gai_yolo.elastic.process import World
 from gai_yolo.elastic.records import Phase
 from gai_yolo.elastic.watchdog import Watchdog
+from gai_yolo.errors import Ending
 from gai_yolo.training import saver
 from gai_yolo.training.digest import part_digests
 from gai_yolo.training.loop import Run
@@ -226,8 +227,8 @@ def rescue(check: Check, where: str) -> None:
     stuck = stuck_for(check, STALL_SECONDS)
     started = 0.0
 
-    def farewell(code: int, reason: str, _: bool) -> None:
-        check.say("farewell", [code, reason])
+    def farewell(ending: Ending, reason: str, _: bool) -> None:
+        check.say("farewell", [ending.exit_code, reason])
         check.say("seconds from the stall to the farewell", time.monotonic() - started)
 
     watchdog = Watchdog(run.site.notices, 15.0, 2.0, farewell)
