@@ -73,7 +73,7 @@ def kind_of(one: Interruption) -> Kind:
     after = one.world_before if one.world_after is None else one.world_after
     if any(words in one.cause for words in LEAVING) or one.cause.startswith("peer left"):
         return "join" if after > one.world_before else "notice"
-    if one.cause.startswith("step hung"):
+    if " hung: " in one.cause:
         return "hang"
     if one.cause == KILLED and one.node is None:
         return "all"

@@ -311,6 +311,7 @@ def test_schedule_says_when_it_struck_not_when_the_last_survivor_ended() -> None
         ("GCP: preempted: left after step 7", "a", 3, 2, "notice"),
         ("SIGTERM: this process leaves; the last step's state is saved", "a", 3, None, "notice"),
         ("step hung: none for 60 s, see the stacks above", "a", 3, 2, "hang"),
+        ("evaluation hung: no batch for 89 s, see the stacks above", "a", 3, 2, "hang"),
     ],
 )
 def test_cause_tells_the_kind(cause: str, node: str | None, before: int, after: int | None, kind: str) -> None:
