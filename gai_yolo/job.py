@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ from gai_yolo.reporting.console import Console, Silent
 from gai_yolo.reporting.reporter import rewind_ledger, write_metrics
 from gai_yolo.sections import ElasticConfig
 from gai_yolo.start import Options, check_progress, compare_nodes, find, open_record, open_run, read_accounts, tell_if_far_ahead
+from gai_yolo.store.best import BestCopy
 from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.training.continuation import check_continuation, finished_line, identity_of, settle
 from gai_yolo.training.environment import Environment
@@ -239,6 +241,8 @@ def go_on(
     if state.epoch < config.training.epochs or site.world.from_first(lambda: not is_result(found)):
         announce(config, indexes, recipe, site)
         train_watched(assemble(config, indexes, loaders, recipe, state, site, identity, run, accounts))
+    else:
+        site.world.from_first_in_time(lambda meanwhile: renew_best(site, meanwhile))
     return state
 
 
@@ -286,15 +290,37 @@ def train_watched(run: Run) -> None:
 
 
 def bring_up_to_date(site: Site, state: TrainingState) -> None:
-    """Make metrics, ledger and `best.pt` tell of the state that is gone on from, whatever a killed run wrote after it. On
+    """Make metrics and ledger tell of the state that is gone on from, whatever a killed run wrote after it. On
     rank 0 only."""
     folder, tell = site.folder, site.console.warning
     write_metrics(folder, state.history, tell)
     try:
         rewind_ledger(folder, state.step)
-        folder.store.link_best()
     except OSError as error:
         tell(f"{error.filename or folder.path}: cannot be brought up to date ({error.strerror}); training goes on")
+
+
+def renew_best(site: Site, meanwhile: Callable[[], None]) -> None:
+    """Let `best.pt` be that of a finished run, which a start that was killed may have left undone. On rank 0 only; otherwise the writer
+    does it.
+
+    Args:
+        meanwhile: is called every second.
+    """
+    last = time.monotonic()
+
+    def between() -> None:
+        nonlocal last
+        if time.monotonic() - last >= 1.0:
+            meanwhile()
+            last = time.monotonic()
+
+    try:
+        notes = BestCopy(site.folder.store).renew(between)
+    except OSError as error:
+        notes = [f"best.pt cannot be renewed ({error.strerror})"]
+    for note in notes:
+        site.console.warning(note)
 
 
 def tell_about(index: Index, console: Silent) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 BUFFER = 8 << 20
 """Small writes are gathered into pieces of so many bytes."""
+COPY_PIECE = 4 << 20
+"""Files are copied in pieces of so many bytes."""
 SUFFIX = ".tmp"
 NO_OWNER = "0-none"
 
@@ -57,23 +60,54 @@ def write_draft(target: Path, write: Callable[[BinaryIO], object], owner: str = 
     Raises:
         OSError: the disk refuses, also where `write` wraps that into an exception of its own. The draft is gone if it can be.
     """
+    with _new_draft(target, owner, fs) as (path, raw):
+        file = io.BufferedWriter(raw, BUFFER)
+        try:
+            write(file)
+            file.flush()
+        except Exception as error:
+            # torch's archive writer answers a failed write with a RuntimeError of its own.
+            raise raw.failure or error from None
+        file.detach()
+    return Draft(path, raw.size, raw.digest.hexdigest())
+
+
+def copy_draft(
+    source: Path, sha256: str, target: Path, between: Callable[[], object], owner: str = NO_OWNER, fs: FileSystem = REAL
+) -> Draft:
+    """The same with the content of another file: shared where the disk can do that, which takes no time and no room, else copied.
+
+    Args:
+        sha256: of the source. A copy is compared with it.
+        between: is called after each piece of a copy; what it raises ends the copying.
+
+    Raises:
+        OSError: the disk refuses, or what was read has another digest.
+    """
+    with _new_draft(target, owner, fs) as (path, raw), fs.open(source) as file:
+        try:
+            fs.clone(file.fileno(), raw.descriptor)
+        except OSError:  # not on this disk; if it is something worse, the copy fails too
+            while piece := file.read(COPY_PIECE):
+                raw.write(piece)
+                between()
+            if raw.digest.hexdigest() != sha256:
+                raise OSError(errno.EIO, "what was read is not what was written", str(source)) from None
+    return Draft(path, fs.identity(path).size, sha256)
+
+
+@contextlib.contextmanager
+def _new_draft(target: Path, owner: str, fs: FileSystem) -> Iterator[tuple[Path, _HashingFile]]:
+    """A new file under a temporary name: synced after the block, gone if it fails."""
     path = draft_path(target, owner)
     raw = _HashingFile(fs, fs.create(path))
     try:
         with contextlib.closing(raw):
-            file = io.BufferedWriter(raw, BUFFER)
-            try:
-                write(file)
-                file.flush()
-            except Exception as error:
-                # torch's archive writer answers a failed write with a RuntimeError of its own.
-                raise raw.failure or error from None
+            yield path, raw
             fs.fsync(raw.descriptor)
-            file.detach()
     except BaseException:
         discard(path, fs)
         raise
-    return Draft(path, raw.size, raw.digest.hexdigest())
 
 
 def discard(path: Path, fs: FileSystem = REAL) -> None:

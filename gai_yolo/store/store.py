@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from gai_yolo.store.atomic import Draft, discarded_unless_renamed, draft_path, hash_file, is_temporary, owner_of, write_draft
+from gai_yolo.store.atomic import Draft, discarded_unless_renamed, hash_file, is_temporary, owner_of, write_draft
 from gai_yolo.store.catalogue import NAMES, NO_MANIFEST, Catalogue
 from gai_yolo.store.filesystem import REAL, FileSystem, Identity
 from gai_yolo.store.lease import Fence
 from gai_yolo.store.manifest import FOLDERS, Manifest, encode
-from gai_yolo.store.retention import Decision, Policy, best_of
-
-BEST = "best.pt"
+from gai_yolo.store.retention import Decision, Policy
 
 
 class Store(Catalogue):
@@ -85,33 +82,25 @@ class Store(Catalogue):
             self.fs.rename(draft.path, path)
         self.fs.sync_folder(path.parent)
 
-    def link_best(self) -> None:
-        """Let `best.pt` be the data of the best epoch checkpoint: a hard link, or a copy where there are none.
-
-        It is an alias for people, derived from the manifests; nothing is ever continued from it.
-        """
-        candidates = self.listing().present
-        alias = self.run / FOLDERS["epoch"] / BEST
-        while (best := best_of(candidates)) is not None:
-            if self._same_file(self.data_path(best), alias):
-                return
-            if self.flaw_of(best) is None:
-                self._alias(best, alias)
-                return
-            candidates.remove(best)
-
-    def _alias(self, best: Manifest, alias: Path) -> None:
-        draft = self._linked(self.data_path(best), alias) or self._copied(best, alias)
+    def replace(self, draft: Draft, path: Path) -> None:
+        """Give a draft its name under the fence, over what is there. Not synced: for what a crash may take back."""
         with discarded_unless_renamed(draft, self.fs):
             self.fence.check(self.fs)
-            self.fs.rename(draft.path, alias)  # not synced: what a crash takes back, the next start puts right
+            self.fs.rename(draft.path, path)
+
+    def keep_aside(self, path: Path) -> Path | None:
+        """Give what lies under a name that is about to be given another one too, which is returned; None if there is nothing, or only
+        our own failed try, or if it has one already."""
+        aside = self._aside(path)
+        if aside is not None:
+            self._set_aside(path, aside)
+        return aside
 
     def _place(self, draft: Draft, path: Path) -> list[str]:
         """Give a draft its name. A file that lies there and is not our own is kept under another name."""
         self.fence.check(self.fs)
         notes = []
-        if path.suffix == ".pt" and (aside := self._aside(path)) is not None:
-            self._set_aside(path, aside)
+        if path.suffix == ".pt" and (aside := self.keep_aside(path)) is not None:
             notes.append(f"{path} was there, but not complete; it is now {aside.name}")
         try:
             self.fs.rename(draft.path, path)
@@ -132,7 +121,7 @@ class Store(Catalogue):
             return None
         taken, number = set(self.fs.names(path.parent)), 1
         while (aside := path.with_name(f"{path.name}.aside-{number}")).name in taken:
-            if self._same_file(path, aside):
+            if self.is_same_file(path, aside):
                 return None
             number += 1
         return aside
@@ -152,23 +141,12 @@ class Store(Catalogue):
         there = self.look_at(manifest.kind, self.data_path(manifest))
         return there if isinstance(there, Manifest) and self.flaw_of(there) is None else None
 
-    def _same_file(self, one: Path, other: Path) -> bool:
+    def is_same_file(self, one: Path, other: Path) -> bool:
+        """Whether two names lead to one file; not if there is nothing."""
         try:
             return self.fs.identity(one) == self.fs.identity(other)
         except FileNotFoundError:
             return False
-
-    def _linked(self, data: Path, alias: Path) -> Draft | None:
-        path = draft_path(alias, self.fence.owner)
-        try:
-            self.fs.link(data, path)
-        except OSError:
-            return None  # no hard links here; if it is something worse, the copy fails too
-        return Draft(path, 0, "")
-
-    def _copied(self, best: Manifest, alias: Path) -> Draft:
-        with self.fs.open(self.data_path(best)) as source:
-            return write_draft(alias, lambda file: shutil.copyfileobj(source, file), self.fence.owner, self.fs)
 
     def sweep(self) -> list[Path]:
         """Remove what dead writers have left: drafts of other fences, and data of snapshots that never got a manifest and

@@ -189,7 +189,7 @@ def bytes_to_come(config: Config, state: TrainingState, present: Sequence[Manife
     if settings.keep_epochs != "all":
         for_ever = training.epochs // settings.keep_every if settings.keep_every else 0
         due = min(due, settings.keep_epochs + for_ever + 1)
-    best = 1  # where the best is none of those that are due
+    best = 1 + 2  # where the best is none of those that are due; best.pt, and the draft of the next one
     return (steps + due + best) * expected_bytes(state)
 
 

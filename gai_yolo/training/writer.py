@@ -2,23 +2,26 @@
 
 Started by `writing.WriterProcess` with one end of a socket as standard input. It serves one request after the other and ends
 when the training process has gone; what it has been handed by then it still finishes, unless another start has raised the
-fence. It does nothing at all on its own: when to try again is for the training process to say.
+fence. `best.pt` is for when there is nothing else to write: a checkpoint that comes meanwhile goes first.
+It does nothing else on its own: when to try again is for the training process to say.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
+import select
 import socket
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
 import torch
 
 from gai_yolo.errors import Refusal, RunFolderBusy
+from gai_yolo.store.best import BestCopy
 from gai_yolo.store.manifest import Manifest
 from gai_yolo.store.retention import Policy
 from gai_yolo.store.store import Store
@@ -50,6 +53,20 @@ class Answer:
     """Why it could not be written; trying again is right."""
     taken_over: str | None = None
     """Another job has taken the run over; nothing can be written any more."""
+    best_follows: bool = False
+    """`best.pt` is not renewed yet; a `BestRenewed` comes when it is, or cannot be."""
+
+
+@dataclass(frozen=True)
+class BestRenewed:
+    """`best.pt` is what it should be, or could not be renewed: it comes up again with the next epoch."""
+
+    notes: list[str] = field(default_factory=list)
+    taken_over: str | None = None
+
+
+class Postponed(Exception):
+    """There is a checkpoint to write, which goes first."""
 
 
 def main() -> None:
@@ -59,20 +76,26 @@ def main() -> None:
     connection = socket.socket(fileno=0)
     run, fence, policy = receive(connection)[0]
     store = Store(run, fence)
+    best, best_is_due = BestCopy(store), True  # a start that was killed may have left it undone
     while True:
+        renewed = renew(best, lambda: _has_news(connection)) if best_is_due else None
         try:
+            if renewed is not None:
+                best_is_due = False
+                send(connection, renewed)
             request, descriptor = receive(connection)
         except (EOFError, OSError):
             return  # it has gone; with an answer of ours unread, the connection breaks
         answer = serve(store, policy, request, descriptor)
+        best_is_due = best_is_due or (answer.failure is None and request.manifest.metric is not None)
         try:
-            send(connection, answer)
+            send(connection, replace(answer, best_follows=best_is_due))
         except OSError:
             return
 
 
 def serve(store: Store, policy: Policy, request: Request, descriptor: int) -> Answer:
-    """Write one checkpoint, keep `best.pt` true, and make room by retention's rules."""
+    """Write one checkpoint, and make room by retention's rules."""
     started, cpu_started = time.monotonic(), time.process_time()
     notes: list[str] = []
     size, failure = 0, None
@@ -86,7 +109,7 @@ def serve(store: Store, policy: Policy, request: Request, descriptor: int) -> An
         except Exception as error:
             # Also torch's own errors: whatever it is, training goes on, somebody is told, and it is tried again.
             failure = _reason(error)
-        notes = notes + after_work(store, policy, best=failure is None and request.manifest.metric is not None)
+        notes = notes + _noted("older checkpoints cannot be removed", lambda: store.prune(policy))
     except RunFolderBusy as busy:
         return Answer(taken_over=str(busy))
     finally:
@@ -94,25 +117,42 @@ def serve(store: Store, policy: Policy, request: Request, descriptor: int) -> An
     return Answer(size, time.monotonic() - started, time.process_time() - cpu_started, notes, failure)
 
 
-def after_work(store: Store, policy: Policy, best: bool) -> list[str]:
-    """Keep `best.pt` true and make room. What fails here is noted and comes up again with the next checkpoint: the one that
-    was written is complete all the same, and if it could not be written for want of room, this is what may help.
+def renew(best: BestCopy, has_news: Callable[[], bool]) -> BestRenewed | None:
+    """Keep `best.pt` true; None if it was broken off because a checkpoint waits, which goes first."""
+
+    def between() -> None:
+        if has_news():
+            raise Postponed
+
+    notes: list[str] = []
+    try:
+        failed = _noted("best.pt cannot be renewed", lambda: notes.extend(best.renew(between)))
+    except Postponed:
+        return None
+    except RunFolderBusy as busy:
+        return BestRenewed(taken_over=str(busy))
+    return BestRenewed(notes + failed)
+
+
+def _noted(what: str, action: Callable[[], object]) -> list[str]:
+    """Do something beside writing. What fails here is noted and comes up again with the next checkpoint: the one that was written is
+    complete all the same, and if it could not be written for want of room, retention is what may help.
 
     Raises:
         RunFolderBusy: another job has taken the run over.
     """
-    notes = []
-    actions: dict[str, Callable[[], object]] = {"older checkpoints cannot be removed": lambda: store.prune(policy)}
-    if best:
-        actions = {"best.pt cannot be renewed": store.link_best, **actions}
-    for what, action in actions.items():
-        try:
-            action()
-        except RunFolderBusy:
-            raise
-        except (OSError, Refusal) as error:
-            notes.append(f"{what}: {_reason(error)}; training and saving go on")
-    return notes
+    try:
+        action()
+    except RunFolderBusy:
+        raise
+    except (OSError, Refusal) as error:
+        return [f"{what}: {_reason(error)}; training and saving go on"]
+    return []
+
+
+def _has_news(connection: socket.socket) -> bool:
+    """Whether there is a request, or nobody any more to make one."""
+    return bool(select.select([connection], [], [], 0)[0])
 
 
 def save(state: dict[str, Any], file: BinaryIO) -> None:

@@ -23,7 +23,7 @@ from gai_yolo.store.lease import Fence
 from gai_yolo.store.manifest import FOLDERS, Manifest
 from gai_yolo.store.retention import Policy
 from gai_yolo.training.buffers import StateBuffer
-from gai_yolo.training.writer import Answer, Request, receive, send
+from gai_yolo.training.writer import Answer, BestRenewed, Request, receive, send
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds before a failed write is tried again; doubled with each failure."""
@@ -86,12 +86,12 @@ class WriterProcess:
         """Hand over a checkpoint. Raises `OSError` if the process has died."""
         send(self._connection, Request(job.manifest, job.buffer.content), (job.buffer.descriptor,))
 
-    def answer(self, timeout: float) -> Answer | None:
-        """What became of it, waiting at most so many seconds. Raises `OSError` or `EOFError` if the process has died."""
+    def answer(self, timeout: float) -> Answer | BestRenewed | None:
+        """What became of it, or of `best.pt`, waiting at most so many seconds. Raises `OSError` or `EOFError` if the process has died."""
         readable, _, _ = select.select([self._connection], [], [], timeout)
         if not readable:
             return None
-        answer: Answer = receive(self._connection)[0]
+        answer: Answer | BestRenewed = receive(self._connection)[0]
         return answer
 
     @property
@@ -155,6 +155,7 @@ class BackgroundWriter:
         self._start, self._tell, self._written, self._free_bytes, self._clock = start, tell, written, free_bytes, clock
         self._process: WriterProcess | None = None
         self._sent: Job | None = None
+        self._best_follows = False
         self._waiting: deque[Job] = deque()
         self._spare: list[StateBuffer] = []
         self._failures = 0
@@ -198,7 +199,7 @@ class BackgroundWriter:
         Raises:
             RunFolderBusy: another job has taken the run over.
         """
-        if self._sent is not None:
+        if self._sent is not None or self._best_follows:
             self._receive(timeout)
         elif timeout:
             time.sleep(timeout)
@@ -206,7 +207,8 @@ class BackgroundWriter:
             self._send_next()
 
     def drain(self, patience: float, first_try: float = 0.0, while_moving: bool = False) -> bool:
-        """Wait until everything is on the disk; returns whether it is. Gives up when no checkpoint was written for so many seconds.
+        """Wait until everything is on the disk, `best.pt` too; returns whether all checkpoints are. Gives up when nothing was written for
+        so many seconds.
 
         Args:
             first_try: seconds that it waits in any case while no try has failed: the writer itself may be starting.
@@ -215,10 +217,10 @@ class BackgroundWriter:
         now = self._clock()
         in_any_case = now + first_try
         left, deadline = self._num_left, now + patience
-        while not self.is_idle and (now < deadline or (self._failures == 0 and now < in_any_case)):
+        while self._num_left and (now < deadline or (self._failures == 0 and now < in_any_case)):
             self.poll(0.05)
             now = self._clock()
-            if while_moving and self._sent is not None:
+            if while_moving and (self._sent is not None or self._best_follows):
                 deadline = max(deadline, self._moved_at + patience)
             if self._num_left < left:
                 left, deadline = self._num_left, now + patience
@@ -237,7 +239,7 @@ class BackgroundWriter:
 
     @property
     def _num_left(self) -> int:
-        return len(self._waiting) + (self._sent is not None)
+        return len(self._waiting) + (self._sent is not None) + self._best_follows
 
     @property
     def _is_stuck(self) -> bool:
@@ -269,20 +271,29 @@ class BackgroundWriter:
             self._moved_at, self._is_killed = self._sent_at, False
 
     def _receive(self, timeout: float) -> None:
-        assert self._sent is not None and self._process is not None
+        assert self._process is not None
         try:
             answer = self._process.answer(timeout)
         except (OSError, EOFError):
-            self._fail("the writer process has died")
+            if self._sent is not None:
+                self._fail("the writer process has died")
             self._lose_process(None)
             return
         if answer is None:
             self._watch()
         elif answer.taken_over is not None:
-            self._sent = None
+            self._sent, self._best_follows = None, False
             self._waiting.clear()
             raise RunFolderBusy(answer.taken_over)
-        elif answer.failure is not None:
+        elif isinstance(answer, BestRenewed):
+            self._best_follows = False
+            self._tell_all(answer.notes)
+        else:
+            self._take(answer)
+
+    def _take(self, answer: Answer) -> None:
+        self._best_follows = answer.best_follows
+        if answer.failure is not None:
             self._tell_all(answer.notes)
             self._fail(answer.failure)
         else:
@@ -322,13 +333,16 @@ class BackgroundWriter:
             if self._failures == 0:
                 self._tell(f"{reason}; training goes on, and it is tried again until it works")
             self._pause()
+        self._best_follows = False  # the next writer looks after it first
         self.close(0.0)
 
     def _watch(self) -> None:
-        assert self._sent is not None and self._process is not None
+        assert self._process is not None
         now, moved = self._clock(), self._process.progress
         if moved != self._moved:
             self._moved, self._moved_at = moved, now
+        if self._sent is None:
+            return  # best.pt, which nobody waits for but the end
         still = now - self._moved_at
         if not self._told_hanging and now - self._sent_at > self._told_after:
             self._told_hanging = True

@@ -38,7 +38,7 @@ def test_run_leaves_what_the_guide_says(start: Start) -> None:
     """Scripts of users look for these names."""
     assert start() == 0
     checkpoints = start.run_folder / "checkpoints"
-    files = {"epoch_001.pt", "epoch_001.json", "epoch_002.pt", "epoch_002.json", "best.pt", "training_metrics.json"}
+    files = {"epoch_001.pt", "epoch_001.json", "epoch_002.pt", "epoch_002.json", "best.pt", ".best", "training_metrics.json"}
     assert {path.name for path in checkpoints.iterdir()} == files
     content = torch.load(checkpoints / "epoch_002.pt", weights_only=True)
     assert content.keys() >= {"model_state_dict", "optimizer_state_dict", "epoch", "train_loss", "val_loss", "ema_state_dict"}

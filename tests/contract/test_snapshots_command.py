@@ -351,7 +351,7 @@ def test_too_little_room_is_told_at_the_start_with_the_numbers(start: Start, mon
     code, out, _ = start("training.max_batches_per_epoch=2", "experiment.name=other")
     assert code == 0
     told = re.search(r"warning: \S+other: the checkpoints to come need about (\d+) MB, and 1 MB are free: make room", out)
-    assert told is not None and 6 * 30 < int(told[1]) < 8 * 50, "four snapshots, two epochs, one best"
+    assert told is not None and 8 * 30 < int(told[1]) < 10 * 50, "four snapshots, two epochs, one best, best.pt and its next draft"
 
 
 def test_trouble_with_best_and_retention_holds_no_checkpoint_up(start: Start, tmp_path: Path) -> None:

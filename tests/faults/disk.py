@@ -50,7 +50,7 @@ class MemoryDisk(FileSystem):
 
     Args:
         files: what is there, on the disk, at the beginning.
-        hard_links: whether `link` works.
+        hard_links: whether `link` and `clone` work.
     """
 
     def __init__(self, files: Files | None = None, hard_links: bool = True) -> None:
@@ -117,6 +117,11 @@ class MemoryDisk(FileSystem):
             raise FileExistsError(errno.EEXIST, "File exists", str(target))
         self.entries[target] = self._inode(source)
         self.log.append(Operation("link", source, target, self.entries[target]))
+
+    def clone(self, source: int, target: int) -> None:
+        if not self.hard_links:
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+        self.write(target, memoryview(bytes(self.contents[self._descriptors[source]])))
 
     def unlink(self, path: Path) -> None:
         inode = self._inode(path)

@@ -17,10 +17,11 @@ from typing import BinaryIO
 import pytest
 
 from gai_yolo.store.atomic import is_temporary
+from gai_yolo.store.best import BestCopy
 from gai_yolo.store.catalogue import NO_MANIFEST
 from gai_yolo.store.lease import raise_fence
 from gai_yolo.store.manifest import Kind, Manifest, Position
-from gai_yolo.store.retention import Policy
+from gai_yolo.store.retention import Policy, best_of
 from gai_yolo.store.store import Store
 from tests.faults.disk import Files, MemoryDisk, Operation, crash_states
 
@@ -77,11 +78,11 @@ class Run:
         self.disk.mark(("publishing", one, content))
         self.store.publish(one, lambda file: file.write(content))
         self.disk.mark(("published", one))
-        self.store.link_best()
         if prune:
             going = [decision.manifest for decision in self.store.plan_pruning(POLICY) if not decision.keep]
             self.disk.mark(("pruning", going))
             self.store.prune(POLICY)
+        BestCopy(self.store).renew()
 
     def write_metrics(self, text: str) -> None:
         self.disk.mark(("writing metrics", text.encode()))
@@ -200,13 +201,28 @@ def recover(files: Files, promised: Promises) -> str:
         raise Violated(f"a crash has made a bad checkpoint: {bad}")
     if files.get(METRICS, b"") not in promised.metrics:
         raise Violated("the metrics are neither old nor new")
-    if BEST in files and files[BEST] not in set().union(*promised.contents.values()) and "epoch_004" not in promised.contents:
+    if BEST in files and files[BEST] not in set().union(*promised.contents.values()):
         raise Violated("best.pt is torn")
+    _check_best(store, disk)
     again = manifest("epoch", 990, 99)
     store.publish(again, lambda file: file.write(b"again"))
     if _find(store)[0] != ("epoch_099", b"again"):
         raise Violated("the next checkpoint is not found")
     return "nothing" if found is None else found[0]
+
+
+def _check_best(store: Store, disk: MemoryDisk) -> None:
+    BestCopy(store).renew()
+    listing = store.listing()
+    best = best_of([one for one in listing.present if store.flaw_of(one) is None])
+    # Then best.pt is all that is left of it, perhaps, and stays.
+    is_damaged = best is not best_of(listing.present) or any(flaw.reason != NO_MANIFEST for flaw in listing.flaws)
+    if best is not None and not is_damaged and disk.files()[BEST] != disk.files()[store.data_path(best)]:
+        raise Violated("best.pt is not the best")
+    if best is not None and BEST in disk.entries and disk.entries[BEST] == disk.entries[store.data_path(best)]:
+        raise Violated("best.pt and the checkpoint are one file")
+    if not is_damaged and (aside := [path.name for path in disk.entries if path.name.startswith("best.pt.aside")]):
+        raise Violated(f"an older best.pt is taken for a person's own: {aside}")
 
 
 def _find(store: Store) -> tuple[tuple[str, bytes] | None, list[str]]:
@@ -274,7 +290,8 @@ def label(operation: Operation, log: list[Operation]) -> str:
 
 
 def _what(name: str) -> str:
-    for part, what in (("best.pt", "best"), (".pt", "data"), ("metrics.json", "metrics"), (".json", "manifest"), (".fence", "fence")):
+    parts = {"best.pt": "best", ".best": "record", ".pt": "data", "metrics.json": "metrics", ".json": "manifest", ".fence": "fence"}
+    for part, what in parts.items():
         if part in name:
             return what
     raise AssertionError(name)

@@ -60,7 +60,7 @@ def test_training_never_dies_of_a_failed_save(
     assert state_digest(tmp_path / "run" / LAST) == undisturbed
     assert [row["epoch"] for row in metrics(tmp_path / "run")] == [1, 2, 3, 4]
     left = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
-    assert left == {"epoch_004.pt", "epoch_004.json", "best.pt", "training_metrics.json"}
+    assert left == {"epoch_004.pt", "epoch_004.json", "best.pt", ".best", "training_metrics.json"}
     assert not list((tmp_path / "run").rglob("*.tmp")), "failed tries clean up behind themselves"
     catalogue = Catalogue(tmp_path / "run")
     assert all(catalogue.flaw_of(one) is None for one in catalogue.listing().present)

@@ -101,16 +101,18 @@ def test_killed_at_each_call_of_a_snapshot(tmp_path: Path, cache: Path, undistur
     figure(f"killed at {len(victims)} calls of a snapshot, resumed each time: {', '.join(dict.fromkeys(victims))}")
 
 
-@pytest.mark.parametrize("call", ["link best", "rename best"])
-def test_killed_at_each_call_of_the_best_alias(call: str, tmp_path: Path, cache: Path) -> None:
-    """Loss: the alias for people costs the checkpoint that it leads to, or leads to nothing from then on."""
+@pytest.mark.parametrize("call", ["write best", "rename record", "rename best"])
+def test_killed_while_best_is_copied(call: str, tmp_path: Path, cache: Path) -> None:
+    """Loss: the copy for people costs a checkpoint, stays torn, or is never made again."""
     chain = Chain(tmp_path, cache, (*CHECKPOINTS, "evaluation.interval=1", "training.epochs=2"))
     chain.killed(chain.faults.at([(call, 1)], "kill"))
     assert chain.faults.calls()[-1].what == call
     assert chain.expected is not None and chain.expected.epoch == 1, "the checkpoint was complete before"
     chain.to_the_end()
     checkpoints = chain.run / "checkpoints"
-    assert any((checkpoints / "best.pt").samefile(one) for one in checkpoints.glob("epoch_*.pt"))
+    copy = checkpoints / "best.pt"
+    assert any(copy.read_bytes() == one.read_bytes() and not copy.samefile(one) for one in checkpoints.glob("epoch_*.pt"))
+    assert not list(checkpoints.glob("best.pt.aside*")), "what was killed there is not taken for a person's own"
 
 
 @pytest.mark.timeout(1200)

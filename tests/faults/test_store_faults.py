@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import pytest
 import torch
 
+from gai_yolo.store.best import BestCopy
 from gai_yolo.store.filesystem import FileSystem
 from gai_yolo.store.lease import raise_fence
 from gai_yolo.store.manifest import Manifest, Position
@@ -60,6 +61,10 @@ class Breaking(FileSystem):
         self._strike("link")
         super().link(source, target)
 
+    def clone(self, source: int, target: int) -> None:
+        self._strike("clone")
+        super().clone(source, target)
+
     def unlink(self, path: Path) -> None:
         self._strike("unlink")
         super().unlink(path)
@@ -91,8 +96,8 @@ def save(store: Store, epoch: int) -> None:
         torch.save(content, file)
 
     store.publish(manifest(epoch, 0.1 * epoch), write)
-    store.link_best()
     store.prune(POLICY)
+    BestCopy(store).renew()
 
 
 def refusal_of(store: Store, epoch: int) -> int | None:
@@ -138,15 +143,15 @@ def test_disk_that_refuses_any_one_call_costs_nothing_complete(error: int, run: 
         broken.append(fs.broken)
         reader = Store(run, fence)
         assert found_epoch(reader)[0] in (epoch - 1, epoch), "the old one or the new one"
-        assert raised == error or (raised is None and fs.broken == "link"), "nothing is swallowed but a link, which a copy stands in for"
+        assert raised == error or (raised is None and fs.broken == "clone"), "nothing is swallowed but a clone, which a copy stands in for"
         fs.at = -1
         save(store, epoch)  # the same store tries again, as the writer does
         assert found_epoch(reader) == (epoch, [])
         left = {path.name for path in (run / "checkpoints").iterdir()}
         drafts = {name for name in left if name.endswith(".tmp")}
-        assert left - drafts == {f"epoch_{epoch:03d}.pt", f"epoch_{epoch:03d}.json", "best.pt"}
+        assert left - drafts == {f"epoch_{epoch:03d}.pt", f"epoch_{epoch:03d}.json", "best.pt", ".best"}
         assert not drafts or fs.broken == "unlink", "a failed try cleans up behind itself"
-    assert set(broken) == {"create", "write", "fsync", "close", "rename", "link", "unlink", "sync_folder"}
+    assert set(broken) == {"create", "write", "fsync", "close", "rename", "clone", "unlink", "sync_folder"}
     assert len(broken) > 20
 
 

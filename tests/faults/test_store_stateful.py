@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from gai_yolo.errors import RunFolderBusy
+from gai_yolo.store.best import BestCopy
 from gai_yolo.store.lease import raise_fence
 from gai_yolo.store.manifest import Kind, Manifest, Position
 from gai_yolo.store.retention import Policy, decide
@@ -115,7 +116,7 @@ class StoreMachine(RuleBasedStateMachine):
     def publish(self, kind: Kind, metric: int | None) -> None:
         one, content = self._next(kind, None if metric is None or kind == "step" else metric / 10)
         self._publish(self.store, one, content)
-        self.store.link_best()
+        BestCopy(self.store).renew()
 
     @rule()
     def prune(self) -> None:

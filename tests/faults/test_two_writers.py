@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from gai_yolo.store.best import BestCopy
 from gai_yolo.store.catalogue import Catalogue
 from gai_yolo.store.lease import raise_fence
 from gai_yolo.store.manifest import Manifest, Position
@@ -34,8 +35,8 @@ def manifest(epoch: int) -> Manifest:
 def save(store: Store, epoch: int, content: bytes) -> None:
     """What the writer process does with a request."""
     store.publish(manifest(epoch), lambda file: file.write(content))
-    store.link_best()
     store.prune(POLICY)
+    BestCopy(store).renew()
 
 
 OLD_WRITER = """

@@ -685,7 +685,7 @@ def test_epochs_are_saved_when_due_or_best_and_a_former_best_that_was_not_due_go
         ("epoch_006", True, 0.2),
         ("epoch_007", True, 0.25),
     ]
-    assert names(run / "checkpoints") == ["best.pt", *(f"{stem}{suffix}" for stem in found for suffix in (".json", ".pt"))]
+    assert names(run / "checkpoints") == [".best", "best.pt", *(f"{stem}{suffix}" for stem in found for suffix in (".json", ".pt"))]
     assert names(run / "snapshots") == [], "none was asked for"
     for stem, manifest in found.items():
         data = (run / "checkpoints" / f"{stem}.pt").read_bytes()
@@ -694,7 +694,7 @@ def test_epochs_are_saved_when_due_or_best_and_a_former_best_that_was_not_due_go
         assert (manifest.kind, manifest.position, manifest.fence) == ("epoch", Position(epoch, epoch, 8 * epoch), 1)
         assert (manifest.config_fingerprint, manifest.torch_version) == (fingerprint(config), torch.__version__)
         assert_equal(torch.load(run / "checkpoints" / f"{stem}.pt", weights_only=True), contents[stem])
-    assert (run / "checkpoints" / "best.pt").samefile(run / "checkpoints" / "epoch_004.pt")
+    assert not (run / "checkpoints" / "best.pt").samefile(run / "checkpoints" / "epoch_004.pt")
     best = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
     assert best["epoch"] == 4 and best["ema_state_dict"]["model.0.conv.weight"].unique().tolist() == [4.0]
 
@@ -798,12 +798,12 @@ def test_room_for_the_rest_of_a_run_is_foreseen(make_state: MakeState) -> None:
         return bytes_to_come(config_of(training=training, snapshots=snapshots), state, present) / one
 
     step = manifest_of({"step": 3, "epoch": 0, "samples": 24}, "step")
-    assert files(7, [], interval_seconds=None) == 4 + 1, "2, 4, 6, 7 and a best one"
-    assert files(7, [], keep=2) == 4 + 1 + 3, "one more snapshot than is kept, for a moment"
-    assert files(7, [step, step], keep=2) == 4 + 1 + 1
-    assert files(1000, [], keep_epochs=3, interval_seconds=None) == 3 + 1 + 1
+    assert files(7, [], interval_seconds=None) == 4 + 3, "2, 4, 6, 7, a best one, best.pt and its next draft"
+    assert files(7, [], keep=2) == 4 + 3 + 3, "one more snapshot than is kept, for a moment"
+    assert files(7, [step, step], keep=2) == 4 + 3 + 1
+    assert files(1000, [], keep_epochs=3, interval_seconds=None) == 3 + 1 + 3
     state.epoch = 6
-    assert files(7, [], interval_seconds=None) == 1 + 1
+    assert files(7, [], interval_seconds=None) == 1 + 3
 
 
 def test_a_writer_whose_training_process_has_left_ends_without_a_word(run: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from gai_yolo.errors import RunFolderBusy
 from gai_yolo.store.manifest import Kind, Manifest, Position
 from gai_yolo.training import writing
 from gai_yolo.training.buffers import StateBuffer, open_state
-from gai_yolo.training.writer import Answer
+from gai_yolo.training.writer import Answer, BestRenewed
 from gai_yolo.training.writing import GIVEN_UP, HANGING, LONGEST_PAUSE, MOST_WAITING_EPOCHS, BackgroundWriter, Job, WriterProcess
 
 GOOD = Answer(size=1000, seconds=0.5, cpu_seconds=0.1)
@@ -63,9 +64,9 @@ class FakeProcess(WriterProcess):
         self.bench.in_flight = job.name
         self.bench.contents.append(int(open_state(job.buffer.descriptor, job.buffer.content)["n"]))
 
-    def answer(self, timeout: float) -> Answer | None:
+    def answer(self, timeout: float) -> Answer | BestRenewed | None:
         assert not self.closed
-        assert self.bench.in_flight is not None, "nothing was asked"
+        assert self.bench.in_flight is not None or self.bench.best_follows, "nothing was asked"
         if not self.bench.answers:
             self.bench.clock.now += timeout
             return None
@@ -73,9 +74,12 @@ class FakeProcess(WriterProcess):
         if answer is None:
             self.bench.clock.now += timeout
             return None
-        self.bench.in_flight = None
         if isinstance(answer, Exception):
+            self.bench.in_flight = None
             raise answer
+        if isinstance(answer, Answer):
+            self.bench.in_flight = None
+        self.bench.best_follows = isinstance(answer, Answer) and answer.best_follows
         return answer
 
     def close(self, patience: float) -> None:
@@ -88,13 +92,14 @@ class Bench:
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self.answers: deque[Answer | Exception | None] = deque()
+        self.answers: deque[Answer | BestRenewed | Exception | None] = deque()
         self.send_errors: deque[OSError] = deque()
         self.start_errors: deque[OSError] = deque()
         self.processes: list[FakeProcess] = []
         self.tried: list[tuple[float, str]] = []
         self.contents: list[int] = []
         self.in_flight: str | None = None
+        self.best_follows = False
         self.told: list[str] = []
         self.num_moves = self.num_kills = self.num_waits = 0
         """Of the writer, of it by us, and of times that the training thread has said that it waits."""
@@ -142,7 +147,7 @@ class Bench:
         self.writer.submit(job)
         return job.name
 
-    def answer(self, *answers: Answer | Exception) -> None:
+    def answer(self, *answers: Answer | BestRenewed | Exception) -> None:
         """The writer process answers, one after the other."""
         for answer in answers:
             self.answers.append(answer)
@@ -758,3 +763,27 @@ def wait_until(condition: Callable[[], bool]) -> bool:
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
     return condition()
+
+
+def test_the_end_waits_for_best_too_and_the_next_checkpoint_does_not(bench: Bench) -> None:
+    """Loss: a job says that it is done, and best.pt is that of another epoch; or an epoch waits for a copy of another one."""
+    first, second = bench.epoch(1), bench.epoch(2)
+    follows = replace(GOOD, best_follows=True)
+    bench.answer(follows)
+    bench.writer.poll()
+    assert bench.sent == [first, second] and bench.writer.is_idle is False
+    bench.answer(follows)
+    bench.clock.drift = 0.01
+    assert bench.writer.drain(5.0), "all checkpoints are written"
+    waited = bench.clock.now
+    bench.answers.append(BestRenewed(["best.pt cannot be renewed: a reason"]))
+    assert bench.writer.drain(5.0) and bench.clock.now - waited < 1.0
+    assert bench.told == ["best.pt cannot be renewed: a reason"]
+
+
+def test_best_of_a_run_that_was_taken_over_stops_the_old_one(bench: Bench) -> None:
+    """Loss: two jobs on one run, because the news came with best.pt."""
+    bench.epoch(1)
+    bench.answer(replace(GOOD, best_follows=True))
+    with pytest.raises(RunFolderBusy, match="taken over"):
+        bench.answer(BestRenewed(taken_over="taken over by another job"))

@@ -18,7 +18,8 @@ WRITER = "gai_yolo.training.writer"
 
 def role(path):
     name = os.path.basename(str(path))
-    for part, what in (("best.pt", "best"), (".json", "manifest"), (".pt", "data"), ("checkpoints", "folder"), ("snapshots", "folder")):
+    parts = {"best.pt": "best", ".best": "record", ".json": "manifest", ".pt": "data", "checkpoints": "folder", "snapshots": "folder"}
+    for part, what in parts.items():
         if part in name:
             return what
     return name

@@ -1,0 +1,142 @@
+"""`best.pt`: a copy of the best epoch's data, for people. Nothing is ever continued from it.
+
+A file of its own, because people write into it, and a second name for a checkpoint would let them destroy that. Beside it lies a
+record of what it is, so that it is not copied again while the best stays the best, and so that what a person has put in its place
+is told from what this program wrote.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
+
+from gai_yolo.store.atomic import COPY_PIECE, copy_draft, discarded_unless_renamed, write_draft
+from gai_yolo.store.catalogue import NAMES
+from gai_yolo.store.manifest import FOLDERS, Manifest
+from gai_yolo.store.retention import best_of
+from gai_yolo.store.store import Store
+
+NAME = "best.pt"
+RECORD = ".best"
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What this program has put there."""
+
+    stem: str
+    sha256: Digest
+    before: Digest | None
+    """Of what it took the place of: a crash may leave the new record and the old file."""
+    inode: int
+    size: int
+    modified_ns: int
+
+    def names(self, best: Manifest) -> bool:
+        """Whether it was copied from that checkpoint."""
+        return (self.stem, self.sha256) == (best.stem, best.sha256)
+
+
+_PARSER = TypeAdapter(Record)
+
+
+class BestCopy:
+    """Keeps `best.pt` true.
+
+    Args:
+        store: with the right to publish.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.fs = store, store.fs
+        folder = store.run / FOLDERS["epoch"]
+        self.path, self._record_path = folder / NAME, folder / RECORD
+
+    def renew(self, between: Callable[[], object] = lambda: None) -> list[str]:
+        """Let `best.pt` hold the data of the best epoch checkpoint. Reads no data if it does already.
+
+        Args:
+            between: is called after each piece that was read or written; what it raises ends the work, and nothing has changed.
+
+        Returns:
+            Notes for people: of a file of their own that lies there.
+
+        Raises:
+            OSError: the disk refuses; `best.pt` is what it was.
+            CheckpointError: as `Store.listing`.
+            RunFolderBusy: another job has taken the run over.
+        """
+        present = self.store.listing().present
+        candidates, record = list(present), self._read_record()
+        while (best := best_of(candidates)) is not None:
+            if record is not None and record.names(best) and record == self._seen(self.path, record):
+                return []
+            if self.store.flaw_of(best) is None:
+                return self._replace(best, record, present, between)
+            candidates.remove(best)
+        return []
+
+    def _replace(self, best: Manifest, record: Record | None, present: Sequence[Manifest], between: Callable[[], object]) -> list[str]:
+        shares = self._shares_a_checkpoint()
+        there = None if shares else self._digest(between)
+        known = {one.sha256 for one in present} | ({record.sha256, record.before} if record else set())
+        is_ours = shares or there is None or there in known
+        if there == best.sha256:
+            self._write_record(self._seen(self.path, Record(best.stem, best.sha256, None, 0, 0, 0)))
+            return []
+        if not is_ours and record is not None and record.names(best):
+            return [f"{self.path} is not what this program wrote there; it stays until another epoch is better, and is kept then too"]
+        draft = copy_draft(self.store.data_path(best), best.sha256, self.path, between, self.store.fence.owner, self.fs)
+        notes = []
+        with discarded_unless_renamed(draft, self.fs):
+            if not is_ours and (aside := self.store.keep_aside(self.path)) is not None:
+                self.fs.sync_folder(self.path.parent)  # otherwise a crash could keep the next rename and lose the second name
+                notes = [f"{self.path} was not what this program wrote there; it is now {aside.name}"]
+            self._write_record(self._seen(draft.path, Record(best.stem, best.sha256, there if is_ours else None, 0, 0, 0)))
+        self.store.replace(draft, self.path)
+        return notes
+
+    def _shares_a_checkpoint(self) -> bool:
+        """Whether it is a second name of a checkpoint, as older versions of this program made it."""
+        names = self.fs.names(self.path.parent)
+        return any(self.store.is_same_file(self.path, self.path.with_name(name)) for name in names if NAMES["epoch"].fullmatch(name))
+
+    def _digest(self, between: Callable[[], object]) -> str | None:
+        digest = hashlib.sha256()
+        try:
+            with self.fs.open(self.path) as file:
+                while piece := file.read(COPY_PIECE):
+                    digest.update(piece)
+                    between()
+        except FileNotFoundError:
+            return None
+        return digest.hexdigest()
+
+    def _seen(self, path: Path, record: Record) -> Record | None:
+        """The record with the identity of a file; None if there is none. Not its device, whose number may change with each mount."""
+        try:
+            identity = self.fs.identity(path)
+        except FileNotFoundError:
+            return None
+        return replace(record, inode=identity.inode, size=identity.size, modified_ns=identity.modified_ns)
+
+    def _read_record(self) -> Record | None:
+        """What was put there; None if that is not known."""
+        try:
+            with self.fs.open(self._record_path) as file:
+                return _PARSER.validate_python(json.loads(file.read()))
+        except (OSError, ValueError, RecursionError):
+            return None
+
+    def _write_record(self, record: Record | None) -> None:
+        assert record is not None
+        data = (json.dumps(asdict(record)) + "\n").encode()
+        draft = write_draft(self._record_path, lambda file: file.write(data), self.store.fence.owner, self.fs)
+        self.store.replace(draft, self._record_path)
