@@ -12,6 +12,7 @@ from typing import Any
 from gai_yolo.assembly import announce, assemble, make_loaders, make_plan, make_state
 from gai_yolo.config import Config
 from gai_yolo.data.index import Index
+from gai_yolo.data.reading import CannotRead
 from gai_yolo.data.sources import load_indexes
 from gai_yolo.elastic import outcome, quick_torch
 from gai_yolo.elastic.goodput import Recorder, process_started
@@ -272,6 +273,9 @@ def train_watched(run: Run) -> None:
             print(f"error: {stop}", file=sys.stderr, flush=True)
         stop.told = True
         raise
+    except CannotRead as error:
+        patience = LEAVING_PATIENCE
+        raise Departure("; ".join([error.reason, *run.saver.save_now()]), RESTART) from None
     except Departure:
         patience = LEAVING_PATIENCE
         raise

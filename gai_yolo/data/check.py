@@ -19,7 +19,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
+from gai_yolo.data import reading
 from gai_yolo.data.index import Category, ImageRecord, Index, Problem, make_record
+from gai_yolo.data.reading import LASTING, patiently, read_file
 from gai_yolo.errors import DataError
 from gai_yolo.machine import available_cores
 
@@ -38,6 +40,7 @@ _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "PPM")
 
 MISSING = "image file missing"
 UNREADABLE = "image unreadable"
+UNOPENED = "image file cannot be opened"
 OTHER_SIZE = "image size differs from the annotation"
 OUTSIDE = "box outside the image"
 DEGENERATE = "box without area"
@@ -113,7 +116,7 @@ class Folders:
         """
         if folder not in self._names:
             try:
-                self._names[folder] = frozenset(path.name for path in folder.iterdir())
+                self._names[folder] = patiently(lambda: frozenset(path.name for path in folder.iterdir()), folder, LASTING)
             except (FileNotFoundError, NotADirectoryError):
                 self._names[folder] = frozenset()
             except OSError as error:
@@ -155,14 +158,19 @@ def images_under(folder: Path) -> list[Path]:
     Raises:
         DataError: a folder cannot be read.
     """
-    found: list[Path] = []
 
     def refuse(error: OSError) -> None:
+        if error.errno not in LASTING:
+            raise error
         raise DataError(f"{error.filename}: cannot list the folder ({error.strerror}); check the path and its permissions.")
 
-    for parent, _, names in os.walk(folder, onerror=refuse):
-        found += [Path(parent, name) for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
-    return sorted(found)
+    def walk() -> list[Path]:
+        found: list[Path] = []
+        for parent, _, names in os.walk(folder, onerror=refuse):
+            found += [Path(parent, name) for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+        return sorted(found)
+
+    return patiently(walk, folder)
 
 
 def expand(path: Path) -> Path:
@@ -195,7 +203,7 @@ def read_text(path: Path, what: str) -> str:
         DataError: it cannot be read; `what` says in the message what it is.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_file(path, LASTING).decode("utf-8-sig")
     except OSError as error:
         raise DataError(f"{path}: cannot read the {what} ({error.strerror}); correct data.path or the file.") from None
     except UnicodeDecodeError:
@@ -227,21 +235,38 @@ def build_index(
     with ThreadPoolExecutor(max_workers=min(32, 4 * available_cores())) as pool:
         sizes = list(pool.map(image_size, [image.path for image in present]))
     for image, size in zip(present, sizes, strict=True):
-        if size is None:
-            problems.add_bad_image(UNREADABLE, str(image.path))
+        if isinstance(size, str):
+            problems.add_bad_image(size, str(image.path))
     _refuse_bad_images(source, total, problems, max_bad_fraction)
-    records = [_checked(image, size, problems) for image, size in zip(present, sizes, strict=True) if size is not None]
+    records = [_checked(image, size, problems) for image, size in zip(present, sizes, strict=True) if not isinstance(size, str)]
     return Index(source, tuple(categories), tuple(records), problems.freeze())
 
 
-def image_size(path: Path) -> tuple[int, int] | None:
-    """Width and height from the file's header, as stored (no EXIF rotation), or None if it is not a readable image."""
+def image_size(path: Path) -> tuple[int, int] | str:
+    """Width and height from the file's header, as stored (no EXIF rotation), or what is wrong with it: `UNREADABLE`, or
+    `UNOPENED` where the reason is beside the file.
+
+    Raises:
+        CannotRead: the disk or the network fails.
+    """
+
+    def look() -> tuple[int, int]:
+        with reading.open_file(path) as file:
+            try:
+                with Image.open(file, formats=_FORMATS) as image:
+                    return image.size
+            except OSError as error:
+                if error.errno is not None:
+                    raise
+                return 0, 0  # Pillow's own, of what is in the file
+            except (ValueError, SyntaxError, EOFError, OverflowError, struct.error, Image.DecompressionBombError):
+                return 0, 0
+
     try:
-        with Image.open(path, formats=_FORMATS) as image:
-            width, height = image.size
-    except (OSError, ValueError, SyntaxError, EOFError, OverflowError, struct.error, Image.DecompressionBombError):
-        return None
-    return (width, height) if width > 0 and height > 0 else None
+        width, height = patiently(look, path, LASTING)
+    except (OSError, ValueError):
+        return UNOPENED
+    return (width, height) if width > 0 and height > 0 else UNREADABLE
 
 
 def _refuse_bad_images(source: str, total: int, problems: Problems, max_bad_fraction: float) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from gai_yolo.data.check import expand
 from gai_yolo.data.index import ImageRecord
+from gai_yolo.data.reading import patiently, read_file
 from gai_yolo.errors import DataError
 from gai_yolo.machine import available_cores, available_memory
 
@@ -25,6 +26,8 @@ Image = NDArray[np.uint8]
 
 GREY = 114
 """Fill value of padding, as in the published recipe."""
+NO_MEMORY = -4
+"""OpenCV's `Error::StsNoMem`."""
 MEMORY_SHARE = 0.6
 """At most this part of the available memory is given to cached images."""
 
@@ -35,15 +38,21 @@ def fitted_size(record: ImageRecord, image_size: int) -> tuple[int, int]:
     return max(round(record.height * scale), 1), max(round(record.width * scale), 1)
 
 
-def decode(record: ImageRecord, image_size: int) -> Image | None:
-    """Read and resize an image so that its longer side is `image_size`; None where the file cannot be decoded.
+def decode(record: ImageRecord, image_size: int, patience: float | None = None) -> Image | None:
+    """Read and resize an image so that its longer side is `image_size`; None where its bytes were read and cannot be decoded.
 
     EXIF orientation is ignored, because annotations refer to the pixels as stored.
+
+    Raises:
+        CannotRead: the bytes cannot be had, for `patience` seconds (None: `reading.PATIENCE`).
+        MemoryError: there is no room for the image.
     """
+    data = np.frombuffer(read_file(record.path, patience=patience), dtype=np.uint8)
     try:
-        data = np.fromfile(record.path, dtype=np.uint8)
         image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if data.size else None
-    except (OSError, cv2.error):
+    except cv2.error as error:
+        if error.code == NO_MEMORY:
+            raise MemoryError(f"{record.path}: there is no memory left to decode it") from None
         image = None
     if image is None:
         return None
@@ -62,6 +71,7 @@ class ImageSource:
 
     Raises:
         DataError: the cache folder cannot be made.
+        CannotRead: as `decode`, while the memory is filled.
     """
 
     def __init__(self, records: Sequence[ImageRecord], image_size: int, cache: str, cache_folder: Path) -> None:
@@ -80,7 +90,7 @@ class ImageSource:
                 raise DataError(f"data.cache_folder: cannot write to {self._folder} ({error.strerror}); set another folder.") from None
 
     def load(self, position: int) -> Image | None:
-        """The image at a position, longer side `image_size`; None where it cannot be decoded. Not to be written to."""
+        """The image at a position, longer side `image_size`; None where it cannot be decoded. Not to be written to. Raises as `decode`."""
         if self._memory is not None:
             return self._memory[position]
         if self._folder is not None:
@@ -97,10 +107,7 @@ class ImageSource:
             self._memory = list(pool.map(lambda record: decode(record, self.image_size), self.records))
 
     def _from_disk(self, record: ImageRecord, folder: Path) -> Image | None:
-        try:
-            stat = record.path.stat()
-        except OSError:
-            return None
+        stat = patiently(record.path.stat, record.path)
         key = f"{record.path.resolve()} {stat.st_size} {stat.st_mtime_ns} {self.image_size}"
         cached = folder / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
         try:

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from gai_yolo.data.check import Split, expand
+from gai_yolo.data.check import UNOPENED, Split, expand
 from gai_yolo.data.index import Category, ImageRecord, Index, Problem
 from gai_yolo.sections import DataConfig
 from gai_yolo.store.atomic import publish
@@ -50,7 +50,9 @@ def cached(config: DataConfig, split: Split, read: Callable[[], Index]) -> Index
         return unpack(path.read_bytes())
     index = read()
     # A description may lead to images elsewhere, whose changes the key would not see.
-    if len(index) >= LEAST_IMAGES and all(any(image.path.is_relative_to(root) for root in roots) for image in index.images):
+    # Nor does it see it when a file that could not be opened can be.
+    is_whole = not any(problem.kind == UNOPENED for problem in index.problems)
+    if is_whole and len(index) >= LEAST_IMAGES and all(any(image.path.is_relative_to(root) for root in roots) for image in index.images):
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             publish(path, lambda file: file.write(pack(index)))

@@ -10,6 +10,7 @@ from gai_yolo.data.check import Split, expand
 from gai_yolo.data.coco import read_coco
 from gai_yolo.data.index import Index
 from gai_yolo.data.index_cache import cached
+from gai_yolo.data.reading import LASTING, patiently
 from gai_yolo.data.shapes import ensure_shapes
 from gai_yolo.data.voc import read_voc
 from gai_yolo.data.yolo_txt import read_yolo
@@ -28,9 +29,10 @@ def load_index(config: DataConfig, split: Split) -> Index:
     Raises:
         DataError: there is no data set, it is damaged beyond `config.max_bad_fraction`, the split has no images, or
             the training split has no boxes.
+        CannotRead: the disk or the network fails.
     """
     try:
-        index = cached(config, split, lambda: _read(config, split))
+        index = patiently(lambda: cached(config, split, lambda: _read(config, split)), config.path, LASTING)
     except OSError as error:
         raise DataError(f"data.path {config.path}: {error.filename or 'something there'} cannot be read ({error.strerror}).") from None
     if split == "train" and not any(len(image.boxes) for image in index.images):

@@ -35,6 +35,7 @@ from gai_yolo.data.check import (
     read_text,
 )
 from gai_yolo.data.index import Category, Index
+from gai_yolo.data.reading import LASTING, read_file
 from gai_yolo.errors import DataError
 from gai_yolo.sections import DataConfig, SplitConfig
 
@@ -101,7 +102,7 @@ def parse_voc(path: Path) -> VocFile:
     Entities are refused: no annotation tool writes them, and expanding them is how a small file fills the memory.
     """
     try:
-        data = path.read_bytes()
+        data = read_file(path, LASTING)
         if b"<!ENTITY" in data:
             return VocFile(path, broken=True)
         tree = ElementTree.fromstring(data)

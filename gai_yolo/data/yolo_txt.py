@@ -33,6 +33,7 @@ from gai_yolo.data.check import (
     read_text,
 )
 from gai_yolo.data.index import Category, Index
+from gai_yolo.data.reading import LASTING, read_file
 from gai_yolo.errors import DataError
 from gai_yolo.sections import DataConfig
 
@@ -89,7 +90,7 @@ def label_path(image: Path) -> Path:
 
 def _describes_data(path: Path) -> bool:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        content = yaml.safe_load(read_file(path, LASTING).decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError):  # some other yaml; not ours to complain about
         return False
     return isinstance(content, dict) and "names" in content and "train" in content
@@ -165,7 +166,7 @@ def _image(number: int, path: Path, num_classes: int, folders: Folders, problems
     if not folders.holds(labels):
         return image
     try:
-        text = labels.read_text(encoding="utf-8-sig")
+        text = read_file(labels, LASTING).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError):
         problems.add(UNREADABLE_LABELS, str(labels), "its boxes skipped")
         return image

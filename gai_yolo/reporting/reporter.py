@@ -18,6 +18,7 @@ import numpy as np
 from gai_yolo.data.batch import Batch
 from gai_yolo.data.images import decode
 from gai_yolo.data.index import Index
+from gai_yolo.data.reading import CannotRead
 from gai_yolo.elastic.accounting import REPORT_FILE, Report, as_json, scalars
 from gai_yolo.evaluation.coco_metrics import ImageDetections
 from gai_yolo.evaluation.evaluator import Evaluation
@@ -144,7 +145,10 @@ class Reporter:
         count = min(self.config.images, len(self.index))
         for position in np.linspace(0, len(self.index) - 1, count).round().astype(int).tolist():
             record = self.index.images[position]
-            picture = decode(record, max(record.width, record.height))
+            try:
+                picture = decode(record, max(record.width, record.height), patience=0.0)
+            except CannotRead:
+                continue  # a picture for people, which training does not wait for
             if picture is None:
                 continue
             drawn = self._comparison(picture, position, found[record.image_id])
