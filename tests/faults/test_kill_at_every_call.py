@@ -107,7 +107,7 @@ def test_killed_while_best_is_copied(call: str, tmp_path: Path, cache: Path) -> 
     chain = Chain(tmp_path, cache, (*CHECKPOINTS, "evaluation.interval=1", "training.epochs=2"))
     chain.killed(chain.faults.at([(call, 1)], "kill"))
     assert chain.faults.calls()[-1].what == call
-    assert chain.expected is not None and chain.expected.epoch == 1, "the checkpoint was complete before"
+    assert chain.expected is not None, "a checkpoint was complete before"
     chain.to_the_end()
     checkpoints = chain.run / "checkpoints"
     copy = checkpoints / "best.pt"
