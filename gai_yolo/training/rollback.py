@@ -11,12 +11,13 @@ from pathlib import Path
 from gai_yolo.errors import CheckpointError
 from gai_yolo.reporting.reporter import write_metrics
 from gai_yolo.store.aside import ASIDE, free_name, move_beyond
+from gai_yolo.store.best import NAME as BEST
+from gai_yolo.store.best import BestCopy
 from gai_yolo.store.catalogue import Catalogue
 from gai_yolo.store.manifest import FOLDERS, Manifest
 from gai_yolo.store.retention import best_of
 from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.store.run_record import START, RecordError, RunRecord, Turn
-from gai_yolo.store.store import BEST
 from gai_yolo.training.membership import settings_of
 from gai_yolo.training.snapshots import Found, load
 
@@ -72,7 +73,8 @@ def roll_back(folder: RunFolder, where: str, tell: Callable[[str], None]) -> Rol
     if best_of(folder.store.listing().present) is None and (folder.checkpoints / BEST).is_file():
         (aside / FOLDERS["epoch"]).mkdir(parents=True, exist_ok=True)
         (folder.checkpoints / BEST).rename(aside / FOLDERS["epoch"] / BEST)
-    folder.store.link_best()
+    for note in BestCopy(folder.store).renew():
+        tell(note)
     write_metrics(folder, found.content["history"], tell)
     try:
         record = folder.record()

@@ -143,7 +143,16 @@ def test_writer_stopped_at_any_call_and_replaced_changes_nothing_when_it_goes_on
         assert [one.position.epoch for one in listing.present] == [3] and all(successor.flaw_of(one) is None for one in listing.present)
         assert said.startswith(("refused:", "gone:")) or victim in ("close folder", "open folder", "fsync folder", "unlink data"), said
         victims.append(victim)
-    assert {"open data", "rename data", "rename manifest", "write best", "rename record", "rename best", "unlink manifest", "unlink data"} <= set(victims)
+    assert {
+        "open data",
+        "rename data",
+        "rename manifest",
+        "write best",
+        "rename record",
+        "rename best",
+        "unlink manifest",
+        "unlink data",
+    } <= set(victims)
     assert len(victims) > 20
 
 
