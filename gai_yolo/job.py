@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -243,7 +242,7 @@ def go_on(
         announce(config, indexes, recipe, site)
         train_watched(assemble(config, indexes, loaders, recipe, state, site, identity, run, accounts))
     else:
-        site.world.from_first_in_time(lambda meanwhile: renew_best(site, meanwhile))
+        site.world.from_first(lambda: renew_best(site))
     return state
 
 
@@ -304,23 +303,11 @@ def bring_up_to_date(site: Site, state: TrainingState) -> None:
         tell(f"{error.filename or folder.path}: cannot be brought up to date ({error.strerror}); training goes on")
 
 
-def renew_best(site: Site, meanwhile: Callable[[], None]) -> None:
-    """Let `best.pt` be that of a finished run, which a start that was killed may have left undone. On rank 0 only; otherwise the writer
-    does it.
-
-    Args:
-        meanwhile: is called every second.
-    """
-    last = time.monotonic()
-
-    def between() -> None:
-        nonlocal last
-        if time.monotonic() - last >= 1.0:
-            meanwhile()
-            last = time.monotonic()
-
+def renew_best(site: Site) -> None:
+    """Let `best.pt` be that of a finished run, which a start that was killed may have left undone. On rank 0 only; while there is
+    something to train the writer does it."""
     try:
-        notes = BestCopy(site.folder.store).renew(between)
+        notes = BestCopy(site.folder.store).renew()
     except OSError as error:
         notes = [f"best.pt cannot be renewed ({error.strerror})"]
     for note in notes:
