@@ -274,7 +274,7 @@ def train_watched(run: Run) -> None:
         raise
     except CannotRead as error:
         patience = LEAVING_PATIENCE
-        raise Departure("; ".join([error.reason, *run.saver.save_now()]), RESTART) from None
+        raise Departure("; ".join([error.reason, *run.saver.save_now()]), Ending.WAITING) from None
     except Departure:
         patience = LEAVING_PATIENCE
         raise

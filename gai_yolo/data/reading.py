@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from gai_yolo.errors import RESTART, Departure
+from gai_yolo.errors import Departure, Ending
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ class CannotRead(Departure):
 
     def __init__(self, reason: str) -> None:
         last = reason.strip().splitlines()[-1]
-        super().__init__(last.removeprefix(f"{__name__}.{type(self).__name__}: "), RESTART)
+        super().__init__(last.removeprefix(f"{__name__}.{type(self).__name__}: "), Ending.WAITING)
 
 
 def patiently(
