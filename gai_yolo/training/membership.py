@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gai_yolo.config import trajectory_settings
-from gai_yolo.errors import CheckpointError, Refusal
+from gai_yolo.errors import CheckpointError, Refusal, refused_by
 from gai_yolo.store.aside import ASIDE, bring, free_name, move_beyond, names_beyond
 from gai_yolo.store.catalogue import Catalogue
 from gai_yolo.store.node_memory import NodeMemory
@@ -97,7 +97,8 @@ def own_claims(site: Site, memory: NodeMemory | None, started_over: bool) -> lis
         if not started_over:
             raise
     except OSError as error:
-        raise Refusal(f"{error.filename or site.folder.record_path}: cannot be read ({error.strerror}); make it readable.") from None
+        refusal = Refusal(f"{error.filename or site.folder.record_path}: cannot be read ({error.strerror}); make it readable.")
+        raise refused_by(error, refusal) from None
     if on_disk is None and names_beyond(site.folder.path, None):
         on_disk = RunRecord("")
     claims = []
@@ -182,7 +183,8 @@ def join_folder(site: Site, record: RunRecord, fate: Fate) -> Path | None:
         folder.set_record(record)
     except OSError as error:
         if fate != KEPT:
-            raise Refusal(f"{error.filename or folder.path}: cannot be written ({error.strerror}); mend that and start again.") from None
+            refusal = Refusal(f"{error.filename or folder.path}: cannot be written ({error.strerror}); mend that and start again.")
+            raise refused_by(error, refusal) from None
         # That it is durable is seen to before the first step.
     return moved
 
@@ -243,23 +245,25 @@ def remember(site: Site, run: Membership, found: Found | None, identity: dict[st
     record = replace(run.record, turns=turns, settled=settled)
     world.from_first(lambda: write_record(site, record))  # first alone, because the folder may be shared
     failure = write_record(site, record) if world.is_first_on_node else None
+    failed = "" if failure is None else f"{socket.gethostname()}:{site.folder.record_path}: cannot be written ({failure.strerror})"
     if run.memory is not None:
         try:
             run.memory.keep(replace(record, anchored=failure is None or is_anchored(site, record)))
             if failure is not None:
-                site.tell(f"{failure}; the run record is kept in this node's memory")
+                site.tell(f"{failed}; the run record is kept in this node's memory")
             failure = None
         except (OSError, Refusal) as error:
             site.tell(f"{run.memory.path}: the run record cannot be kept there ({getattr(error, 'strerror', None) or error})")
-    failures = [failure for failure in world.gather(failure) if failure is not None]
+    failures = [(failed, failure) for failed, failure in world.gather((failed, failure)) if failure is not None]
     if failures and found is None:
-        raise Refusal(f"{failures[0]}: without a run record on every node no training begins; make room there.")
+        said, first = failures[0]
+        raise refused_by(first, Refusal(f"{said}: without a run record on every node no training begins; make room there."))
     if failure is not None:
-        site.tell(f"{failure}; training goes on")
+        site.tell(f"{failed}; training goes on")
     return replace(run, record=record)
 
 
-def write_record(site: Site, record: RunRecord) -> str | None:
+def write_record(site: Site, record: RunRecord) -> OSError | None:
     """Write it to this node's run folder; returns why that failed."""
     folder = site.folder
     try:
@@ -268,5 +272,5 @@ def write_record(site: Site, record: RunRecord) -> str | None:
                 return None
         folder.set_record(record)
     except OSError as error:
-        return f"{socket.gethostname()}:{folder.record_path}: cannot be written ({error.strerror})"
+        return error
     return None

@@ -492,6 +492,7 @@ def test_no_step_is_made_that_no_record_binds(full: set[Path], local: Cluster) -
     full.add(local.run("b"))
     for result in local.try_to_start("ab", settings=RUN, memory_interval_steps=None):
         assert isinstance(result, Refusal) and "without a run record on every node no training begins" in str(result)
+        assert result.is_transient, "a launcher tries again"
     full.clear()
     local.start("ab", settings=RUN, memory_interval_steps=None)
     published(local.run("a"), 10, "epoch")
