@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
+import struct
 import tempfile
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +29,7 @@ Image = NDArray[np.uint8]
 
 GREY = 114
 """Fill value of padding, as in the published recipe."""
+CHECKSUM = struct.Struct("<4xI")
 NO_MEMORY = -4
 """OpenCV's `Error::StsNoMem`."""
 MEMORY_SHARE = 0.6
@@ -108,10 +112,10 @@ class ImageSource:
 
     def _from_disk(self, record: ImageRecord, folder: Path) -> Image | None:
         stat = patiently(record.path.stat, record.path)
-        key = f"{record.path.resolve()} {stat.st_size} {stat.st_mtime_ns} {self.image_size}"
+        key = f"{record.path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino} {stat.st_ctime_ns} {self.image_size}"
         cached = folder / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
         try:
-            return _as_image(np.load(cached))
+            return unpack_image(cached.read_bytes())
         except (OSError, ValueError, EOFError):
             pass  # Not there yet, or torn by a crash: decode it again.
         image = decode(record, self.image_size)
@@ -126,10 +130,27 @@ def _store(path: Path, image: Image) -> None:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
         try:
             with os.fdopen(descriptor, "wb") as file:
-                np.save(file, image)
+                file.write(pack_image(image))
             Path(temporary).replace(path)
         except OSError:
             Path(temporary).unlink()
+
+
+def pack_image(image: Image) -> bytes:
+    """An image with a checksum before it. Not synced: a power cut may leave zeros in place of any part of a file, which the checksum tells,
+    and then it is decoded once more; waiting for the disk would cost each image more than that."""
+    stream = io.BytesIO()
+    np.save(stream, image)
+    data = stream.getvalue()
+    return CHECKSUM.pack(zlib.crc32(data)) + data
+
+
+def unpack_image(data: bytes) -> Image:
+    """The reverse; raises `ValueError` or `EOFError` for other bytes."""
+    body = memoryview(data)[CHECKSUM.size :]
+    if len(data) < CHECKSUM.size or CHECKSUM.unpack_from(data)[0] != zlib.crc32(body):
+        raise ValueError("torn, or not written by this version")
+    return _as_image(np.load(io.BytesIO(body)))
 
 
 def _as_image(array: Any) -> Image:

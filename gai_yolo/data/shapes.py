@@ -9,6 +9,7 @@ boxes are far more robust, and only they are in the index's digest. Whoever chan
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from contextlib import suppress
@@ -134,6 +135,8 @@ def _publish(target: Path) -> None:
     draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         write_shapes(draft)
+        for path in (*sorted(draft.rglob("*")), draft):
+            _sync(path)  # otherwise a power cut may leave a whole folder of files with zeros in them
         draft.chmod(0o755)  # mkdtemp's folders are private; a cache may be shared
         try:
             draft.rename(target)
@@ -142,6 +145,14 @@ def _publish(target: Path) -> None:
                 raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _write_jpeg(path: Path, pixels: Image) -> None:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from gai_yolo.data.images import ImageSource, decode, fitted_size
+from gai_yolo.data.images import ImageSource, decode, fitted_size, pack_image
 from gai_yolo.data.index import ImageRecord, make_record
 
 WriteImages = Callable[[int], list[ImageRecord]]
@@ -74,13 +74,13 @@ def test_disk_cache_is_filled_once_and_used(write_images: WriteImages, tmp_path:
     assert len(files) == 2
     marked = np.zeros((48, 64, 3), dtype=np.uint8)
     for file in files:
-        np.save(file, marked)
+        file.write_bytes(pack_image(marked))
     again = ImageSource(records, SIZE, "disk", tmp_path / "cache").load(0)
     assert again is not None and not again.any(), "it comes from the cache"
     assert first[0] is not None and first[0].any()
 
 
-@pytest.mark.parametrize("left", ["empty", "header", "half", "garbage", "other array"])
+@pytest.mark.parametrize("left", ["empty", "header", "half", "garbage", "other array", "zeros at the end", "zeros"])
 def test_torn_cache_file_is_decoded_again(left: str, write_images: WriteImages, tmp_path: Path) -> None:
     """Loss: a power cut during the first epoch makes every later start fail, or train on black pictures."""
     records = write_images(1)
@@ -88,7 +88,10 @@ def test_torn_cache_file_is_decoded_again(left: str, write_images: WriteImages, 
     expected = source.load(0)
     (file,) = cached_files(tmp_path)
     whole = file.read_bytes()
-    if left == "other array":
+    if left.startswith("zeros"):
+        kept = len(whole) // 2 if "end" in left else 0
+        file.write_bytes(whole[:kept] + bytes(len(whole) - kept))
+    elif left == "other array":
         np.save(file, np.zeros((4, 4)))
     else:
         file.write_bytes({"empty": b"", "header": whole[:40], "half": whole[: len(whole) // 2], "garbage": b"x" * 300}[left])
@@ -112,6 +115,20 @@ def test_changed_image_is_not_taken_from_the_disk_cache(tmp_path: Path) -> None:
     assert levels == [10, 250]
     smaller = ImageSource([record], 32, "disk", tmp_path / "cache").load(0)
     assert smaller is not None and max(smaller.shape) == 32
+
+
+def test_picture_that_was_replaced_under_its_old_size_and_time_is_not_taken_from_the_disk_cache(tmp_path: Path) -> None:
+    """Loss: a tool that keeps times (rsync, tar) brings other pictures, and the old ones are trained on."""
+    path = tmp_path / "a.bmp"
+    source = ImageSource([make_record(1, path, 64, 48, [], [])], SIZE, "disk", tmp_path / "cache")
+    levels = []
+    for level in (10, 250):
+        assert cv2.imwrite(str(path), np.full((48, 64, 3), level, dtype=np.uint8))
+        os.utime(path, (1e9, 1e9))
+        image = source.load(0)
+        assert image is not None
+        levels.append(int(image.max()))
+    assert levels == [10, 250]
 
 
 FULL_DISK = """
