@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from gai_yolo.errors import ConfigError
+from gai_yolo.errors import ConfigError, refused_by
 from gai_yolo.sections import (
     FIXED,
     LOCAL,
@@ -90,7 +90,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise ConfigError(f"{path}: cannot read the configuration ({reason}); give an existing YAML file with --config.") from None
+        refusal = ConfigError(f"{path}: cannot read the configuration ({reason}); give an existing YAML file with --config.")
+        raise (refused_by(error, refusal) if isinstance(error, OSError) else refusal) from None
     try:
         raw = yaml.load(text, _UniqueKeys)
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -103,11 +103,15 @@ def is_transient(error: OSError) -> bool:
     return error.errno in TRANSIENT
 
 
+def transient(refusal: R) -> R:
+    """The same refusal, as one that time or another node can mend."""
+    refusal.ending = Ending.WAITING
+    return refusal
+
+
 def refused_by(error: OSError, refusal: R) -> R:
     """The same refusal, transient if the operating system's error behind it is."""
-    if is_transient(error):
-        refusal.ending = Ending.WAITING
-    return refusal
+    return transient(refusal) if is_transient(error) else refusal
 
 
 class ConfigError(Refusal):

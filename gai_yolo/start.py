@@ -15,8 +15,8 @@ from gai_yolo.elastic.goodput import Identity, process_started
 from gai_yolo.elastic.outcome import LAUNCHER_VARIABLE
 from gai_yolo.elastic.process import launch_id, was_restarted
 from gai_yolo.elastic.progress import judge_progress
-from gai_yolo.elastic.records import keep_records, next_number, read_records
-from gai_yolo.errors import Refusal
+from gai_yolo.elastic.records import compact_records, keep_records, next_number, parse_records, plain, read_records
+from gai_yolo.errors import Refusal, refused_by
 from gai_yolo.store.catalogue import Catalogue
 from gai_yolo.store.node_memory import NodeMemory
 from gai_yolo.training.agreement import decide
@@ -104,7 +104,7 @@ def has_started_over(site: Site) -> bool:
     Workers that torchrun starts again, after a crash or a resize, see the same command line. Any node knows, because the first
     one may be new.
     """
-    already = any(site.world.gather(knows_of_start_over(site)))
+    already = any(site.world.gather(site.world.together(lambda: knows_of_start_over(site))))
     if already:
         site.console.info(f"--fresh: this job ({launch_id()}) has started over already; going on")
     return already
@@ -147,13 +147,20 @@ def remember_start_over(site: Site) -> None:
 def cannot_be_made_ready(site: Site, error: OSError) -> Refusal:
     """For the user, of a run folder whose disk refuses."""
     reason = f"{error.filename or site.folder.path}: {error.strerror}"
-    return Refusal(f"{site.folder.path}: cannot be made ready ({reason}); mend that and start again.")
+    return refused_by(error, Refusal(f"{site.folder.path}: cannot be made ready ({reason}); mend that and start again."))
 
 
 def read_accounts(site: Site) -> list[dict[str, Any]]:
-    """What all nodes know of earlier starts, the same on every rank. A collective."""
-    own = read_records(site.folder.goodput)[0] if site.world.is_first_on_node else []
-    return [record for records in site.world.gather(own) for record in records]
+    """What all nodes know of earlier starts, the same on every rank, each record once. A collective."""
+    world = site.world
+    own = {record.id: record for record in parse_records(read_records(site.folder.goodput)[0])} if world.is_first_on_node else {}
+    best: dict[str, tuple[float, int]] = {}
+    for rank, known in enumerate(world.gather({name: record.elapsed for name, record in own.items()})):
+        for name, elapsed in known.items():
+            best[name] = max(best.get(name, (elapsed, -rank)), (elapsed, -rank))
+    # Nodes with a common folder have the same thousands of records, and those without it nearly so: each is sent by one of them.
+    mine = [plain(record) for name, record in own.items() if best[name][1] == -world.rank]
+    return [record for records in world.gather(mine) for record in records]
 
 
 def open_record(site: Site, accounts: Sequence[Mapping[str, Any]]) -> None:
@@ -171,7 +178,17 @@ def open_record(site: Site, accounts: Sequence[Mapping[str, Any]]) -> None:
         if number == 1 and launcher is not None:
             # A job begins with its launcher. Later this would be downtime, or beside the training of others.
             site.recorder.begin_at(process_started(launcher))
+    world.gather(None)  # who reads and who writes here is through
+    world.from_first(lambda: compact(site))
     site.recorder.open(folder, Identity(number, start, node, world.rank, world.world_size, world.local_rank), site.tell)
+
+
+def compact(site: Site) -> None:
+    """Keep the number of records' files small. On rank 0 only."""
+    try:
+        compact_records(site.folder.goodput)
+    except OSError as error:
+        site.tell(f"{error.filename or site.folder.goodput}: old records cannot be compacted ({error.strerror}); training goes on")
 
 
 def check_progress(site: Site, accounts: Sequence[Mapping[str, Any]], step: int) -> None:

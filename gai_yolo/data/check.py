@@ -22,7 +22,7 @@ from PIL import Image
 from gai_yolo.data import reading
 from gai_yolo.data.index import Category, ImageRecord, Index, Problem, make_record
 from gai_yolo.data.reading import LASTING, patiently, read_file
-from gai_yolo.errors import DataError
+from gai_yolo.errors import DataError, refused_by
 from gai_yolo.machine import available_cores
 
 Split = Literal["train", "val"]
@@ -120,7 +120,7 @@ class Folders:
             except (FileNotFoundError, NotADirectoryError):
                 self._names[folder] = frozenset()
             except OSError as error:
-                raise DataError(f"{folder}: cannot list the folder ({error.strerror}); check its permissions.") from None
+                raise refused_by(error, DataError(f"{folder}: cannot list the folder ({error.strerror}); check its permissions.")) from None
         return self._names[folder]
 
     def holds(self, path: Path) -> bool:
@@ -205,7 +205,7 @@ def read_text(path: Path, what: str) -> str:
     try:
         return read_file(path, LASTING).decode("utf-8-sig")
     except OSError as error:
-        raise DataError(f"{path}: cannot read the {what} ({error.strerror}); correct data.path or the file.") from None
+        raise refused_by(error, DataError(f"{path}: cannot read the {what} ({error.strerror}); correct data.path or the file.")) from None
     except UnicodeDecodeError:
         raise DataError(f"{path}: the {what} is not UTF-8 text; save it as UTF-8.") from None
 

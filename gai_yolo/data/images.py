@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from gai_yolo.data.check import expand
 from gai_yolo.data.index import ImageRecord
 from gai_yolo.data.reading import patiently, read_file
-from gai_yolo.errors import DataError
+from gai_yolo.errors import DataError, refused_by
 from gai_yolo.machine import available_cores, available_memory
 
 Image = NDArray[np.uint8]
@@ -91,7 +91,8 @@ class ImageSource:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise DataError(f"data.cache_folder: cannot write to {self._folder} ({error.strerror}); set another folder.") from None
+                refusal = DataError(f"data.cache_folder: cannot write to {self._folder} ({error.strerror}); set another folder.")
+                raise refused_by(error, refusal) from None
 
     def load(self, position: int) -> Image | None:
         """The image at a position, longer side `image_size`; None where it cannot be decoded. Not to be written to. Raises as `decode`."""

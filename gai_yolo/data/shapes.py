@@ -22,7 +22,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from gai_yolo.errors import DataError
+from gai_yolo.errors import DataError, refused_by
 
 VERSION = 1
 SEED = 20250218
@@ -80,9 +80,10 @@ def ensure_shapes(cache_folder: Path) -> Path:
         finally:
             lock.release()
     except OSError as error:
-        raise DataError(
+        refusal = DataError(
             f"{target}: cannot write the built-in data set ({error.strerror or error}); set data.cache_folder to a folder with some room."
-        ) from None
+        )
+        raise refused_by(error, refusal) from None
     return target
 
 

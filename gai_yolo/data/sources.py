@@ -14,7 +14,7 @@ from gai_yolo.data.reading import LASTING, patiently
 from gai_yolo.data.shapes import ensure_shapes
 from gai_yolo.data.voc import read_voc
 from gai_yolo.data.yolo_txt import read_yolo
-from gai_yolo.errors import DataError
+from gai_yolo.errors import DataError, refused_by
 from gai_yolo.sections import DataConfig, SplitConfig
 
 BUILT_IN = Path("shapes")
@@ -34,7 +34,8 @@ def load_index(config: DataConfig, split: Split) -> Index:
     try:
         index = patiently(lambda: cached(config, split, lambda: _read(config, split)), config.path, LASTING)
     except OSError as error:
-        raise DataError(f"data.path {config.path}: {error.filename or 'something there'} cannot be read ({error.strerror}).") from None
+        refusal = DataError(f"data.path {config.path}: {error.filename or 'something there'} cannot be read ({error.strerror}).")
+        raise refused_by(error, refusal) from None
     if split == "train" and not any(len(image.boxes) for image in index.images):
         found = "; ".join(f"{p.count} x {p.kind}, {p.action} (first: {p.example})" for p in index.problems)
         raise DataError(f"{index.source}: none of the {len(index)} training images has a usable box ({found or 'no labels were found'}).")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gai_yolo.detector.network import YOLO12
-from gai_yolo.errors import CheckpointError
+from gai_yolo.errors import CheckpointError, refused_by
 
 PARSER_ERRORS = (
     *(RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError),
@@ -37,7 +37,7 @@ def read_checkpoint_file(path: Path) -> dict[str, Any]:
             _check_sums(path, file)
             return load_checkpoint(path, file)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from None
+        raise refused_by(error, CheckpointError(f"{path}: cannot be read ({error.strerror or error}).")) from None
 
 
 def load_checkpoint(path: Path, file: BinaryIO) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -137,7 +137,7 @@ def report(records: Iterable[Mapping[str, Any]], now: float | None = None) -> Re
     seconds = {part: math.fsum(start.parts.get(part, 0.0) for start in starts) for part in PARTS}
     seconds[DOWNTIME] = math.fsum(start.gap for start in starts if not start.finished)
     wall = math.fsum(seconds.values())
-    interruptions = tuple(_interruption(starts, place) for place, start in enumerate(starts) if not (start.finished or start.running))
+    interruptions = tuple(_interruptions(starts))
     useful_steps = sum(start.distinct_steps for start in starts)
     all_steps = sum(start.record.useful_steps + start.record.replayed_steps for start in starts)
     where = next((start.record for start in reversed(starts) if start.record.step is not None), newest.record)
@@ -192,11 +192,27 @@ def scalars(given: Report) -> dict[str, float]:
     return {**shares, "Goodput/replayed_steps": given.replayed_steps, "Goodput/interruptions": len(given.interruptions)}
 
 
-def _interruption(starts: Sequence[Start], place: int) -> Interruption:
-    """How the start at a place ended."""
-    start, record = starts[place], starts[place].record
-    later = [one.record for one in starts[place + 1 :] if one.record.number > record.number]
-    positioned = next((one for one in later if one.origin is not None), None)
+def _interruptions(starts: Sequence[Start]) -> Iterator[Interruption]:
+    """How starts ended, in their order."""
+    found = []
+    following: Record | None = None
+    """The first start with a higher number..."""
+    positioned: Record | None = None
+    """...and the first of them that knew its step."""
+    ahead: tuple[Record | None, Record | None] = None, None
+    for place in range(len(starts) - 1, -1, -1):
+        record = starts[place].record
+        if place + 1 < len(starts) and starts[place + 1].record.number > record.number:
+            following, positioned = ahead
+        if not (starts[place].finished or starts[place].running):
+            found.append(_interruption(starts[place], following, positioned))
+        ahead = record, record if record.origin is not None else ahead[1]
+    return reversed(found)
+
+
+def _interruption(start: Start, following: Record | None, positioned: Record | None) -> Interruption:
+    """How a start ended, given the next one, and the next one that knew its step."""
+    record = start.record
     resumed_from = positioned.origin if positioned else None
     cause = cause_of([*start.nodes, *start.others])
     return Interruption(
@@ -212,7 +228,7 @@ def _interruption(starts: Sequence[Start], place: int) -> Interruption:
         lost_seconds=start.parts.get(LOST, 0.0),
         downtime=start.gap,
         world_before=record.world_size,
-        world_after=later[0].world_size if later else None,
+        world_after=following.world_size if following else None,
         ending=cause.ending,
     )
 

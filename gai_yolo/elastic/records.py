@@ -21,9 +21,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from gai_yolo.errors import Ending
+from gai_yolo.store.atomic import publish
 
 BLOCK = 1024
 """Files are padded with spaces to a multiple of so many bytes, so that writing over one never leaves an old end."""
+COMPACTED = "compacted.json"
+"""Holds the records of old starts: `{"records": [...]}`."""
+KEPT_STARTS = 50
+"""The newest starts keep files of their own, which a process that was cut off may still write to."""
+COMPACTED_AT_ONCE = 50
+"""Starts; the file is not written anew for each of them."""
 ATTEMPTS = 3
 """A file that is read while it is written over may be a mixture; the next look is not."""
 
@@ -173,19 +180,61 @@ def unpack(data: bytes) -> dict[str, Any]:
 
 
 def read_records(folder: Path) -> tuple[list[dict[str, Any]], list[Path]]:
-    """The records in a folder in the order of their names, and the files that hold none. A folder that is not there is empty."""
-    records, damaged = [], []
+    """The records in a folder, the oldest first, and the files that hold none. A folder that is not there is empty. A record may be there
+    twice: `parse_records` takes one."""
+    found, damaged = _read_files(_paths(folder))
+    # Read last: what was removed meanwhile had been put there before.
+    compacted = _read(folder / COMPACTED)
+    if compacted is None:
+        damaged.append(folder / COMPACTED)
+    return [*(compacted or {}).get("records", []), *found.values()], damaged
+
+
+def compact_records(folder: Path) -> None:
+    """Put the records of old starts into one file, if there are many: reading thousands of files takes its time at each start. One process
+    of all that share the folder may do so, and none that opens a record meanwhile.
+
+    A crash in between leaves records in two places, and none in none.
+
+    Raises:
+        OSError: the disk refuses; nothing is lost.
+    """
+    by_number: dict[str, list[Path]] = {}
+    for path in _paths(folder):
+        by_number.setdefault(path.name.partition("-")[0], []).append(path)
+    if len(by_number) < KEPT_STARTS + COMPACTED_AT_ONCE:
+        return
+    found, _ = _read_files([path for number in sorted(by_number)[:-KEPT_STARTS] for path in by_number[number]])
+    before = _read(folder / COMPACTED)
+    if before is None:
+        return  # damaged: what it holds may still be made out by a person
+    everything = [*before.get("records", []), *found.values()]
+    records = {record.id: plain(record) for record in parse_records(everything)}
+    foreign = [one for one in everything if one.get("id") not in records]  # of a later version
+    content = pack({"records": [*foreign, *records.values()]})
+    publish(folder / COMPACTED, lambda file: file.write(content))
+    for path in found:
+        path.unlink(missing_ok=True)
+
+
+def _paths(folder: Path) -> list[Path]:
+    """Files of single records, in the order of their starts."""
     try:
-        paths = sorted(folder.glob("*.json"))
+        return sorted(path for path in folder.glob("*.json") if path.name != COMPACTED)
     except OSError:
-        return [], []
+        return []
+
+
+def _read_files(paths: Iterable[Path]) -> tuple[dict[Path, dict[str, Any]], list[Path]]:
+    """Records by their files, and the files that hold none."""
+    found, damaged = {}, []
     for path in paths:
         record = _read(path)
         if record is None:
             damaged.append(path)
         elif record:
-            records.append(record)
-    return records, damaged
+            found[path] = record
+    return found, damaged
 
 
 def keep_records(folder: Path, records: Sequence[Mapping[str, Any]], tell: Callable[[str], None]) -> None:
@@ -211,13 +260,15 @@ def next_number(records: Iterable[Mapping[str, Any]]) -> int:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A record; {} if there is none yet, None if it is damaged."""
+    """A file's content; {} if there is none yet or any more, None if it is damaged."""
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(0.001)
         try:
             data = path.read_bytes()
             return unpack(data) if data else {}
+        except FileNotFoundError:
+            return {}
         except (OSError, ValueError):
             continue
     return None

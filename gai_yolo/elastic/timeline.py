@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -81,8 +82,7 @@ def extend(record: Record, seconds: float) -> None:
 
 def share_out(starts: Sequence[Start]) -> None:
     """Fill in `gap` and `parts` of all starts, so that together they cover the time from the first exec to the last entry once."""
-    for start in starts:
-        later = min((one.record.began for one in starts if one.record.number > start.record.number), default=math.inf)
+    for start, later in zip(starts, _began_later(starts), strict=True):
         start.end = max(start.record.began, min(start.record.end, later))
     for start, owned in zip(starts, _owned(starts), strict=True):
         start.parts = _parts(start, owned)
@@ -94,17 +94,37 @@ def share_out(starts: Sequence[Start]) -> None:
             last = start
 
 
+def _began_later(starts: Sequence[Start]) -> list[float]:
+    """For each start the earliest exec of those with a higher number.
+
+    Args:
+        starts: in the order of their numbers.
+    """
+    later = [math.inf] * len(starts)
+    earliest = of_number = math.inf
+    for place in range(len(starts) - 1, -1, -1):
+        if place + 1 < len(starts) and starts[place + 1].record.number > starts[place].record.number:
+            earliest = min(earliest, of_number)
+        later[place] = earliest
+        of_number = min(of_number, starts[place].record.began)
+    return later
+
+
 def _owned(starts: Sequence[Start]) -> list[float]:
-    """Seconds that belong to each start: those in which none that got further was alive."""
+    """Seconds that belong to each start: those in which none that got further was alive. In n log n steps: what is taken is kept as
+    intervals that do not overlap, in order, and those that an interval touches become one with it."""
     owned = [0.0] * len(starts)
-    taken: list[tuple[float, float]] = []
+    begins: list[float] = []
+    ends: list[float] = []
     origin = min(start.record.began for start in starts)
     for place in sorted(range(len(starts)), key=lambda place: (starts[place].record.highest, place), reverse=True):
         begin, end = starts[place].record.began - origin, starts[place].end - origin
-        touched = [one for one in taken if one[0] < end and one[1] > begin]
-        owned[place] = max(0.0, end - begin - math.fsum(min(end, one[1]) - max(begin, one[0]) for one in touched))
-        taken = [one for one in taken if one not in touched]
-        taken.append((min([begin, *(one[0] for one in touched)]), max([end, *(one[1] for one in touched)])))
+        first = bisect_right(ends, begin)
+        touched = slice(first, max(first, bisect_left(begins, end)))
+        known = list(zip(begins[touched], ends[touched], strict=True))
+        owned[place] = max(0.0, end - begin - math.fsum(min(end, one[1]) - max(begin, one[0]) for one in known))
+        begins[touched] = [min([begin, *(one[0] for one in known)])]
+        ends[touched] = [max([end, *(one[1] for one in known)])]
     return owned
 
 

@@ -12,11 +12,24 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from gai_yolo.errors import Ending, is_transient
 from gai_yolo.launching.arguments import LaunchError, Settings, settings_from
 from gai_yolo.launching.attachment import Target
 from gai_yolo.launching.board import BoardRefused
 from gai_yolo.launching.command import agent_command, agent_environment
-from gai_yolo.launching.ends import CLOSED, FAILED, RENDEZVOUS_LOST, End, History, Verdict, clear_outcome, code_when_told, read_outcome
+from gai_yolo.launching.ends import (
+    CLOSED,
+    FAILED,
+    OBSTRUCTED,
+    RENDEZVOUS_LOST,
+    End,
+    History,
+    Outcome,
+    Verdict,
+    clear_outcome,
+    code_when_told,
+    read_outcome,
+)
 from gai_yolo.launching.meeting import EndpointMeeting, FileMeeting, Meeting
 from gai_yolo.launching.processes import TICK, Child, adopt_orphans, end_orphans, reap_orphans
 from gai_yolo.launching.run_name import UNNAMED, JobDone, agree_on_run, numbered, random_name
@@ -88,7 +101,7 @@ class Launcher:
         code = FAILED
         try:
             while True:
-                verdict = self._once()
+                verdict = self._try_once()
                 if verdict.reason:
                     _say(verdict.reason)
                 if verdict.exit_code is not None:
@@ -97,6 +110,16 @@ class Launcher:
                 self._sleep(verdict.wait)
         finally:
             self._meeting.close(code == 0, go_on=lambda: self._signals.told is None)
+
+    def _try_once(self) -> Verdict:
+        try:
+            return self._once()
+        except OSError as error:
+            if not is_transient(error):
+                raise
+            # No memory for a process, no room for a file: what ended a worker must not end the launcher as well.
+            reason = f"{error.filename or 'the agent'}: {error.strerror}."
+            return self._history.judge(End(OBSTRUCTED, 0.0, Outcome(Ending.WAITING, reason), self._signals.told))
 
     def _once(self) -> Verdict:
         """Find the others and run one agent to its end."""

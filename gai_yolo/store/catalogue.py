@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from gai_yolo.errors import CheckpointError
+from gai_yolo.errors import CheckpointError, refused_by
 from gai_yolo.store.atomic import hash_file
 from gai_yolo.store.filesystem import REAL, FileSystem, Identity
 from gai_yolo.store.manifest import FOLDERS, ForeignManifest, Kind, Manifest, ManifestError, decode
@@ -159,7 +159,7 @@ class Catalogue:
             return {}
         except OSError as error:
             # "Cannot look" must not be taken for "nothing there": training would start over.
-            raise CheckpointError(f"{folder}: cannot be read ({error.strerror or error}); make it readable.") from None
+            raise refused_by(error, CheckpointError(f"{folder}: cannot be read ({error.strerror or error}); make it readable.")) from None
         stems: dict[str, set[str]] = {}
         for name in names:
             if match := NAMES[kind].fullmatch(name):

@@ -38,6 +38,16 @@ class FileSystem:
         """Write some of the data, at least one byte; returns how many."""
         return os.write(descriptor, data)
 
+    def overwrite(self, path: Path, data: bytes) -> None:
+        """Write over the content of a file that is there, in place and up to the disk. It takes no room unless the file gets longer."""
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            if os.pwrite(descriptor, data, 0) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
     def fsync(self, descriptor: int) -> None:
         """Wait until the file's content is on the disk."""
         os.fsync(descriptor)

@@ -22,9 +22,12 @@ from typing import Annotated
 from filelock import FileLock, Timeout
 from pydantic import Field, TypeAdapter
 
-from gai_yolo.errors import Refusal, RunFolderBusy
+from gai_yolo.errors import Refusal, RunFolderBusy, refused_by
 from gai_yolo.store.atomic import publish_text
 from gai_yolo.store.filesystem import REAL, FileSystem
+
+FENCE_BYTES = 512
+"""The fence's file is padded to so many, so that writing over it never makes it longer. It is one sector: a power cut tears none."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,8 @@ class Lease:
 
     def _refusal(self, error: OSError) -> Refusal:
         reason = error.strerror or error
-        return Refusal(f"{self.folder.parent}: cannot write there ({reason}); make room, or set experiment.folder to another place.")
+        refusal = Refusal(f"{self.folder.parent}: cannot write there ({reason}); make room, or set experiment.folder to another place.")
+        return refused_by(error, refusal)
 
     def release(self) -> None:
         """Let another job in. The fence stays as it is."""
@@ -129,7 +133,15 @@ def raise_fence(path: Path, fs: FileSystem = REAL) -> Fence:
     number = 1 if before is None else before.number + 1
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     holder = Holder(number, os.urandom(6).hex(), socket.gethostname(), os.getpid(), now)
-    publish_text(path, json.dumps(asdict(holder)) + "\n", fs)
+    text = f"{json.dumps(asdict(holder))}\n".ljust(FENCE_BYTES)
+    try:
+        publish_text(path, text, fs)
+    except OSError as error:
+        if before is None or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        # A full disk has no room for a draft, but the old file's own block takes the new words: the job goes on from a state in
+        # memory. Whoever reads a mixture of both takes it for damaged, and publishes nothing.
+        fs.overwrite(path, text.encode())
     return Fence(path, number, holder.nonce)
 
 

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from gai_yolo.errors import CheckpointError, Refusal
+from gai_yolo.errors import CheckpointError, Refusal, refused_by
 from gai_yolo.machine import available_memory
 from gai_yolo.store.aside import free_name, move_beyond, names_beyond
 from gai_yolo.store.atomic import publish_text
@@ -72,7 +72,7 @@ class NodeMemory:
                 self._clear()
         except OSError as error:
             self._lease.release()
-            raise Refusal(f"{error.filename or self.path}: cannot be used ({error.strerror}).") from None
+            raise refused_by(error, Refusal(f"{error.filename or self.path}: cannot be used ({error.strerror}).")) from None
         except Refusal:
             self._lease.release()
             raise

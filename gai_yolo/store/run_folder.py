@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from gai_yolo.errors import Refusal
+from gai_yolo.errors import Refusal, refused_by
 from gai_yolo.store.atomic import publish_text
 from gai_yolo.store.lease import Lease
 from gai_yolo.store.manifest import FOLDERS
@@ -74,15 +74,22 @@ class RunFolder:
         try:
             os.rename(self.path, target)
         except OSError as error:
-            raise Refusal(f"{self.path}: cannot be moved aside ({error.strerror}); set another experiment.name.") from None
+            refusal = Refusal(f"{self.path}: cannot be moved aside ({error.strerror}); set another experiment.name.")
+            raise refused_by(error, refusal) from None
         return target
 
     def started_over_by(self) -> str | None:
-        """The job that started this run with `--fresh`, or None."""
+        """The job that started this run with `--fresh`, or None.
+
+        Raises:
+            Refusal: it cannot be read: to take that for "no job" would let the run start over once more.
+        """
         try:
             return self._marker.read_text(errors="replace")
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise refused_by(error, Refusal(f"{self._marker}: cannot be read ({error.strerror}); make it readable.")) from None
 
     def mark_started_over(self, job: str) -> None:
         """Remember which job started this run with `--fresh`."""
@@ -107,4 +114,5 @@ class RunFolder:
             for folder in (self.checkpoints, self.snapshots, self.tensorboard, self.predictions):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise Refusal(f"{error.filename}: cannot be created ({error.strerror}); set experiment.folder to another place.") from None
+            refusal = Refusal(f"{error.filename}: cannot be created ({error.strerror}); set experiment.folder to another place.")
+            raise refused_by(error, refusal) from None

@@ -19,7 +19,7 @@ import gai_yolo
 from gai_yolo.config import Config, shared_values
 from gai_yolo.data.index import Index
 from gai_yolo.elastic.process import World
-from gai_yolo.errors import DataError
+from gai_yolo.errors import DataError, refused_by
 from gai_yolo.store.atomic import publish_text
 from gai_yolo.training.consistency import Facts, must_agree, should_agree
 from gai_yolo.training.site import Site
@@ -134,7 +134,7 @@ def file_digest(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
+        raise refused_by(error, DataError(f"{path}: cannot be read ({error.strerror}).")) from None
 
 
 def read_record(path: Path) -> dict[str, Any] | None:

@@ -146,7 +146,7 @@ def leave(run: Run) -> None:
     world.end_long_work()
     if not found:
         return
-    tell_goodput(run, None)
+    # The account of the time is brought up to date by the next start: what is left of the grace is for the state.
     causes = {node: told.cause for node, told in found}
     step = f"after step {run.state.step}" + "".join(f"; {failure}" for failure in failures)
     if world.node in causes:

@@ -12,7 +12,7 @@ import torch
 
 from gai_yolo.config import Config, fingerprint
 from gai_yolo.detector.weights import DamagedFile, load_checkpoint
-from gai_yolo.errors import CheckpointError
+from gai_yolo.errors import CheckpointError, transient
 from gai_yolo.store.catalogue import Catalogue, Damaged
 from gai_yolo.store.manifest import Kind, Manifest, Position
 from gai_yolo.store.retention import Policy
@@ -115,9 +115,11 @@ class Snapshots:
             CheckpointError: it could not be written, for as long as `snapshots.patience_seconds`.
         """
         if not self.writer.drain(self.config.snapshots.patience_seconds, HANGING, while_moving=True):
-            raise CheckpointError(
-                f"{', '.join(self.writer.unwritten)}: could not be written within snapshots.patience_seconds; make room and start "
-                "again: it goes on from the newest complete checkpoint."
+            raise transient(
+                CheckpointError(
+                    f"{', '.join(self.writer.unwritten)}: could not be written within snapshots.patience_seconds; make room and start "
+                    "again: it goes on from the newest complete checkpoint."
+                )
             )
 
     @property

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 
 from gai_yolo.elastic.accounting import SILENCE, as_json, from_json, report, scalars
 from gai_yolo.elastic.causes import KILLED
-from gai_yolo.elastic.records import Phase
+from gai_yolo.elastic.records import Phase, parse_records
 from gai_yolo.elastic.timeline import PARTS
 from gai_yolo.errors import Ending
 from tests.starts import EPOCH, TICK, Node
@@ -316,3 +318,60 @@ def test_no_records_and_foreign_accounts_are_errors() -> None:
     for text in ("", "[]", "{}", as_json(report([finished_run(0.0, 1, 0, 1)]))[:-20]):
         with pytest.raises(ValueError, match=r"."):
             from_json(text)
+
+
+def many_starts(count: int) -> list[dict[str, Any]]:
+    """Records of starts that overlap a little, went back a little, and of which some died before they knew their step."""
+    records = []
+    for number in range(1, count + 1):
+        node = Node(9.0 * number, number)
+        if number % 5:
+            node.load(4 * number, known=4 * number + 2)
+            node.steps(4 * number + 1, 4 * number + 6)
+        else:
+            node.spend(Phase.IMPORT, 2.0)
+        records.append(node.end(Ending.FAILED if number % 3 else None))
+    return records
+
+
+def test_the_work_of_an_account_grows_with_the_number_of_starts_and_no_faster() -> None:
+    """Loss: on machines that die often the account takes seconds, at every epoch's end and in the seconds of grace."""
+
+    def calls(records: list[dict[str, Any]]) -> int:
+        count = 0
+
+        def profile(frame: object, event: str, argument: object) -> None:
+            nonlocal count
+            del frame, argument
+            count += event in ("call", "c_call")
+
+        sys.setprofile(profile)
+        try:
+            report(records)
+        finally:
+            sys.setprofile(None)
+        return count
+
+    few, many = calls(many_starts(100)), calls(many_starts(400))
+    assert many < 4.5 * few
+
+
+def test_what_starts_have_in_common_is_found_as_by_looking_at_each_pair() -> None:
+    """Loss: an account that is quick and wrong."""
+    records = many_starts(60)
+    found = report(records)
+    starts = {one.number: one for one in parse_records(records)}
+    for interruption in found.interruptions:
+        later = [starts[number] for number in range(interruption.number + 1, 61)]
+        assert interruption.world_after == (later[0].world_size if later else None)
+        assert interruption.resumed_from == next((one.origin for one in later if one.origin is not None), None)
+        assert interruption.time == min([starts[interruption.number].end, *(one.began for one in later)])
+    covered = 0.0
+    spans = sorted(
+        (one.began, min([one.end, *(other.began for other in starts.values() if other.number > one.number)])) for one in starts.values()
+    )
+    reached = spans[0][0]
+    for began, end in spans:
+        covered += max(0.0, end - max(began, reached))
+        reached = max(reached, end)
+    assert math.fsum(found.seconds.values()) - found.seconds["downtime"] == pytest.approx(covered)

@@ -14,9 +14,23 @@ from pathlib import Path
 
 import pytest
 
+from gai_yolo.elastic.accounting import Report, report
 from gai_yolo.elastic.goodput import STEP_PATIENCE, Identity, Recorder, process_started
 from gai_yolo.elastic.record_file import BEAT, RecordFile
-from gai_yolo.elastic.records import BLOCK, Phase, high_water, keep_records, next_number, pack, parse_records, read_records
+from gai_yolo.elastic.records import (
+    BLOCK,
+    COMPACTED,
+    COMPACTED_AT_ONCE,
+    KEPT_STARTS,
+    Phase,
+    compact_records,
+    high_water,
+    keep_records,
+    next_number,
+    pack,
+    parse_records,
+    read_records,
+)
 from gai_yolo.errors import Ending
 from tests.harness import REPOSITORY
 from tests.starts import EPOCH, Node
@@ -300,3 +314,57 @@ def test_nodes_without_common_storage_keep_each_others_records(tmp_path: Path) -
     assert told == []
     keep_records(tmp_path / "file", gathered, told.append)
     assert len(told) == 1 and "cannot be kept here" in told[0]
+
+
+def write_starts(folder: Path, count: int) -> None:
+    """Two nodes' records of so many starts."""
+    for number in range(1, count + 1):
+        for name in "ab":
+            node = Node(10.0 * number, number, name, folder=folder)
+            node.load(number)
+            node.end(Ending.FAILED)
+
+
+def account(folder: Path) -> Report:
+    """Of the records there."""
+    return report(read_records(folder)[0])
+
+
+def test_records_of_old_starts_are_put_together_and_say_the_same(tmp_path: Path) -> None:
+    """Loss: every start of a job that was started thousands of times reads as many files; or an account that forgets its beginnings."""
+    write_starts(tmp_path, KEPT_STARTS + COMPACTED_AT_ONCE - 1)
+    compact_records(tmp_path)
+    assert not (tmp_path / COMPACTED).exists()
+    write_starts(tmp_path, KEPT_STARTS + COMPACTED_AT_ONCE)
+    before = account(tmp_path)
+    compact_records(tmp_path)
+    assert account(tmp_path) == before and before.starts == KEPT_STARTS + COMPACTED_AT_ONCE
+    assert len(list(tmp_path.iterdir())) == 1 + len(list(tmp_path.glob("*-*.json"))) <= 1 + 2 * 2 * KEPT_STARTS
+    assert min(path.name for path in tmp_path.glob("*-*.json")).startswith(f"{COMPACTED_AT_ONCE + 1:06d}-")
+
+
+def test_a_crash_while_records_are_put_together_counts_none_twice_and_loses_none(tmp_path: Path) -> None:
+    """Loss: steps that were done once are accounted for twice, or not at all."""
+    write_starts(tmp_path, KEPT_STARTS + COMPACTED_AT_ONCE)
+    before = account(tmp_path)
+    kept = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    compact_records(tmp_path)
+    for path, content in list(kept.items())[::3]:
+        path.write_bytes(content)  # was not removed any more
+    assert account(tmp_path) == before
+    compact_records(tmp_path)
+    assert account(tmp_path) == before
+    (tmp_path / COMPACTED).write_bytes(b"{")
+    damaged = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    compact_records(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == damaged
+    assert tmp_path / COMPACTED in read_records(tmp_path)[1]
+
+
+def test_a_record_of_a_later_version_is_kept(tmp_path: Path) -> None:
+    """Loss: an older version that is tried for an hour throws away what a newer one has written."""
+    write_starts(tmp_path, KEPT_STARTS + COMPACTED_AT_ONCE)
+    (tmp_path / "000001-x-a-later.json").write_bytes(pack({"format": 9, "id": "later"}))
+    compact_records(tmp_path)
+    assert not (tmp_path / "000001-x-a-later.json").exists()
+    assert {"format": 9, "id": "later"} in read_records(tmp_path)[0]

@@ -544,6 +544,7 @@ def test_every_node_keeps_the_accounts_of_all(cluster: Cluster) -> None:
 
     first, second = good(on_ranks(2, work))
     assert first == second
+    assert len(first) == len({record["id"] for record in first}), "what two nodes know is sent once"
     for node in "ab":
         records = read_records(RunFolder(cluster.run(node)).goodput)[0]
         assert {record["id"] for record in records} >= {"b4"}

@@ -20,11 +20,11 @@ from typing import BinaryIO
 
 import pytest
 
-from gai_yolo.errors import Refusal, RunFolderBusy
+from gai_yolo.errors import ConfigError, Refusal, RunFolderBusy
 from gai_yolo.store import run_folder
 from gai_yolo.store.atomic import BUFFER, NO_OWNER, is_temporary, owner_of, publish, publish_text, write_draft
 from gai_yolo.store.filesystem import FileSystem
-from gai_yolo.store.lease import Fence, raise_fence
+from gai_yolo.store.lease import FENCE_BYTES, Fence, Lease, raise_fence
 from gai_yolo.store.run_folder import RunFolder
 
 
@@ -464,6 +464,35 @@ def test_raising_the_fence_is_on_the_disk_before_anything_else_is_done(tmp_path:
     with pytest.raises(OSError, match="Input/output"):
         raise_fence(fence.path, Refusing("fsync", errno.EIO))
     fence.check()
+
+
+@pytest.mark.parametrize("call", ["create", "write", "fsync"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT], ids=errno.errorcode.get)
+def test_a_full_disk_lets_the_fence_be_raised_in_its_place(call: str, code: int, tmp_path: Path) -> None:
+    """Loss: a start on a full disk is refused for good, although the last step is complete in memory."""
+    path = tmp_path / ".a.fence"
+    with pytest.raises(OSError, match=r"."):
+        raise_fence(path, Refusing(call, code))
+    old = raise_fence(path)
+    size, inode = path.stat().st_size, path.stat().st_ino
+    if call != "fsync":
+        new = raise_fence(path, Refusing(call, code))
+        new.check()
+        assert new.number == old.number + 1 and (path.stat().st_size, path.stat().st_ino) == (size, inode) == (FENCE_BYTES, inode)
+        with pytest.raises(RunFolderBusy):
+            old.check()
+    assert [name.name for name in tmp_path.iterdir()] == [path.name]
+
+
+def test_what_a_disk_refuses_is_transient_if_time_can_mend_it(tmp_path: Path) -> None:
+    """Loss: a disk that is full for an hour, or a share that is away for a minute, ends a job for good; or a typo is waited for."""
+    for code, again in ((errno.ENOSPC, True), (errno.ESTALE, True), (errno.EIO, True), (errno.EACCES, False), (errno.EROFS, False)):
+        lease = Lease(tmp_path / str(code), Refusing("create", code))
+        with pytest.raises(Refusal) as refused:
+            lease.acquire(0.1)
+        assert refused.value.is_transient == again and refused.value.exit_code == 2
+        lease.release()
+    assert RunFolderBusy("").is_transient and not ConfigError("").is_transient
 
 
 # --- the folder ------------------------------------------------------------------------------------------------------------
