@@ -21,6 +21,7 @@ from gai_yolo.config import load_config
 from gai_yolo.errors import CheckpointError, Refusal
 from gai_yolo.launching.arguments import add_arguments
 from gai_yolo.launching.launch import main as launch
+from gai_yolo.store.best import read_record
 from gai_yolo.store.catalogue import NO_MANIFEST, Catalogue
 from gai_yolo.store.manifest import FOLDERS, Kind, Manifest
 from gai_yolo.store.retention import Policy, decide
@@ -263,7 +264,8 @@ def _policy(run: Path) -> Policy:
     if not path.exists():
         raise CheckpointError(f"{run}: has no config.yaml; give the folder of a run, such as experiments/shapes.")
     settings = load_config(path).snapshots
-    return Policy(settings.keep, settings.keep_epochs, settings.keep_every)
+    record = read_record(Catalogue(run))
+    return Policy(settings.keep, settings.keep_epochs, settings.keep_every, -1 if record is None else record.since)
 
 
 def _locked(run: Path, action: Callable[[RunFolder], list[Row]]) -> list[Row]:

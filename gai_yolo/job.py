@@ -27,7 +27,7 @@ from gai_yolo.sections import ElasticConfig
 from gai_yolo.start import Options, check_progress, compare_nodes, find, open_record, open_run, read_accounts, tell_if_far_ahead
 from gai_yolo.store.best import BestCopy
 from gai_yolo.store.run_folder import RunFolder
-from gai_yolo.training.continuation import check_continuation, finished_line, identity_of, settle
+from gai_yolo.training.continuation import check_continuation, finished_line, identity_of, judges_anew, settle
 from gai_yolo.training.environment import Environment
 from gai_yolo.training.loop import Run, train
 from gai_yolo.training.membership import Membership, remember
@@ -220,7 +220,7 @@ def go_on(
         site.console.warning(note)
     assert config.training.threads != "auto"
     site.world.set_threads(config.training.threads)
-    identity = identity_of(config, indexes[0])
+    identity = identity_of(config, indexes)
     if found is not None:
         for note in check_continuation(found, identity):
             site.console.info(note)
@@ -235,6 +235,8 @@ def go_on(
     recipe = make_recipe(config.training, len(indexes[0].categories), plan.steps_per_epoch)
     loaders = make_loaders(config, indexes, plan, site, found)
     state = make_state(config, recipe, len(indexes[0].categories), site, found)
+    if found is not None and judges_anew(found, identity):
+        state.best_metric, state.best_since = None, state.step
     site.world.from_first(lambda: bring_up_to_date(site, state))
     source = "nothing" if found is None else found.tier
     site.recorder.started_from(state.step, state.epoch + 1, source, high_water(accounts), recipe.total_steps, config.training.epochs)
@@ -242,7 +244,7 @@ def go_on(
         announce(config, indexes, recipe, site)
         train_watched(assemble(config, indexes, loaders, recipe, state, site, identity, run, accounts))
     else:
-        site.world.from_first(lambda: renew_best(site))
+        site.world.from_first(lambda: renew_best(site, state.best_since))
     return state
 
 
@@ -303,11 +305,11 @@ def bring_up_to_date(site: Site, state: TrainingState) -> None:
         tell(f"{error.filename or folder.path}: cannot be brought up to date ({error.strerror}); training goes on")
 
 
-def renew_best(site: Site) -> None:
+def renew_best(site: Site, since: int) -> None:
     """Let `best.pt` be that of a finished run, which a start that was killed may have left undone. On rank 0 only; while there is
     something to train the writer does it."""
     try:
-        notes = BestCopy(site.folder.store).renew()
+        notes = BestCopy(site.folder.store, since).renew()
     except OSError as error:
         notes = [f"best.pt cannot be renewed ({error.strerror})"]
     for note in notes:

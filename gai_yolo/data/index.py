@@ -59,6 +59,8 @@ class Index:
     categories: tuple[Category, ...]
     images: tuple[ImageRecord, ...]
     problems: tuple[Problem, ...] = field(default=())
+    content: str = ""
+    """What the image files hold (`content.content_digest`); not kept in a cache of the index, because each start looks anew."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -69,7 +71,7 @@ class Index:
         return [category.name for category in self.categories]
 
     def digest(self) -> str:
-        """SHA-256 over classes, file names, sizes and boxes: equal for equal data, wherever the folder lies."""
+        """SHA-256 over classes, file names, sizes of images in pixels, and boxes: equal for equal data, wherever the folder lies."""
         hasher = hashlib.sha256(repr([(c.id, c.name) for c in self.categories]).encode())
         for image in self.images:
             hasher.update(f"{image.image_id} {image.path.name} {image.width}x{image.height}".encode())

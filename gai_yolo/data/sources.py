@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from gai_yolo.data import coco, voc, yolo_txt
 from gai_yolo.data.check import Split, expand
 from gai_yolo.data.coco import read_coco
+from gai_yolo.data.content import content_digest
 from gai_yolo.data.index import Index
 from gai_yolo.data.index_cache import cached
 from gai_yolo.data.reading import LASTING, patiently
-from gai_yolo.data.shapes import ensure_shapes
+from gai_yolo.data.shapes import VERSION, ensure_shapes
 from gai_yolo.data.voc import read_voc
 from gai_yolo.data.yolo_txt import read_yolo
 from gai_yolo.errors import DataError, refused_by
 from gai_yolo.sections import DataConfig, SplitConfig
 
 BUILT_IN = Path("shapes")
+SPLITS: tuple[Split, ...] = ("train", "val")
 
 
 def load_index(config: DataConfig, split: Split) -> Index:
@@ -51,7 +54,7 @@ def load_indexes(config: DataConfig) -> tuple[Index, Index]:
     Raises:
         DataError: as `load_index`, or the classes of the splits differ.
     """
-    train, val = load_index(config, "train"), load_index(config, "val")
+    train, val = (_with_content(load_index(config, split), config) for split in SPLITS)
     if train.categories != val.categories:
         ours = {(category.id, category.name) for category in train.categories}
         theirs = {(category.id, category.name) for category in val.categories}
@@ -60,6 +63,12 @@ def load_indexes(config: DataConfig) -> tuple[Index, Index]:
             f"{val.source}: its classes differ from those of {train.source} ({'; '.join(differences)}); use the same categories in both."
         )
     return train, val
+
+
+def _with_content(index: Index, config: DataConfig) -> Index:
+    # The built-in one follows from its version; its low bits may differ between kinds of processors.
+    content = f"shapes {VERSION}" if config.path == BUILT_IN else content_digest(index.images)
+    return replace(index, content=content)
 
 
 def _listed(categories: set[tuple[int, str]]) -> str:

@@ -17,7 +17,7 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter
 
 from gai_yolo.store.atomic import COPY_PIECE, copy_draft, discarded_unless_renamed, write_draft
-from gai_yolo.store.catalogue import NAMES
+from gai_yolo.store.catalogue import NAMES, Catalogue
 from gai_yolo.store.manifest import FOLDERS, Manifest
 from gai_yolo.store.retention import best_of
 from gai_yolo.store.store import Store
@@ -38,6 +38,8 @@ class Record:
     inode: int
     size: int
     modified_ns: int
+    since: Annotated[int, Field(ge=-1)] = -1
+    """As in `Policy.best_since`."""
 
     def names(self, best: Manifest) -> bool:
         """Whether it was copied from that checkpoint."""
@@ -47,15 +49,25 @@ class Record:
 _PARSER = TypeAdapter(Record)
 
 
+def read_record(catalogue: Catalogue) -> Record | None:
+    """What was put into a run's `best.pt`; None if that is not known."""
+    try:
+        with catalogue.fs.open(catalogue.run / FOLDERS["epoch"] / RECORD) as file:
+            return _PARSER.validate_python(json.loads(file.read()))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
 class BestCopy:
     """Keeps `best.pt` true.
 
     Args:
         store: with the right to publish.
+        since: as in `Policy.best_since`.
     """
 
-    def __init__(self, store: Store) -> None:
-        self.store, self.fs = store, store.fs
+    def __init__(self, store: Store, since: int = -1) -> None:
+        self.store, self.fs, self.since = store, store.fs, since
         folder = store.run / FOLDERS["epoch"]
         self.path, self._record_path = folder / NAME, folder / RECORD
 
@@ -74,8 +86,8 @@ class BestCopy:
             RunFolderBusy: another job has taken the run over.
         """
         present = self.store.listing().present
-        candidates, record = list(present), self._read_record()
-        while (best := best_of(candidates)) is not None:
+        candidates, record = list(present), read_record(self.store)
+        while (best := best_of(candidates, self.since)) is not None:
             if record is not None and record.names(best) and record == self._seen(self.path, record):
                 return []
             if self.store.flaw_of(best) is None:
@@ -89,7 +101,7 @@ class BestCopy:
         known = {one.sha256 for one in present} | ({record.sha256, record.before} if record else set())
         is_ours = shares or there is None or there in known
         if there == best.sha256:
-            self._write_record(self._seen(self.path, Record(best.stem, best.sha256, None, 0, 0, 0)))
+            self._write_record(self._seen(self.path, Record(best.stem, best.sha256, None, 0, 0, 0, self.since)))
             return []
         if not is_ours and record is not None and record.names(best):
             return [f"{self.path} is not what this program wrote there; it stays until another epoch is better, and is kept then too"]
@@ -99,7 +111,7 @@ class BestCopy:
             if not is_ours and (aside := self.store.keep_aside(self.path)) is not None:
                 self.fs.sync_folder(self.path.parent)  # otherwise a crash could keep the next rename and lose the second name
                 notes = [f"{self.path} was not what this program wrote there; it is now {aside.name}"]
-            self._write_record(self._seen(draft.path, Record(best.stem, best.sha256, there if is_ours else None, 0, 0, 0)))
+            self._write_record(self._seen(draft.path, Record(best.stem, best.sha256, there if is_ours else None, 0, 0, 0, self.since)))
         self.store.replace(draft, self.path)
         return notes
 
@@ -126,14 +138,6 @@ class BestCopy:
         except FileNotFoundError:
             return None
         return replace(record, inode=identity.inode, size=identity.size, modified_ns=identity.modified_ns)
-
-    def _read_record(self) -> Record | None:
-        """What was put there; None if that is not known."""
-        try:
-            with self.fs.open(self._record_path) as file:
-                return _PARSER.validate_python(json.loads(file.read()))
-        except (OSError, ValueError, RecursionError):
-            return None
 
     def _write_record(self, record: Record | None) -> None:
         assert record is not None

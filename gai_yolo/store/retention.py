@@ -24,6 +24,8 @@ class Policy:
     """Newest epoch checkpoints."""
     keep_every: int | None = None
     """Every this many epochs the epoch checkpoint is kept for ever."""
+    best_since: int = -1
+    """The step after which evaluations can be compared: before it the validation set was another one."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def decide(verified: Sequence[Manifest], policy: Policy) -> list[Decision]:
     newest_first = sorted(verified, key=lambda manifest: manifest.position, reverse=True)
     steps = [manifest for manifest in newest_first if manifest.kind == "step"]
     due_epochs = [manifest for manifest in newest_first if manifest.kind == "epoch" and manifest.due]
-    best = best_of(verified)
+    best = best_of(verified, policy.best_since)
     decisions = {}
     for manifest in verified:
         if manifest is newest_first[0]:
@@ -65,9 +67,14 @@ def decide(verified: Sequence[Manifest], policy: Policy) -> list[Decision]:
     return [decisions[id(manifest)] for manifest in verified]
 
 
-def best_of(manifests: Sequence[Manifest]) -> Manifest | None:
-    """The evaluated epoch with the highest mAP50-95, the earliest of equals; None if none was evaluated."""
+def best_of(manifests: Sequence[Manifest], since: int = -1) -> Manifest | None:
+    """The evaluated epoch with the highest mAP50-95, the earliest of equals; None if none was evaluated.
+
+    Args:
+        since: of those after this step, if there are any.
+    """
     evaluated = [manifest for manifest in manifests if manifest.kind == "epoch" and manifest.metric is not None]
+    evaluated = [manifest for manifest in evaluated if manifest.position.step > since] or evaluated
     return max(evaluated, key=lambda manifest: (manifest.metric, -manifest.position.epoch), default=None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -72,9 +73,23 @@ def settle(config: Config, found: Found | None, world: World, num_samples: int, 
     return Settlement(config.model_copy(update={"training": training.model_copy(update=values)}), settled, notes)
 
 
-def identity_of(config: Config, index: Index) -> dict[str, Any]:
-    """What a checkpoint says about its run, beside the state: settled configuration, classes and digest of the training set."""
-    return {"config": config.dump(), "class_names": index.class_names, "data_digest": index.digest()}
+def identity_of(config: Config, indexes: tuple[Index, Index]) -> dict[str, Any]:
+    """What a checkpoint says about its run, beside the state: settled configuration, classes, and digests of the training set, of its
+    images, and of the validation set with its images."""
+    train, val = indexes
+    return {
+        "config": config.dump(),
+        "class_names": train.class_names,
+        "data_digest": train.digest(),
+        "data_content": train.content,
+        "val_digest": hashlib.sha256(f"{val.digest()} {val.content}".encode()).hexdigest(),
+    }
+
+
+def judges_anew(found: Found, identity: Mapping[str, Any]) -> bool:
+    """Whether the validation set is another one than that of a checkpoint: then what was best on the old one says nothing of it."""
+    now: str = identity["val_digest"]
+    return bool(found.content.get("val_digest", now) != now)
 
 
 def check_continuation(found: Found, identity: dict[str, Any]) -> list[str]:
@@ -96,13 +111,23 @@ def check_continuation(found: Found, identity: dict[str, Any]) -> list[str]:
         was, now = found.content.get("class_names") or [], identity["class_names"]
         reasons.append(f"data.path has {len(now)} classes ({', '.join(now[:5])}), was {len(was)} ({', '.join(was[:5])})")
     elif found.content.get("data_digest") != identity["data_digest"]:
-        reasons.append(f"data.path {value_at(new, 'data.path')} holds other training images or boxes than before")
+        reasons.append(
+            f"data.path {value_at(new, 'data.path')} holds other training images or boxes than before (names, sizes in pixels, labels)"
+        )
+    elif found.content.get("data_content", identity["data_content"]) != identity["data_content"]:
+        reasons.append(
+            f"data.path {value_at(new, 'data.path')} holds other training images than before under the same names (bytes of the files)"
+        )
     if reasons:
         raise CheckpointError(
             f"{found.path}: cannot go on from it: {'; '.join(reasons)}. Set this back, choose another experiment.name, "
             "or start over with --fresh (the old run is kept)."
         )
     notes = [f"going on from {found.path} (epoch {found.content['epoch']}, step {found.content['step']})"]
+    if judges_anew(found, identity):
+        notes.append("changed since: the validation set; the best epoch is chosen anew, among those that were evaluated on this one")
+    if "val_digest" not in found.content:
+        notes.append("what the images and the validation set hold was not recorded by the version that wrote it; it is from now on")
     return notes + [f"changed since: {key} is {value_at(new, key)!r}, was {value_at(old, key)!r}" for key in harmless]
 
 

@@ -110,6 +110,7 @@ def data_facts(indexes: Sequence[Index]) -> dict[str, Any]:
     for name, index in zip(("training set", "validation set"), indexes, strict=True):
         facts[f"images of the {name}"] = len(index)
         facts[f"digest of the {name}"] = index.digest()[:16]
+        facts[f"digest of the images of the {name}"] = index.content[:16]
     return facts
 
 

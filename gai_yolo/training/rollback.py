@@ -73,7 +73,7 @@ def roll_back(folder: RunFolder, where: str, tell: Callable[[str], None]) -> Rol
     if best_of(folder.store.listing().present) is None and (folder.checkpoints / BEST).is_file():
         (aside / FOLDERS["epoch"]).mkdir(parents=True, exist_ok=True)
         (folder.checkpoints / BEST).rename(aside / FOLDERS["epoch"] / BEST)
-    for note in BestCopy(folder.store).renew():
+    for note in BestCopy(folder.store, found.content.get("best_since", -1)).renew():
         tell(note)
     write_metrics(folder, found.content["history"], tell)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class Snapshots:
     ) -> None:
         self.config, self.identity, self.pinned, self._tell = config, identity, pinned, tell
         self.store = store
-        run, fence, policy = store.run, store.fence, policy_of(config)
+        run, fence, policy = store.run, store.fence, policy_of(config, state.best_since)
         self.writer = BackgroundWriter(
             lambda: WriterProcess(run, fence, policy), tell, self._written, lambda: store.fs.free_bytes(run), alive=alive
         )
@@ -84,7 +85,8 @@ class Snapshots:
         due = is_due(state.epoch, self.config)
         metric: float | None = state.history[-1]["mAP50-95"]
         # Written anew as the first of equals only, so that a run that does not improve does not write.
-        best = metric is not None and all(row["mAP50-95"] is None or row["mAP50-95"] < metric for row in state.history[:-1])
+        before = [row["mAP50-95"] for row in state.history[:-1] if row.get("step", math.inf) > state.best_since]
+        best = metric is not None and all(one is None or one < metric for one in before)
         if due or best:
             self._save(make_manifest("epoch", state, self._fingerprint, metric, due), state)
         self.writer.poll()
@@ -169,9 +171,9 @@ def make_manifest(kind: Kind, state: TrainingState, fingerprint: str, metric: fl
     )
 
 
-def policy_of(config: Config) -> Policy:
+def policy_of(config: Config, best_since: int) -> Policy:
     """What retention is to keep."""
-    return Policy(config.snapshots.keep, config.snapshots.keep_epochs, config.snapshots.keep_every)
+    return Policy(config.snapshots.keep, config.snapshots.keep_epochs, config.snapshots.keep_every, best_since)
 
 
 def is_due(epoch: int, config: Config) -> bool:

@@ -55,6 +55,8 @@ class TrainingState:
     """Samples trained on."""
     best_metric: float | None = None
     """Highest mAP50-95 so far; None before the first evaluation."""
+    best_since: int = -1
+    """The step after which the validation set is the present one: only later evaluations say which epoch is the best."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """One row for each completed epoch, as in `training_metrics.json`."""
     progress: Progress = field(default_factory=Progress)
@@ -112,6 +114,7 @@ class TrainingState:
             "step": self.step,
             "samples": self.samples,
             "best_metric": self.best_metric,
+            "best_since": self.best_since,
             "history": self.history,
             "progress": asdict(self.progress),
             "gradient_exponents": self.gradient_exponents,
@@ -136,6 +139,7 @@ class TrainingState:
                 self.scaler.load_state_dict(saved["scaler_state_dict"])
             self.epoch, self.step, self.samples = int(saved["epoch"]), int(saved["step"]), int(saved["samples"])
             self.best_metric = saved["best_metric"]
+            self.best_since = int(saved.get("best_since", -1))  # not in those of older versions, which knew one validation set
             self.history = list(saved["history"])
             self.progress = Progress(**saved["progress"])
             exponents = saved["gradient_exponents"]

@@ -76,7 +76,7 @@ def main() -> None:
     connection = socket.socket(fileno=0)
     run, fence, policy = receive(connection)[0]
     store = Store(run, fence)
-    best, best_is_due = BestCopy(store), True  # a start that was killed may have left it undone
+    best, best_is_due = BestCopy(store, policy.best_since), True  # a start that was killed may have left it undone
     while True:
         renewed = renew(best, lambda: _has_news(connection)) if best_is_due else None
         try:

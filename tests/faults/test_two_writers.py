@@ -25,7 +25,7 @@ from tests.faults.faults import Faults
 from tests.harness import Running, environment, run, small
 
 POLICY = Policy(keep_steps=1, keep_epochs=1)
-OLD, NEW = b"old" * 100_000, b"new" * 100_000
+OLDER, OLD, NEW = b"older" * 60_000, b"old" * 100_000, b"new" * 100_000
 
 
 def manifest(epoch: int) -> Manifest:
@@ -96,7 +96,7 @@ def stopped_at_each_call(folder: Path, in_the_way: bool = False) -> Iterator[tup
         run_folder = folder / str(number) / "run"
         make_folders(run_folder)
         first = raise_fence(run_folder.parent / ".run.fence")
-        save(Store(run_folder, first), 1, OLD)
+        save(Store(run_folder, first), 1, OLDER)
         if in_the_way:
             (run_folder / "checkpoints" / "epoch_002.pt").write_bytes(b"somebody's")
         faults = Faults(run_folder.parent, run_folder)
