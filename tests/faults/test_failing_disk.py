@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from gai_yolo.launching.fork_server import FORKED_NAME
+from gai_yolo.launching.processes import children_of, name_of
 from gai_yolo.store.catalogue import Catalogue
 from tests.faults.faults import Faults
-from tests.harness import Running, run, small
+from tests.harness import PATIENCE, REPOSITORY, Running, environment, run, small
 from tests.runs import metrics, state_digest
 
 SETTINGS = (
@@ -145,3 +152,67 @@ def test_ledger_that_cannot_be_written_is_told_and_ends_alone(tmp_path: Path, ca
     )
     assert done.returncode == 0 and "the ledger ends here, training goes on" in done.stderr
     assert done.stderr.count("warning") == 1 and "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, with room for a few checkpoints."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", str(disk)], check=True)
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Leave no byte; returns what takes the room."""
+    filler = disk / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 20))
+    with contextlib.suppress(OSError), filler.open("ab", buffering=0) as file:
+        while True:
+            file.write(b"x")
+    return filler
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
+def test_a_worker_that_dies_while_the_disk_is_full_goes_on_from_memory(
+    small_disk: Path, tmp_path: Path, cache: Path, undisturbed: str
+) -> None:
+    """Loss: the launcher is gone after two seconds, for good, because nothing could be written at the start, although the last step was
+    complete in /dev/shm."""
+    memory = tmp_path / "memory"
+    memory.mkdir()
+    settings = ("snapshots.interval_seconds=null", "elastic.memory_interval_steps=1", f"elastic.memory_folder={memory}")
+    arguments = small(small_disk, cache, *SETTINGS, *settings)
+    output = tmp_path / "output"
+    with output.open("wb") as out:
+        launcher = subprocess.Popen(
+            [sys.executable, "-m", "gai_yolo.cli", "launch", "--", "main.py", *arguments],
+            cwd=REPOSITORY,
+            env=environment(),
+            stdout=out,
+            stderr=out,
+        )
+    try:
+        wait_for(output, "epoch 2/4  step 2/8", launcher)
+        filler = fill(small_disk)
+        (agent,) = children_of(launcher.pid)
+        (worker,) = (pid for pid in children_of(agent) if name_of(pid) != FORKED_NAME)
+        os.kill(worker, signal.SIGKILL)
+        wait_for(output, "epoch 3/4  step 2/8", launcher)
+        assert re.search(rf"going on from {memory}\S+ \(epoch 1, step \d+\)", output.read_text()), output.read_text()
+        filler.unlink()
+        assert launcher.wait(240) == 0, output.read_text()
+    finally:
+        launcher.kill()
+    assert state_digest(small_disk / "run" / LAST) == undisturbed
+
+
+def wait_for(output: Path, text: str, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a text has appeared in the output of a process that lives."""
+    deadline = time.monotonic() + PATIENCE
+    while text not in output.read_text():
+        assert time.monotonic() < deadline and process.poll() is None, output.read_text()
+        time.sleep(0.1)
