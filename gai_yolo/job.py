@@ -168,8 +168,7 @@ def run_in(config: Config, options: Options, site: Site, environment: Environmen
     run = open_run(config, options, site)
     memory = run.memory
     try:
-        environment.keep(site)
-        state = train_to_the_end(config, options, indexes, site, run)
+        state = train_to_the_end(config, options, indexes, site, run, environment)
         # Whoever lets its memory go, or says that the job is done, must know that no other one starts again.
         if not site.world.wait_for_all():
             raise Departure("peer lost: at the end", Ending.PEER_LOST)
@@ -185,12 +184,14 @@ def run_in(config: Config, options: Options, site: Site, environment: Environmen
     outcome.report(Ending.FINISHED, Ending.FINISHED)
 
 
-def train_to_the_end(config: Config, options: Options, indexes: tuple[Index, Index], site: Site, run: Membership) -> TrainingState:
+def train_to_the_end(
+    config: Config, options: Options, indexes: tuple[Index, Index], site: Site, run: Membership, environment: Environment
+) -> TrainingState:
     """Train from the newest complete state, going back to it when steps go bad, `MOST_RETURNS` times."""
     accounts = read_accounts(site)
     for returns in range(MOST_RETURNS + 1):
         try:
-            return go_on(config, options, indexes, site, run, accounts, first=returns == 0)
+            return go_on(config, options, indexes, site, run, environment, accounts, first=returns == 0)
         except WentBad as bad:
             if returns == MOST_RETURNS:
                 raise Stop(
@@ -209,6 +210,7 @@ def go_on(
     indexes: tuple[Index, Index],
     site: Site,
     run: Membership,
+    environment: Environment,
     accounts: list[dict[str, Any]],
     first: bool,
 ) -> TrainingState:
@@ -229,6 +231,7 @@ def go_on(
     check_progress(site, accounts, 0 if found is None else found.manifest.position.step)
     if first:
         run = remember(site, run, found, identity, settlement.values)
+        environment.keep(site)  # not before it is known that the run may go on so: it decides which nodes are right
 
     plan = make_plan(config, len(indexes[0]))
     tell_if_far_ahead(site, found, plan.steps_per_epoch)
