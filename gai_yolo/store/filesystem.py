@@ -57,12 +57,25 @@ class FileSystem:
         os.close(descriptor)
 
     def rename(self, source: Path, target: Path) -> None:
-        """Move within a folder, over what is there. Fails if `source` is gone."""
-        os.rename(source, target)
+        """Move within a folder, over what is there. Fails if `source` is gone.
+
+        NFS sends a call again whose answer was lost, and the second one finds nothing to do: so where `source` is gone, and `target` is
+        what it was, it is done.
+        """
+        before = self.identity(source)
+        try:
+            os.rename(source, target)
+        except FileNotFoundError:
+            if not self._is(before, target):
+                raise
 
     def link(self, source: Path, target: Path) -> None:
         """A second name for a file. Fails if the name is taken, or where the file system has no hard links."""
-        os.link(source, target)
+        try:
+            os.link(source, target)
+        except FileExistsError:
+            if not self._is(self.identity(source), target):  # as for a rename
+                raise
 
     def clone(self, source: int, target: int) -> None:
         """Let an empty file share the content of another until one of them changes (Linux; btrfs, xfs, bcachefs). All or nothing."""
@@ -104,6 +117,11 @@ class FileSystem:
         """Of the file that a name leads to."""
         status = os.stat(path)
         return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+    def _is(self, identity: Identity, path: Path) -> bool:
+        with contextlib.suppress(OSError):
+            return self.identity(path) == identity
+        return False
 
     def open(self, path: Path) -> BinaryIO:
         """A file for reading."""

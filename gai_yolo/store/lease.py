@@ -14,6 +14,7 @@ import errno
 import json
 import os
 import socket
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from pydantic import Field, TypeAdapter
 from gai_yolo.errors import Refusal, RunFolderBusy, refused_by
 from gai_yolo.store.atomic import publish_text
 from gai_yolo.store.filesystem import REAL, FileSystem
+from gai_yolo.store.lease_file import BEAT, STALE, LeaseFile, has_flock
 
 FENCE_BYTES = 512
 """The fence's file is padded to so many, so that writing over it never makes it longer. It is one sector: a power cut tears none."""
@@ -86,6 +88,7 @@ class Lease:
         self.folder, self._fs = folder, fs
         self._lock = FileLock(folder.parent / f".{folder.name}.lock")
         self._path = folder.parent / f".{folder.name}.fence"
+        self._file: LeaseFile | None = None
 
     def acquire(self, patience: float) -> Fence:
         """Take the lock, waiting so many seconds for a job that is just ending, and raise the fence.
@@ -96,7 +99,7 @@ class Lease:
         """
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=patience)
+            self._acquire(patience)
         except Timeout:
             holder = _holder_or_none(self._path, self._fs)
             who = "" if holder is None else f" ({holder})"
@@ -110,8 +113,20 @@ class Lease:
                 draft.unlink()  # of a start that was killed in the middle of the next line
             return raise_fence(self._path, self._fs)
         except OSError as error:
-            self._lock.release()
+            self.release()
             raise self._refusal(error) from None
+
+    def _acquire(self, patience: float) -> None:
+        # filelock would fall back to a file that stays for ever when its owner's machine is gone.
+        if has_flock(Path(self._lock.lock_file)):
+            self._lock.acquire(timeout=patience)
+            return
+        told = f"has no flock; jobs are kept apart by a file that is renewed every {BEAT:g} s, and after a crash the next one waits"
+        print(f"warning: {self.folder.parent}: {told} up to {STALE:g} s", file=sys.stderr, flush=True)
+        lease = LeaseFile(self._path.with_suffix(".lease"))
+        if not lease.acquire(patience):
+            raise Timeout(str(lease.path))
+        self._file = lease
 
     def _refusal(self, error: OSError) -> Refusal:
         reason = error.strerror or error
@@ -121,6 +136,9 @@ class Lease:
     def release(self) -> None:
         """Let another job in. The fence stays as it is."""
         self._lock.release()
+        if self._file is not None:
+            self._file.release()
+            self._file = None
 
 
 def raise_fence(path: Path, fs: FileSystem = REAL) -> Fence:

@@ -13,6 +13,7 @@ from gai_yolo.errors import CheckpointError, Refusal, refused_by
 from gai_yolo.machine import available_memory
 from gai_yolo.store.aside import free_name, move_beyond, names_beyond
 from gai_yolo.store.atomic import publish_text
+from gai_yolo.store.filesystem import REAL
 from gai_yolo.store.lease import Lease
 from gai_yolo.store.manifest import FOLDERS, Position
 from gai_yolo.store.run_record import RecordError, RunRecord, encode, read_record
@@ -113,7 +114,7 @@ class NodeMemory:
             self._clear()
             return None
         target = free_name(self._owner, self._aside_prefix)
-        os.rename(self.path, target)
+        REAL.rename(self.path, target)
         return target
 
     def asides(self) -> Sequence[Path]:

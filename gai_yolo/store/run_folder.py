@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
 from gai_yolo.errors import Refusal, refused_by
 from gai_yolo.store.atomic import publish_text
+from gai_yolo.store.filesystem import REAL
 from gai_yolo.store.lease import Lease
 from gai_yolo.store.manifest import FOLDERS
 from gai_yolo.store.run_record import RunRecord, encode, read_record
@@ -72,7 +72,7 @@ class RunFolder:
             number += 1
             target = self.path.with_name(f"{self.path.name}.{stamp}-{number}")
         try:
-            os.rename(self.path, target)
+            REAL.rename(self.path, target)
         except OSError as error:
             refusal = Refusal(f"{self.path}: cannot be moved aside ({error.strerror}); set another experiment.name.")
             raise refused_by(error, refusal) from None

@@ -166,12 +166,16 @@ class Store(Catalogue):
         for folder in [self.run / name for name in FOLDERS.values()] + [self.run]:
             for name in self._names(folder):
                 if is_temporary(name) and owner_of(name) != self.fence.owner:
-                    self.fs.unlink(folder / name)
+                    self._take_away(folder / name)
                     removed.append(folder / name)
         for path in self._useless_data():
-            self.fs.unlink(path)
+            self._take_away(path)
             removed.append(path)
         return removed
+
+    def _take_away(self, path: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):  # NFS says so of a call that it has sent twice
+            self.fs.unlink(path)
 
     def _useless_data(self) -> Sequence[Path]:
         listing = self.listing()

@@ -1,0 +1,176 @@
+"""A lock for file systems without flock: a file that names its owner, who renews it every few seconds.
+
+What a lock of the operating system does by itself when its owner dies, others have to find out here: an owner whose file has not
+changed for a while, by the clock of who looks, is taken for dead, and its file is replaced. That may be an error, of a machine that slept
+say; so what such an owner writes afterwards must be fenced (`lease.Fence`), as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gai_yolo.store.atomic import is_temporary
+
+BEAT = 5.0
+"""Seconds between two renewals."""
+STALE = 60.0
+"""Seconds without one after which the owner is taken for dead; much more than `BEAT` and `SETTLED` together."""
+SETTLED = 1.0
+"""Seconds after which who has replaced a dead owner's file looks whether somebody else has, too."""
+MISSING = (errno.ENOSYS, errno.EOPNOTSUPP)
+"""What flock says where there is none."""
+
+
+def has_flock(path: Path) -> bool:
+    """Whether files beside `path`, which is made if it is not there, can be locked by the operating system. Raises `OSError`."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in MISSING
+    finally:
+        os.close(descriptor)
+    return True
+
+
+class LeaseFile:
+    """The lock.
+
+    Args:
+        path: of its file; the folder must be there.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], object] = time.sleep) -> None:
+        self.path, self._clock, self._sleep = path, clock, sleep
+        self._nonce = os.urandom(8).hex()
+        self._beats = 0
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def acquire(self, patience: float) -> bool:
+        """Become the owner; returns whether that is so. An owner that renews its file is waited for as long as told, one that does not
+        until it counts as dead.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        started = seen_at = self._clock()
+        seen: bytes | None = None
+        while not self._create():
+            now, content = self._clock(), self._read()
+            if content is None:
+                continue  # just released
+            if content != seen:
+                moves = seen is not None
+                seen, seen_at = content, now
+                if moves and now - started >= patience:
+                    return False
+            elif _died_here(content) or now - seen_at >= STALE:
+                self._write()
+                self._sleep(SETTLED)
+                if self._is_ours():
+                    break
+                seen = None
+            elif now - started >= max(patience, STALE + 2 * BEAT):
+                return False
+            self._sleep(min(BEAT / 10, 0.5))
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._thread.start()
+        return True
+
+    def release(self) -> None:
+        """Let another one in."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+            if self._is_ours():
+                with contextlib.suppress(OSError):
+                    self.path.unlink()
+
+    def _renew(self) -> None:
+        while not self._ended.wait(BEAT):
+            with contextlib.suppress(OSError):  # a disk that is away for a while; who takes it over meanwhile is heeded
+                if not self._is_ours():
+                    return
+                self._write()
+
+    def _create(self) -> bool:
+        """Whether nobody else was the owner."""
+        if self.path.exists():
+            return False
+        draft = self._draft()
+        try:
+            os.link(draft, self.path)
+        except FileExistsError:
+            pass
+        except OSError:
+            draft.rename(self.path)  # no hard links here either; of two at once the later one stays, and both look
+            self._sleep(SETTLED)
+        finally:
+            draft.unlink(missing_ok=True)
+        return self._is_ours()
+
+    def _write(self) -> None:
+        self._draft().rename(self.path)
+
+    def _draft(self) -> Path:
+        self._beats += 1
+        owner = {"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "nonce": self._nonce, "beat": self._beats}
+        draft = self.path.with_name(f".{self.path.name}~{self._nonce}~{self._beats}.tmp")
+        assert is_temporary(draft.name)
+        draft.write_text(json.dumps(owner))
+        return draft
+
+    def _read(self) -> bytes | None:
+        try:
+            return self.path.read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def _is_ours(self) -> bool:
+        try:
+            return bool(_owner(self._read() or b"").get("nonce") == self._nonce)
+        except OSError:
+            return False
+
+
+def _owner(content: bytes) -> dict[str, Any]:
+    try:
+        owner = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    return owner if isinstance(owner, dict) else {}
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _died_here(content: bytes) -> bool:
+    """Whether the owner was a process of this machine since it was started, and is gone. Containers share a boot and not their processes:
+    then only time tells."""
+    owner = _owner(content)
+    pid = owner.get("pid")
+    if owner.get("host") != socket.gethostname() or owner.get("boot") != _boot() or not _boot() or not isinstance(pid, int):
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
