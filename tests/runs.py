@@ -17,6 +17,12 @@ def metrics(run_folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def account(run_folder: Path) -> dict[str, Any]:
+    """Of where the time went: goodput.json."""
+    found: dict[str, Any] = json.loads((run_folder / "goodput.json").read_text())
+    return found
+
+
 def state_digest(checkpoint: Path) -> str:
     """SHA-256 over weights, EMA and optimizer state of a checkpoint."""
     content = torch.load(checkpoint, weights_only=True)

@@ -24,6 +24,8 @@ from tests.harness import REPOSITORY, environment
 PATIENCE = 240.0
 """Seconds to wait for anything on a busy machine before a test fails."""
 MARK = "GAI_YOLO_TEST_NODE"
+SCRIPTS = (b"elastic_train.py", b"faulty_train.py")
+"""What training processes run."""
 STEP = re.compile(r"epoch (\d+)/\d+  step (\d+)/(\d+)")
 NETWORK = "10.77.{cluster}.{host}"
 
@@ -68,7 +70,7 @@ class Node:
             self.launcher = subprocess.Popen(
                 command,
                 cwd=REPOSITORY,
-                env={**environment(), "PYTHONUNBUFFERED": "1", MARK: self.mark, **(extra or {})},
+                env={**environment(), "PYTHONUNBUFFERED": "1", MARK: self.mark, "GAI_YOLO_NODE_FAULTS": str(self.faults), **(extra or {})},
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -78,6 +80,11 @@ class Node:
     def mark(self) -> str:
         """Tells its processes from all others."""
         return f"{self.folder}"
+
+    @property
+    def faults(self) -> Path:
+        """The folder in which faults of its training processes are turned on; see faulty_train.py."""
+        return self.folder / "faults"
 
     @property
     def output(self) -> str:
@@ -105,8 +112,7 @@ class Node:
     def workers(self) -> list[int]:
         """Of the training processes."""
         agents = self.agents()
-        found = [pid for pid in self.pids() if b"elastic_train.py" in _read(pid, "cmdline") and _parent(pid) in agents]
-        return [pid for pid in found if _read(pid, "comm") != b"fork-server\n"]
+        return [pid for pid in self.pids() if _parent(pid) in agents and _is_training(_read(pid, "cmdline"), _read(pid, "comm"))]
 
     def fork_servers(self) -> list[int]:
         """Of the processes whose forks become training processes."""
@@ -161,7 +167,7 @@ class Cluster:
     def _make(self, place: int) -> Node:
         name = f"node{place}"
         folder = self.folder / name
-        folder.mkdir()
+        (folder / "faults").mkdir(parents=True)
         namespace = f"{self._prefix}-{place}" if self.namespaces else None
         address = NETWORK.format(cluster=self._network, host=place + 1) if self.namespaces else "127.0.0.1"
         return Node(name, address, folder, namespace)
@@ -254,6 +260,12 @@ def _ip(*arguments: str) -> str:
 
 def _all_pids() -> list[int]:
     return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def _is_training(command_line: bytes, name: bytes) -> bool:
+    # Forks have their server's command line, and in its first moment that one has no name of its own yet.
+    is_fork = b"gai_yolo.launching.fork_server" in command_line
+    return any(script in command_line for script in SCRIPTS) and (not is_fork or name.startswith(b"rank-"))
 
 
 def _is_first(pid: int) -> bool:
