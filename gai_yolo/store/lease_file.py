@@ -94,14 +94,17 @@ class LeaseFile:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-            if self._is_ours():
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):
+                if self._is_ours():
                     self.path.unlink()
 
     def _renew(self) -> None:
         while not self._ended.wait(BEAT):
-            with contextlib.suppress(OSError):  # a disk that is away for a while; who takes it over meanwhile is heeded
-                if not self._is_ours():
+            with contextlib.suppress(OSError):  # a disk that is away for a while
+                content = self._read()
+                if content is None:
+                    continue  # a share that is not mounted just now: who has taken over left a file of its own
+                if not self._is_ours(content):
                     return
                 self._write()
 
@@ -127,7 +130,8 @@ class LeaseFile:
     def _draft(self) -> Path:
         self._beats += 1
         owner = {"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "nonce": self._nonce, "beat": self._beats}
-        draft = self.path.with_name(f".{self.path.name}~{self._nonce}~{self._beats}.tmp")
+        # One name for all: a full disk, which takes names and no content, would be left a file for each beat.
+        draft = self.path.with_name(f".{self.path.name}~{self._nonce}~0.tmp")
         assert is_temporary(draft.name)
         draft.write_text(json.dumps(owner))
         return draft
@@ -138,11 +142,9 @@ class LeaseFile:
         except FileNotFoundError:
             return None
 
-    def _is_ours(self) -> bool:
-        try:
-            return bool(_owner(self._read() or b"").get("nonce") == self._nonce)
-        except OSError:
-            return False
+    def _is_ours(self, content: bytes | None = None) -> bool:
+        content = self._read() if content is None else content
+        return bool(_owner(content or b"").get("nonce") == self._nonce)
 
 
 def _owner(content: bytes) -> dict[str, Any]:

@@ -136,6 +136,32 @@ def test_of_many_at_once_one_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert list(tmp_path.iterdir()) == [], "nothing is left"
 
 
+def test_an_owner_whose_disk_is_away_for_a_while_renews_its_lock_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss: after a hiccup of the share a living job counts as dead, and a second one takes its run over."""
+    monkeypatch.setattr(lease_file, "BEAT", 0.05)
+    folder = tmp_path / "share"
+    folder.mkdir()
+    lease = LeaseFile(folder / "lease")
+    assert lease.acquire(1.0)
+    for away in (lambda: folder.rename(tmp_path / "away"), lambda: (folder / "lease").rename(folder / "kept")):
+        away()
+        if not folder.exists():
+            folder.touch()  # reading is an error now, not only in vain
+        time.sleep(0.3)
+        if folder.is_file():
+            folder.unlink()
+            (tmp_path / "away").rename(folder)
+        else:
+            (folder / "kept").rename(folder / "lease")
+        before = (folder / "lease").read_bytes()
+        deadline = time.monotonic() + 10.0
+        while (folder / "lease").read_bytes() == before:
+            assert time.monotonic() < deadline, "it is renewed no more"
+            time.sleep(0.01)
+    lease.release()
+    assert list(folder.iterdir()) == []
+
+
 # --- lost answers ----------------------------------------------------------------------------------------------------------
 
 
