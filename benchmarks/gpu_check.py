@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from gai_yolo.data.batch import Batch
@@ -70,18 +71,20 @@ class Check:
         draft.replace(self.result)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say how a check is started."""
-    parser.add_argument("name")
+def be_one_of(checks: Mapping[str, Any], about: str | None) -> NoReturn:
+    """Run the check that the command line names, and end the process."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("name", choices=checks)
     parser.add_argument("arguments", nargs="*")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--quick", action="store_true")
-
-
-def check_from(given: argparse.Namespace) -> Check:
-    """As the command line says; the arguments are part of the name."""
-    return Check("-".join((given.name, *given.arguments)), given.work, given.device, given.quick)
+    given = parser.parse_args()
+    os.chdir(REPOSITORY)
+    # The arguments are part of the name.
+    checks[given.name](Check("-".join((given.name, *given.arguments)), given.work, given.device, given.quick), *given.arguments)
+    sys.stdout.flush()
+    os._exit(0)  # a stuck GPU would be waited for, and loader processes
 
 
 def build_run(check: Check, name: str, settings: Sequence[str], world: Any = None) -> Run:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_check import REPOSITORY, Check, add_arguments, check_from
+from benchmarks.gpu_check import REPOSITORY, Check, be_one_of
 from gai_yolo.elastic.records import high_water, parse_records, read_records
 from gai_yolo.launching.processes import children_of, name_of
 
@@ -285,13 +284,5 @@ CHECKS = {
 }
 
 
-def main() -> None:
-    """Be one of the checks."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(parser)
-    given = parser.parse_args()
-    CHECKS[given.name](check_from(given), *given.arguments)  # type: ignore[operator]
-
-
 if __name__ == "__main__":
-    main()
+    be_one_of(CHECKS, __doc__)

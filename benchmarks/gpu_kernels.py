@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import json
 import os
 import platform
 import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -25,12 +23,10 @@ import torchvision
 from torch import Tensor
 
 from benchmarks.gpu_check import (
-    REPOSITORY,
     STALL_SECONDS,
     Check,
-    add_arguments,
+    be_one_of,
     build_run,
-    check_from,
     digest_of,
     make_batches,
     synchronise,
@@ -276,16 +272,5 @@ def beat(check: Check, started: float) -> None:
 CHECKS = {"environment": environment, "operations": operations, "synchronisations": synchronisations, "hook": hook, "rescue": rescue}
 
 
-def main() -> None:
-    """Be one of the checks."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(parser)
-    given = parser.parse_args()
-    os.chdir(REPOSITORY)
-    CHECKS[given.name](check_from(given), *given.arguments)  # type: ignore[operator]
-    sys.stdout.flush()
-    os._exit(0)  # a stuck GPU would be waited for
-
-
 if __name__ == "__main__":
-    main()
+    be_one_of(CHECKS, __doc__)

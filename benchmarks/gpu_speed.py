@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
 import mmap
-import os
 import statistics
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -16,11 +13,9 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_check import (
-    REPOSITORY,
     Check,
-    add_arguments,
+    be_one_of,
     build_run,
-    check_from,
     make_batches,
     synchronise,
     take_steps,
@@ -232,16 +227,5 @@ def loader(check: Check) -> None:
 CHECKS = {"throughput": throughput, "busy": busy, "stall": stall, "loader": loader}
 
 
-def main() -> None:
-    """Be one of the checks."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(parser)
-    given = parser.parse_args()
-    os.chdir(REPOSITORY)
-    CHECKS[given.name](check_from(given), *given.arguments)  # type: ignore[operator]
-    sys.stdout.flush()
-    os._exit(0)  # loader processes would be waited for
-
-
 if __name__ == "__main__":
-    main()
+    be_one_of(CHECKS, __doc__)

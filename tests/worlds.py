@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 
 from gai_yolo.elastic.process import World
+from gai_yolo.reporting.console import Silent
 
 T = TypeVar("T")
 PATIENCE = 20.0
@@ -84,3 +85,15 @@ def good(results: list[T | Exception]) -> list[T]:
         if isinstance(result, Exception):
             raise result
     return results  # type: ignore[return-value]
+
+
+class Told(Silent):
+    """What was said on the first rank."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def info(self, text: str) -> None:
+        self.lines.append(text)
+
+    warning = info

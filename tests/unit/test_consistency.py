@@ -23,7 +23,7 @@ from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.training.consistency import Member, compare, must_agree
 from gai_yolo.training.environment import Environment, processor_facts, read_record
 from gai_yolo.training.site import Site
-from tests.worlds import on_ranks
+from tests.worlds import Told, on_ranks
 
 
 def members(facts: Sequence[dict[str, Any]], per_node: int = 1, records: dict[int, dict[str, Any]] | None = None) -> list[Member]:
@@ -149,18 +149,6 @@ def test_other_data_are_refused() -> None:
 
 
 # --- at a start --------------------------------------------------------------------------------------------------------------
-
-
-class Told(Silent):
-    """What was said on the first rank."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def info(self, text: str) -> None:
-        self.lines.append(text)
-
-    warning = info
 
 
 class Nodes:

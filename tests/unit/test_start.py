@@ -33,7 +33,7 @@ from gai_yolo.training.rollback import roll_back, state_at
 from gai_yolo.training.site import Site
 from gai_yolo.training.snapshots import Found
 from tests.states import content_of, flip, manifest_of, published, store_at
-from tests.worlds import good, on_ranks
+from tests.worlds import Told, good, on_ranks
 
 
 def start(number: int, origin: int | None, highest: int, node: str = "a") -> dict[str, Any]:
@@ -57,18 +57,6 @@ SETTLED = {"micro_batch_size": Settled(4, {"training.batch_size": 16})}
 def identity_with(settings: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint says about its run."""
     return {"config": {"training": settings, "model": {"weights": None}}, "class_names": ["a"], "data_digest": "d" * 64}
-
-
-class Told(Silent):
-    """What was said on the first rank."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def info(self, text: str) -> None:
-        self.lines.append(text)
-
-    warning = info
 
 
 class Cluster:
