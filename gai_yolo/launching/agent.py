@@ -13,10 +13,12 @@ from gai_yolo.elastic.outcome import LAUNCHER_VARIABLE
 from gai_yolo.launching.command import FORK_VARIABLE, worker_command
 from gai_yolo.launching.forking import fork_server_for
 from gai_yolo.launching.processes import die_with_parent
+from gai_yolo.reporting.streams import forgive_lost_streams
 
 
 def main() -> int:
     """Run torchrun, bound to the launcher's life."""
+    forgive_lost_streams()
     # SIGTERM ends the workers, too, in order. Before torch is there it ends this process at once, which has none yet.
     die_with_parent(int(os.environ[LAUNCHER_VARIABLE]), signal.SIGTERM)
     server = fork_server_for(worker_command(sys.argv[1:])) if os.environ.get(FORK_VARIABLE) != "0" else None

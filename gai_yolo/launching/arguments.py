@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from gai_yolo.errors import Refusal
+from gai_yolo.errors import Refusal, refused_by
 from gai_yolo.launching.board import BoardRefused, check_board
 from gai_yolo.launching.ends import EXIT_CODES
 from gai_yolo.launching.secret import HOW_TO_MAKE, SECRET_VARIABLE, Secret, given_secret, secret_for
@@ -215,7 +215,7 @@ def _check_file(path: Path) -> Path:
     except BoardRefused as error:
         raise LaunchError(f"--rendezvous {path}: {error.strerror}.") from None
     except OSError as error:
-        raise LaunchError(f"--rendezvous {path}: cannot be read ({error.strerror}).") from None
+        raise refused_by(error, LaunchError(f"--rendezvous {path}: cannot be read ({error.strerror}).")) from None
     return path
 
 

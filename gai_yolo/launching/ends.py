@@ -112,6 +112,8 @@ class History:
         if end.moved:
             return Verdict(None, "")
         if said == Ending.WAITING and end.outcome:
+            if end.seconds > LASTED:
+                self._obstacles, self._told_obstacle = 0, ""  # another one
             return self._wait_for(end.outcome.reason)
         self._obstacles, self._told_obstacle = 0, ""
         self._vain = self._vain + _times(end) if _is_vain(end) else 0
@@ -236,6 +238,7 @@ class Starts:
         self._outcome, self._clock, self._exit_codes = outcome, clock, exit_codes
         self._started: float | None = None
         self._failures = self._deaths = 0
+        self._has_waited = False
 
     def before(self, resized: bool) -> int | None:
         """To be called before workers are started: the code with which the agent is to end instead, or None.
@@ -246,10 +249,12 @@ class Starts:
         outcome = read_outcome(self._outcome)
         if outcome is not None and outcome.ending in LAST_WORDS:
             return FAILED
-        if self._started is None or resized or self._clock() - self._started >= SOON:
+        has_waited, self._has_waited = self._has_waited, outcome is not None and outcome.ending == Ending.WAITING
+        soon = self._started is not None and self._clock() - self._started < SOON
+        if self._has_waited and not resized and (soon or has_waited):
+            return OBSTRUCTED  # what is said stays for the launcher; also if imports and index take long each time
+        if not soon or resized:
             self._failures = self._deaths = 0
-        elif outcome is not None and outcome.ending == Ending.WAITING:
-            return OBSTRUCTED  # what is said stays for the launcher
         elif outcome is None or outcome.ending == Ending.FAILED:
             self._count(have_failed(self._exit_codes()))
         else:

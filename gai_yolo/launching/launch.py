@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
+import secrets
 import signal
 import sys
 import tempfile
@@ -12,7 +14,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from gai_yolo.errors import Ending, is_transient
+from gai_yolo.errors import Ending, Refusal, is_transient
 from gai_yolo.launching.arguments import LaunchError, Settings, settings_from
 from gai_yolo.launching.attachment import Target
 from gai_yolo.launching.board import BoardRefused
@@ -33,10 +35,13 @@ from gai_yolo.launching.ends import (
 from gai_yolo.launching.meeting import EndpointMeeting, FileMeeting, Meeting
 from gai_yolo.launching.processes import TICK, Child, adopt_orphans, end_orphans, reap_orphans
 from gai_yolo.launching.run_name import UNNAMED, JobDone, agree_on_run, numbered, random_name
-from gai_yolo.launching.secret import secret_for
+from gai_yolo.launching.secret import Secret, SecretError, read_secret, secret_for
+from gai_yolo.reporting.streams import forgive_lost_streams
 
 AGENT_PATIENCE = 40.0
 """Seconds from SIGTERM to SIGKILL of the agent, which gives its workers 30."""
+START_AGAIN = 5.0
+"""Seconds between two tries to begin, where a disk does not let the launcher."""
 KILLED_PATIENCE = 5.0
 """Seconds for the workers of an agent that had to be killed."""
 
@@ -47,12 +52,25 @@ def main(given: argparse.Namespace) -> int:
     Raises:
         LaunchError: what the user must mend.
     """
-    settings = settings_from(given)
-    try:
-        with tempfile.TemporaryDirectory(prefix="gai-yolo-launch-", ignore_cleanup_errors=True) as folder:
-            return Launcher(settings, Path(folder)).run()
-    except OSError as error:
-        raise LaunchError(f"{error.filename or tempfile.gettempdir()}: {error.strerror or error}.") from None
+    forgive_lost_streams()  # a log on a full disk, a terminal that is gone: neither ends a job
+    for attempt in itertools.count(1):
+        try:
+            settings = settings_from(given)
+            with tempfile.TemporaryDirectory(prefix="gai-yolo-launch-", ignore_cleanup_errors=True) as folder:
+                secret = secret_for(Path(folder) / "rendezvous" if settings.rendezvous is None else settings.rendezvous, settings.secret)
+                return Launcher(settings, secret, Path(folder)).run()
+        except Refusal as refusal:
+            if not refusal.is_transient:
+                raise
+            obstacle = str(refusal)
+        except OSError as error:
+            obstacle = f"{error.filename or tempfile.gettempdir()}: {error.strerror or error}."
+            if not is_transient(error):
+                raise LaunchError(obstacle) from None
+        if attempt == 1:
+            _say(f"waiting: {obstacle} Trying again every {START_AGAIN:.0f} s.")
+        time.sleep(START_AGAIN)
+    raise AssertionError("not reached")
 
 
 class Signals:
@@ -83,15 +101,14 @@ class Launcher:
         folder: of this launcher alone.
     """
 
-    def __init__(self, settings: Settings, folder: Path) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, secret: Secret, folder: Path) -> None:
+        self._settings, self._secret, self._folder = settings, secret, folder
+        self._secret_file = secret.source or secret.keep(folder / "secret")
         self._outcome = folder / "outcome.json"
         self._signals = Signals()
         self._history = History()
         self._run: str | None = None
         self._job = settings.job or UNNAMED
-        self._secret = secret_for(folder / "rendezvous" if settings.rendezvous is None else settings.rendezvous, settings.secret)
-        self._secret_file = self._secret.source or self._secret.keep(folder / "secret")
         self._meeting = self._meet(folder)
         with contextlib.suppress(OSError):
             adopt_orphans()
@@ -152,6 +169,7 @@ class Launcher:
         return code_when_told(self._signals.told, None)
 
     def _run_agent(self, target: Target, run: str) -> End:
+        self._look_after_folder()
         clear_outcome(self._outcome)
         local_address = self._meeting.local_address(target)
         agent = Child(
@@ -171,6 +189,14 @@ class Launcher:
         killed_by_us = code == -signal.SIGKILL and (moved or self._signals.told is not None)
         end_orphans(KILLED_PATIENCE if killed_by_us else AGENT_PATIENCE, lambda: self._signals.hurry)
         return End(code, seconds, read_outcome(self._outcome), self._signals.told, moved)
+
+    def _look_after_folder(self) -> None:
+        """Put back what somebody has cleaned away while the job ran: this launcher's folder, the file with the secret."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(SecretError):
+            if read_secret(self._secret_file).text == self._secret.text:
+                return
+        self._secret_file = self._secret.keep(self._folder / f"secret-{secrets.token_hex(4)}")
 
     def _sleep(self, seconds: float) -> None:
         """Wait, while endpoints are still looked at; a signal ends it."""

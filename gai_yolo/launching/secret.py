@@ -8,19 +8,21 @@ made by whoever comes first. It never stands in a command line, and children are
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import hmac
 import os
 import secrets
 import stat
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Protocol
 
-from gai_yolo.errors import Refusal
+from gai_yolo.errors import Refusal, is_transient, refused_by, transient
 
 SECRET_VARIABLE = "GAI_YOLO_SECRET"
 """Environment variable: the secret."""
@@ -122,6 +124,8 @@ def secret_for(rendezvous: Path | Sequence[Place], given: Secret | None) -> Secr
         path.parent.mkdir(parents=True, exist_ok=True)
         return shared_secret(path)
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        if isinstance(error, OSError) and is_transient(error):
+            raise
         reason = getattr(error, "strerror", None) or error
         raise SecretError(f"~/.cache/gai-yolo: cannot keep a secret for this user's jobs ({reason}); give --secret-file.") from None
 
@@ -159,7 +163,8 @@ def read_secret(path: Path) -> Secret:
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not be waited for
     except OSError as error:
-        raise SecretError(f"{path}: the secret cannot be read ({error.strerror}); make one with {HOW_TO_MAKE}.") from None
+        refusal = SecretError(f"{path}: the secret cannot be read ({error.strerror}); make one with {HOW_TO_MAKE}.")
+        raise refused_by(error, refusal) from None
     try:
         status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode):
@@ -172,6 +177,8 @@ def read_secret(path: Path) -> Secret:
                 f"{path}: is no secret, because others can read or write it; chmod 600, or make a new one with {HOW_TO_MAKE}."
             )
         data = os.read(file, MOST_BYTES)
+    except OSError as error:
+        raise transient(SecretError(f"{path}: the secret cannot be read ({error.strerror}).")) from None
     finally:
         os.close(file)
     if not data:
@@ -186,13 +193,24 @@ def check_owner(path: Path, status: os.stat_result) -> None:
     """Refuse a file of another user.
 
     Raises:
-        SecretError: it belongs neither to this user nor to root.
+        SecretError: it belongs neither to this user nor to root, nor to whom the share gives this user's files.
     """
-    if status.st_uid not in (os.geteuid(), 0):
+    if status.st_uid not in (os.geteuid(), 0) and status.st_uid != _uid_in(path.parent.absolute()):
         raise SecretError(
             f"{path}: belongs to user {status.st_uid} and not to this one ({os.geteuid()}); all launchers of a job run as one user. "
             "Name another file, or remove it if you know where it comes from."
         )
+
+
+@lru_cache
+def _uid_in(folder: Path) -> int | None:
+    """Whom files that this process makes in a folder belong to: not always to its user, where a share maps users (EFS's access points,
+    NFS with all_squash or other names on the server). None if that cannot be found out."""
+    try:
+        with tempfile.NamedTemporaryFile(prefix=".", suffix=".owner", dir=folder) as probe:
+            return os.fstat(probe.fileno()).st_uid
+    except OSError:
+        return None
 
 
 class _EmptySecret(SecretError):
@@ -217,7 +235,11 @@ def _publish(path: Path, data: bytes) -> None:
 def _write_new(path: Path, data: bytes) -> None:
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        os.write(file, data)
+        if os.write(file, data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(file)
+    except OSError as error:
+        path.unlink(missing_ok=True)  # half a secret would be refused for ever
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         os.close(file)

@@ -301,6 +301,10 @@ def test_workers_that_wait_leave_the_waiting_to_the_launcher(tmp_path: Path) -> 
     assert workers.run(300, RESTART, said=Ending.WAITING) is None
     assert workers.run(12, RESTART, said=Ending.WAITING) == OBSTRUCTED
     assert read_outcome(workers.path) == Outcome(Ending.WAITING, "")
+    slow = Workers(tmp_path)
+    assert [slow.run(40, RESTART, said=Ending.WAITING) for _ in range(2)] == [None, OBSTRUCTED], (
+        "imports from a slow share take half a minute"
+    )
 
 
 def test_last_words_end_the_agent_and_a_departure_on_its_order_does_not(tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import pickle
 import secrets
+import shutil
 import socket
 import stat
 import threading
@@ -517,7 +519,9 @@ def test_launcher_ends_with_a_sentence_at_a_file_of_a_stranger(
     add_arguments(parser)
     (tmp_path / "own").mkdir()
     monkeypatch.setattr("gai_yolo.launching.launch.Signals", Untold)
-    launcher = Launcher(settings_from(parser.parse_args(["--rendezvous", "board", "--", "train.py"])), tmp_path / "own")
+    settings = settings_from(parser.parse_args(["--rendezvous", "board", "--", "train.py"]))
+    assert isinstance(settings.rendezvous, Path)
+    launcher = Launcher(settings, secret_for(settings.rendezvous, settings.secret), tmp_path / "own")
     assert launcher.run() == 2
     assert "was not written with this job's secret" in capfd.readouterr().err
     assert not (tmp_path / "marker").exists()
@@ -527,6 +531,77 @@ class Untold:
     """No signals."""
 
     told, hurry = None, False
+
+
+class Enough(Exception):
+    """The test has seen it."""
+
+
+def test_a_launcher_waits_for_a_disk_that_has_no_room_for_a_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Loss: a job that is over for good because the share was full when its launchers came up; half a secret, refused for ever."""
+    monkeypatch.chdir(tmp_path)
+    for name in (SECRET_VARIABLE, SECRET_FILE_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "train.py").touch()
+    write, tries = os.write, list[float]()
+
+    def full(descriptor: int, data: bytes) -> int:
+        if len(data) > 60 and not tries:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data)
+
+    def run(_launcher: Launcher) -> int:
+        raise Enough
+
+    monkeypatch.setattr(os, "write", full)
+    monkeypatch.setattr("gai_yolo.launching.launch.time.sleep", tries.append)
+    monkeypatch.setattr(Launcher, "run", run)
+    monkeypatch.setattr("gai_yolo.launching.launch.Signals", Untold)
+    with pytest.raises(Enough):
+        main(["launch", "--rendezvous", "board", "--", "train.py"])
+    told = capsys.readouterr().err
+    assert len(tries) == 1
+    assert told.startswith("launch: waiting: ") and "board.secret" in told and "No space left on device" in told
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["board.secret", "train.py"]
+    assert read_secret(tmp_path / "board.secret").text
+
+
+@AS_ROOT
+def test_a_file_whose_owner_the_share_has_mapped_is_this_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss: no job at all on EFS' access points, or on NFS with all_squash, where files belong to whom the share says."""
+    (tmp_path / "secret").write_text(SECRET.text)
+    (tmp_path / "secret").chmod(0o600)
+    os.chown(tmp_path / "secret", 1234, -1)
+    with pytest.raises(SecretError, match="belongs to user 1234"):
+        read_secret(tmp_path / "secret")
+    monkeypatch.setattr("gai_yolo.launching.secret._uid_in", lambda _folder: 1234)
+    assert read_secret(tmp_path / "secret").text == SECRET.text
+
+
+def test_an_agents_secret_that_was_cleaned_away_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss: a node that never trains again, because something tidies up /tmp every ten days."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").touch()
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    settings = settings_from(parser.parse_args(["--", "train.py"]))
+    monkeypatch.setattr("gai_yolo.launching.launch.Signals", Untold)
+    (tmp_path / "own").mkdir()
+    launcher = Launcher(settings, SECRET, tmp_path / "own")
+    seen = list[str]()
+
+    def child(_command: list[str], environment: dict[str, str]) -> object:
+        seen.append(read_secret(Path(environment[SECRET_FILE_VARIABLE])).text)
+        raise Enough
+
+    monkeypatch.setattr("gai_yolo.launching.launch.Child", child)
+    shutil.rmtree(tmp_path / "own")
+    (tmp_path / "own").mkdir()
+    with pytest.raises(Enough):
+        launcher.run()
+    assert seen == [SECRET.text]
 
 
 # -------------------------------------------------------------------------------------------------------------- torchrun's state
