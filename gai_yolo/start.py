@@ -17,7 +17,7 @@ from gai_yolo.elastic.process import launch_id, was_restarted
 from gai_yolo.elastic.progress import judge_progress
 from gai_yolo.elastic.records import compact_records, keep_records, next_number, parse_records, plain, read_records
 from gai_yolo.errors import Refusal, refused_by
-from gai_yolo.store.catalogue import Catalogue
+from gai_yolo.store.catalogue import START_PATIENCE, Catalogue
 from gai_yolo.store.node_memory import NodeMemory
 from gai_yolo.training.agreement import decide
 from gai_yolo.training.environment import Environment, read_record
@@ -219,7 +219,8 @@ def find(options: Options, site: Site, memory: NodeMemory | None, exact: bool) -
         passed_over.append(text)
         site.tell(text)
 
-    tiers: Mapping[str, Catalogue] = {**({"memory": memory.store} if memory else {}), "disk": Catalogue(site.folder.path)}
+    disk = Catalogue(site.folder.path, patience=START_PATIENCE)
+    tiers: Mapping[str, Catalogue] = {**({"memory": memory.store} if memory else {}), "disk": disk}
     paths = world.gather(memory.path if memory else None)
     of_node = paths[world.rank - world.local_rank]
     if memory is None and of_node is not None:

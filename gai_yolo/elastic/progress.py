@@ -47,9 +47,13 @@ def judge_progress(accounts: Iterable[Mapping[str, Any]], step: int) -> Delay:
     """
     failures: list[tuple[Sequence[Record], Cause]] = []
     sudden = 0
-    for records in _starts(accounts):
-        if any(record.origin not in (None, step) or record.highest > step for record in records):
+    starts = _starts(accounts)
+    reached = [max(record.highest for record in records) for records in starts]
+    for number, records in enumerate(starts):
+        if any(record.origin not in (None, step) for record in records):
             break
+        if reached[number] > max([step, *reached[number + 1 :]]):
+            break  # steps that no start before had made; the same ones again, up to the same fault, are no progress
         if any(record.ending in OF_A_PERSON for record in records):
             break
         cause = cause_of(records)

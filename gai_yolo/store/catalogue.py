@@ -6,14 +6,16 @@ no part, and nothing is changed here.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from gai_yolo.errors import CheckpointError, refused_by
+from gai_yolo.errors import CheckpointError, is_transient, refused_by, transient
 from gai_yolo.store.atomic import hash_file
 from gai_yolo.store.filesystem import REAL, FileSystem, Identity
 from gai_yolo.store.manifest import FOLDERS, ForeignManifest, Kind, Manifest, ManifestError, decode
@@ -22,6 +24,10 @@ from gai_yolo.store.retention import EVERY_EPOCH, Decision, Policy, decide
 T = TypeVar("T")
 
 NAMES: dict[Kind, re.Pattern[str]] = {"epoch": re.compile(r"(epoch_\d{3,})\.(pt|json)"), "step": re.compile(r"(step_\d{8,})\.(pt|json)")}
+START_PATIENCE = 20.0
+"""Seconds of patience of a start, which would go back, or begin anew, where it did not wait."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
+"""Seconds between two tries; doubled each time."""
 NO_MANIFEST = "has no manifest and is not trusted"
 
 
@@ -46,10 +52,16 @@ class Listing:
 
 
 class Catalogue:
-    """The checkpoints under one run folder, for reading."""
+    """The checkpoints under one run folder, for reading.
 
-    def __init__(self, run: Path, fs: FileSystem = REAL) -> None:
-        self.run, self.fs = run, fs
+    Args:
+        patience: seconds that an error of the disk or the network is waited out, in a file that is there. Then it is a refusal, which time
+            can mend; only EIO, the answer of a broken disk, makes a damaged checkpoint in the end. With 0, for who writes here meanwhile,
+            every error makes one at once.
+    """
+
+    def __init__(self, run: Path, fs: FileSystem = REAL, patience: float = 0.0) -> None:
+        self.run, self.fs, self._patience = run, fs, patience
         self._verified: dict[Path, tuple[Identity, str]] = {}
 
     def data_path(self, manifest: Manifest) -> Path:
@@ -90,7 +102,7 @@ class Catalogue:
             parse: as for `read`.
 
         Raises:
-            CheckpointError: as `listing`, or from `parse`.
+            CheckpointError: as `listing` and `read`.
         """
         listing = self.listing()
         self.tell_flaws(listing, tell)
@@ -117,17 +129,44 @@ class Catalogue:
 
         Raises:
             Damaged: it cannot be read, is not what was written, or `parse` says so.
+            CheckpointError: it cannot be read just now (`patience`); or from `parse`.
         """
         path = self.data_path(manifest)
-        try:
+
+        def read() -> T:
             with self.fs.open(path) as file:
                 reason = self._digest_flaw(manifest, path, file)
-                if reason is None:
-                    file.seek(0)
-                    return parse(file, manifest)
+                if reason is not None:
+                    raise Damaged(reason)
+                file.seek(0)
+                return parse(file, manifest)
+
+        try:
+            return self._patiently(read, path)
         except OSError as error:
-            reason = f"cannot be read ({error.strerror or error})"
-        raise Damaged(reason)
+            raise Damaged(f"cannot be read ({error.strerror or error})") from None
+
+    def _patiently(self, action: Callable[[], T], path: Path) -> T:
+        """Do something with a file, again and again where that may help.
+
+        Raises:
+            OSError: it does not, or not for who has no patience.
+            CheckpointError: it may help later.
+        """
+        deadline = time.monotonic() + self._patience
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                return action()
+            except OSError as error:
+                if not is_transient(error) or not self._patience:
+                    raise
+                if time.monotonic() >= deadline:
+                    if error.errno == errno.EIO:
+                        raise
+                    raise transient(CheckpointError(f"{path}: cannot be read ({error.strerror or error}).")) from None
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
 
     def flaw_of(self, manifest: Manifest) -> str | None:
         """Why a listed checkpoint is not complete, or None if its digest fits. Files that have not changed are not read again."""
@@ -166,15 +205,18 @@ class Catalogue:
                 stems.setdefault(match[1], set()).add(match[2])
         return stems
 
+    def _content(self, path: Path) -> bytes:
+        with self.fs.open(path) as file:
+            return file.read()
+
     def look_at(self, kind: Kind, data: Path) -> Manifest | Flaw:
         """What is under one name that has a manifest; its digest is not checked. Raises as `listing`."""
         path = data.with_suffix(".json")
         try:
-            with self.fs.open(path) as file:
-                manifest = decode(file.read())
+            manifest = decode(self._patiently(lambda: self._content(path), path))
             if (manifest.kind, manifest.stem) != (kind, data.stem):
                 return Flaw(path, f"is the manifest of {manifest.stem}, renamed")
-            size = self.fs.identity(data).size
+            size = self._patiently(lambda: self.fs.identity(data), data).size
         except ForeignManifest as error:
             raise CheckpointError(f"{path}: {error}; go on with the version that wrote it, or start over with --fresh.") from None
         except ManifestError as error:

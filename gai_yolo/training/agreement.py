@@ -127,6 +127,8 @@ def _fate(claim: Claim, best: Claim, exact: bool) -> Fate:
         return KEPT
     common = sum(1 for _ in itertools.takewhile(lambda pair: is_same(*pair), zip(mine, its, strict=False)))
     apart = [turns[common].position for turns in (mine, its) if len(turns) > common]
+    # Whoever has gone back after a turn may have gone back behind it.
+    apart += [turn.position for turn in (*mine[common:], *its[common:]) if turn.rollback]
     fork = min(apart, default=None)
     if not (mine and its) or (fork is not None and (common == 0 or (not same_run and claim.progress > fork))):
         raise Refusal(_conflict(best, claim, common))

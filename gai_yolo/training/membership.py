@@ -16,7 +16,7 @@ from typing import Any
 from gai_yolo.config import trajectory_settings
 from gai_yolo.errors import CheckpointError, Refusal, refused_by
 from gai_yolo.store.aside import ASIDE, bring, free_name, move_beyond, names_beyond
-from gai_yolo.store.catalogue import Catalogue
+from gai_yolo.store.catalogue import START_PATIENCE, Catalogue
 from gai_yolo.store.node_memory import NodeMemory
 from gai_yolo.store.run_record import START, RecordError, RunRecord, Settled, Turn
 from gai_yolo.training.agreement import KEPT, Claim, Fate, is_open, turns_after
@@ -119,10 +119,10 @@ def looked_at(claim: Claim, site: Site, memory: NodeMemory | None) -> Claim:
         assert memory is not None
         catalogue: Catalogue = memory.store
     else:
-        catalogue = Catalogue(site.folder.path)
+        catalogue = Catalogue(site.folder.path, patience=START_PATIENCE)
     if claim.record.turns:
-        complete = (manifest.position for manifest in catalogue.listing().present if catalogue.flaw_of(manifest) is None)
-        return replace(claim, progress=next(complete, None))
+        complete = catalogue.newest(lambda _file, _manifest: None, lambda _: None)
+        return replace(claim, progress=None if complete is None else complete[0].position)
     found = newest(catalogue, lambda _: None)
     if found is None:
         return claim

@@ -70,12 +70,6 @@ def roll_back(folder: RunFolder, where: str, tell: Callable[[str], None]) -> Rol
     position = found.manifest.position
     aside = free_name(folder.path / ASIDE, "")
     moved = move_beyond(folder.path, position, aside)
-    if best_of(folder.store.listing().present) is None and (folder.checkpoints / BEST).is_file():
-        (aside / FOLDERS["epoch"]).mkdir(parents=True, exist_ok=True)
-        (folder.checkpoints / BEST).rename(aside / FOLDERS["epoch"] / BEST)
-    for note in BestCopy(folder.store, found.content.get("best_since", -1)).renew():
-        tell(note)
-    write_metrics(folder, found.content["history"], tell)
     try:
         record = folder.record()
     except RecordError:
@@ -83,6 +77,20 @@ def roll_back(folder: RunFolder, where: str, tell: Callable[[str], None]) -> Rol
     record = record or RunRecord(f"1-{os.urandom(8).hex()}")
     turns = record.turns or (Turn(START, settings_of(found.content)),)
     back = Turn(position, turns[-1].settings, os.urandom(6).hex())
-    # Last: only now do other nodes' states count as out of date, and only now is it done.
+    # Only now do other nodes' states, and those in memory, count as out of date. What follows the next start does as well.
     folder.set_record(replace(record, turns=(*turns, back)))
+    try:
+        bring_up_to_date(folder, found, aside, tell)
+    except OSError as error:
+        tell(f"{error.filename or folder.checkpoints}: cannot be brought up to date ({error.strerror}); the next start does it")
     return Rollback(found.manifest, moved, aside)
+
+
+def bring_up_to_date(folder: RunFolder, found: Found, aside: Path, tell: Callable[[str], None]) -> None:
+    """Let `best.pt` and the metrics be those of the state that is gone back to; raises `OSError`."""
+    if best_of(folder.store.listing().present) is None and (folder.checkpoints / BEST).is_file():
+        (aside / FOLDERS["epoch"]).mkdir(parents=True, exist_ok=True)
+        (folder.checkpoints / BEST).rename(aside / FOLDERS["epoch"] / BEST)
+    for note in BestCopy(folder.store, found.content.get("best_since", -1)).renew():
+        tell(note)
+    write_metrics(folder, found.content["history"], tell)

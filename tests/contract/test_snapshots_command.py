@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -151,6 +152,24 @@ def test_rollback_goes_on_from_an_older_state_and_deletes_nothing(
     assert "a person has gone back" in out and "epoch 2/2" in out
     assert state_digest(run / "checkpoints" / "epoch_002.pt") == state_digest(finished / "checkpoints" / "epoch_002.pt")
     assert len(list((run / "aside").glob("*/checkpoints/epoch_002.pt"))) == 2, "of the disk and of the memory"
+
+
+def test_rollback_counts_although_the_disk_has_no_room_for_what_follows_from_it(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Loss: newer states are moved aside, but nodes' memories are not outdated, and the next start brings them back."""
+    rename = Path.rename
+
+    def full(self: Path, target: Path) -> Path:
+        if self.name == "best.pt":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", full)
+    code, _, err = command(capsys, "rollback", run, "--to", "epoch:1")
+    assert code == 0 and "best.pt: cannot be brought up to date (No space left on device)" in err
+    record = RunFolder(run).record()
+    assert record is not None and record.rollbacks == 1 and not (run / "checkpoints" / "epoch_002.pt").exists()
 
 
 def test_rollback_moves_nothing_it_cannot_go_back_from(

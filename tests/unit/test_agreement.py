@@ -190,6 +190,18 @@ def test_who_has_gone_back_is_followed_and_what_is_newer_elsewhere_moved_aside()
     assert record.turns == twice and fates["b:/disk"].beyond == at(10)
 
 
+@pytest.mark.parametrize(
+    "first", [turn(50, rollback="r1"), turn(40, SETTINGS | {"training.epochs": 9})], ids=["further back", "after a turn"]
+)
+def test_who_has_gone_back_twice_is_followed_by_who_was_away_all_the_time(first: Turn) -> None:
+    """Loss: a person goes back to epoch 5, then to epoch 2; a node that was away the whole time brings epoch 5 back."""
+    back = (turn(), first, turn(20, rollback="r2"))
+    claims = [claim("a", "1-a", 20, *back), claim("b", "1-a", 80), claim("c", "1-a", 40, tier="memory"), claim("d", "1-a", 15)]
+    record, fates = decided(*claims)
+    assert record.turns == back
+    assert [fates[one.place].beyond for one in claims] == [None, at(20), at(20), None]
+
+
 def test_only_what_differs_takes_a_look_at_the_states() -> None:
     """Loss: each start reads every node's newest state twice."""
     assert not is_open([])
@@ -214,6 +226,7 @@ WAYS = [
     (turn(),),
     (turn(), turn(20, SETTINGS | {"loss.box": 15})),
     (turn(), turn(20, rollback="r1")),
+    (turn(), turn(50, rollback="r2"), turn(30, rollback="r3")),
     (turn(settings=OTHER),),
     (),
 ]
@@ -224,7 +237,7 @@ CLAIMS = st.builds(
     st.sampled_from("abcd"),
     st.sampled_from(["1-a", "1-b", "2-c", ""]),
     st.one_of(st.none(), st.integers(1, 60)),
-    st.sampled_from([0, 0, 0, 1, 2, 3, 4]),
+    st.sampled_from([0, 0, 0, 1, 2, 3, 4, 5]),
     st.sampled_from(["disk", "disk", "memory"]),
     st.booleans(),
 )
@@ -264,3 +277,7 @@ def test_whatever_the_nodes_hold_all_decide_alike_and_no_progress_is_passed_over
         if one.progress is None or one.record.generation < newest or one.record.rollbacks < followed:
             continue
         assert one.progress.step <= max(map(kept, claims)), (one, record, fates)
+    for one in counting:
+        behind = [turn.position.step for turn in record.turns if turn.rollback and turn not in one.record.turns]
+        if one.record.turns and one.record.generation == newest and behind:
+            assert kept(one) <= min(behind), "what a person has gone back from is gone"

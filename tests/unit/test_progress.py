@@ -93,6 +93,14 @@ def test_progress_or_a_person_in_between_breaks_the_row(middle: dict[str, Any]) 
         judge_progress([*in_vain, middle, start(6, Ending.FAILED)], 40)
 
 
+def test_the_same_steps_again_up_to_the_same_fault_are_no_progress() -> None:
+    """Loss: an image that no machine has the memory for, seven steps after each snapshot, is run into for ever at full speed."""
+    replays = [start(number, Ending.FAILED, highest=47) for number in range(1, 5)]
+    assert judge_progress(replays[:3], 40) == Delay(), "the first one had made steps that were new"
+    with pytest.raises(NoProgress):
+        judge_progress(replays, 40)
+
+
 def test_a_finished_run_may_be_started_as_often_as_one_likes() -> None:
     """Loss: the fifth look at a finished run is called a failure, and exits with another code than the four before."""
     assert judge_progress([start(number, Ending.FINISHED, 100, 100) for number in range(1, 9)], 100) == Delay()

@@ -20,11 +20,13 @@ from typing import BinaryIO
 
 import pytest
 
-from gai_yolo.errors import ConfigError, Refusal, RunFolderBusy
+from gai_yolo.errors import CheckpointError, ConfigError, Refusal, RunFolderBusy
 from gai_yolo.store import run_folder
 from gai_yolo.store.atomic import BUFFER, NO_OWNER, is_temporary, owner_of, publish, publish_text, write_draft
+from gai_yolo.store.catalogue import Catalogue
 from gai_yolo.store.filesystem import FileSystem
 from gai_yolo.store.lease import FENCE_BYTES, Fence, Lease, raise_fence
+from gai_yolo.store.manifest import Manifest, Position
 from gai_yolo.store.run_folder import RunFolder
 
 
@@ -51,6 +53,43 @@ def names(folder: Path) -> list[str]:
 def num_open() -> int:
     """File descriptors of this process."""
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------------
+
+
+class Hiccups(FileSystem):
+    """A share that does not answer for some calls."""
+
+    def __init__(self, code: int, times: int) -> None:
+        self.code, self.times = code, times
+
+    def open(self, path: Path) -> BinaryIO:
+        self.times -= 1
+        if self.times >= 0:
+            raise OSError(self.code, os.strerror(self.code), str(path))
+        return super().open(path)
+
+
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.EIO])
+def test_a_share_that_hiccups_at_a_start_is_waited_for(code: int, tmp_path: Path) -> None:
+    """Loss: hours of work passed over, or a run begun anew, because of a second in which a server did not answer."""
+    run = RunFolder(tmp_path / "run")
+    run.lock()
+    run.make()
+    for epoch in (1, 2):
+        run.store.publish(Manifest("epoch", Position(epoch, epoch, epoch), 0, "", 0, "", "", ""), lambda file: file.write(b"state"))
+    run.release()
+    told = list[str]()
+    found = Catalogue(run.path, Hiccups(code, 3), patience=5.0).newest(lambda file, _: file.read(), told.append)
+    assert found is not None and found[0].position.epoch == 2 and not told
+    waiting = Catalogue(run.path, Hiccups(code, 10**6), patience=0.3)
+    if code == errno.EIO:  # a broken disk says that, too, and for ever
+        assert waiting.newest(lambda file, _: file.read(), told.append) is None and len(told) == 1
+        return
+    with pytest.raises(CheckpointError, match="cannot be read") as refusal:
+        waiting.newest(lambda file, _: file.read(), told.append)
+    assert refusal.value.is_transient
 
 
 # --- publish ---------------------------------------------------------------------------------------------------------------
