@@ -70,7 +70,8 @@ def open_run(config: Config, options: Options, site: Site) -> Membership:
         claims = gather_claims(site, memory, fresh)
         # A random name, so that a run which was deleted or moved away is not mixed up with the next one of its name.
         name = world.gather(os.urandom(8).hex())[0]
-        record, fates = decide(claims.all, fresh, config.training.exact, name)
+        launch = world.gather(launch_id())[0] if options.fresh else None
+        record, fates = decide(claims.all, fresh, config.training.exact, name, launch or "")
         moved = world.from_first(lambda: move_aside(site)) if fresh else None
         memory = join(site, memory, record, claims, fates, moved)
         if fresh:

@@ -62,6 +62,8 @@ class RunRecord:
     """By field of `training`."""
     anchored: bool = True
     """In memory: whether the run folder holds the record too. Then the state in memory counts only as long as it does."""
+    launch: str = ""
+    """The job that began it with --fresh; empty if none did. Its nodes, which may not all have been there, belong together."""
 
     @property
     def generation(self) -> int:

@@ -60,7 +60,7 @@ def is_open(claims: Sequence[Claim]) -> bool:
     return len({claim.way for claim in claims}) > 1
 
 
-def decide(claims: Sequence[Claim], started_over: bool, exact: bool, name: str) -> tuple[RunRecord, list[Fate]]:
+def decide(claims: Sequence[Claim], started_over: bool, exact: bool, name: str, launch: str = "") -> tuple[RunRecord, list[Fate]]:
     """Whose run it is, and what becomes of each claim.
 
     Args:
@@ -68,40 +68,65 @@ def decide(claims: Sequence[Claim], started_over: bool, exact: bool, name: str) 
         started_over: with --fresh, just now.
         exact: states of equal position are equal in runs of the same turns.
         name: drawn at random, for a new run.
+        launch: of a job with --fresh, which starts, or has started, the run over; else empty.
 
     Raises:
         Refusal: there are different runs, and a person has to choose.
     """
     last = max((claim.record.generation for claim in claims), default=0)
     if started_over:
-        return RunRecord(f"{last + 1}-{name}"), [Fate(aside=True, why="the run was started over") for _ in claims]
+        return RunRecord(f"{last + 1}-{name}", launch=launch), [Fate(aside=True, why="the run was started over") for _ in claims]
     known = {claim.record.run_id for claim in claims if claim.tier == "disk"}
     counting = [claim.tier == "disk" or not claim.record.anchored or claim.record.run_id in known for claim in claims]
     newest = max((claim.record.generation for claim, counts in zip(claims, counting, strict=True) if counts), default=0)
+    # Nodes that were not there when the job started over know neither that nor its generation.
+    ours = _of_job(claims, launch, newest)
     fates = dict.fromkeys(range(len(claims)), KEPT)
     current = []
     for place, claim in enumerate(claims):
         if not counting[place]:
             fates[place] = Fate(aside=True, why="no run folder knows its run any more")
-        elif claim.record.generation < newest:
+        elif claim.record.launch != launch if ours else claim.record.generation < newest:
             fates[place] = Fate(aside=True, why="is of another run than the other nodes'")
         else:
             current.append(place)
-    candidates = [claims[place] for place in current]
+    candidates = sorted((claims[place] for place in current), key=_order)
     best = _best(candidates)
     record = RunRecord(f"{max(last, 1)}-{name}")
     if best is not None:
-        for place in sorted(current, key=lambda place: (claims[place].place, claims[place].tier)):  # so that all refuse alike
+        for place in sorted(current, key=lambda place: _order(claims[place])):  # so that all refuse alike
             fates[place] = _fate(claims[place], best, exact)
         record = _record(best, candidates, record.run_id)
     return record, list(fates.values())
 
 
+def _of_job(claims: Sequence[Claim], launch: str, newest: int) -> bool:
+    """Whether a run that this job has started over is the one to go on with, whatever the other nodes bring.
+
+    Raises:
+        Refusal: another one was started over more often. Whether that was before or after, no clock tells for certain.
+    """
+    ours = [claim for claim in claims if launch and claim.record.launch == launch]
+    if not ours or any(claim.record.generation == newest for claim in ours):
+        return bool(ours)
+    other = min((claim for claim in claims if claim.record.generation == newest), key=_order)
+    raise Refusal(_conflict(other, min(ours, key=_order), 0))
+
+
+def _order(claim: Claim) -> tuple[str, ...]:
+    """For sorting, so that no rank's number decides; two machines may well have the same name."""
+    return claim.place, claim.tier, repr(claim)
+
+
 def _best(candidates: Sequence[Claim]) -> Claim | None:
     """The claim that is gone on with. Who has gone back meant it; otherwise the most progress counts. An empty folder never counts, unless
-    all are empty."""
+    all are empty.
+
+    Args:
+        candidates: sorted.
+    """
     named = Counter(claim.record.run_id for claim in candidates if claim.record.run_id)
-    ordered = sorted(candidates, key=lambda claim: (-named[claim.record.run_id], claim.record.run_id, claim.place, claim.tier))
+    ordered = sorted(candidates, key=lambda claim: (-named[claim.record.run_id], claim.record.run_id))
     holders = [claim for claim in ordered if claim.progress is not None]
     if holders:
         return max(holders, key=lambda claim: (claim.record.rollbacks, claim.progress, len(claim.record.turns), bool(claim.record.run_id)))
@@ -113,9 +138,10 @@ def _record(best: Claim, candidates: Sequence[Claim], new_id: str) -> RunRecord:
     run_id = best.record.run_id or new_id
     alike = [claim.record for claim in candidates if claim.way == best.way]
     of_run = [claim.record for claim in candidates if claim.record.run_id == best.record.run_id]
-    turns = best.record.turns or max((record.turns for record in of_run), key=len, default=())
+    # A run whose turns are unsaid has not gone back: its progress would not be there.
+    turns = best.record.turns or max((record.turns for record in of_run if not record.rollbacks), key=len, default=())
     settled: dict[str, Settled] = next((record.settled for record in [best.record, *alike, *of_run] if record.settled), {})
-    return RunRecord(run_id, turns, settled)
+    return RunRecord(run_id, turns, settled, launch=best.record.launch)
 
 
 def _fate(claim: Claim, best: Claim, exact: bool) -> Fate:

@@ -76,13 +76,40 @@ def quick_digest(state: TrainingState) -> str:
     tensors = [*state.model.state_dict().values(), *state.ema.model.state_dict().values()]
     for entry in state.optimizer.state.values():
         tensors += [value for value in entry.values() if isinstance(value, Tensor)]
-    device = tensors[0].device
-    sums = torch.stack([t.detach().view(WORDS[t.element_size()]).sum(dtype=torch.int64).to(device) for t in tensors])
     rest = {
         name: value for name, value in state.capture().items() if name not in ("model_state_dict", "ema_state_dict", "optimizer_state_dict")
     }
     rest["history"], rest["progress"] = _without_times(state.history), (state.progress.losses, state.progress.bad_steps)
-    return hashlib.sha256(f"{sums.tolist()} {rest}".encode()).hexdigest()
+    return hashlib.sha256(f"{_bit_sums(tensors)} {rest}".encode()).hexdigest()
+
+
+@torch.no_grad()
+def content_digest(content: Mapping[str, Any]) -> str:
+    """The same, of the tensors of a checkpoint.
+
+    Args:
+        content: as `TrainingState.capture` gives it.
+    """
+    return hashlib.sha256(str(_bit_sums(list(_tensors(content)))).encode()).hexdigest()
+
+
+def _bit_sums(tensors: Sequence[Tensor]) -> list[int]:
+    if not tensors:
+        return []
+    device = tensors[0].device
+    return torch.stack([t.detach().view(WORDS[t.element_size()]).sum(dtype=torch.int64).to(device) for t in tensors]).tolist()
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All in nested data, in the order of their names."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            yield from _tensors(value[key])
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
 
 
 def part_digests(content: Mapping[str, Any]) -> dict[str, str]:

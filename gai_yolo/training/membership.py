@@ -13,13 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gai_yolo.config import trajectory_settings
+from gai_yolo.config import trajectory_settings, value_at
+from gai_yolo.data.check import expand
 from gai_yolo.errors import CheckpointError, Refusal, refused_by
 from gai_yolo.store.aside import ASIDE, bring, free_name, move_beyond, names_beyond
 from gai_yolo.store.catalogue import START_PATIENCE, Catalogue
 from gai_yolo.store.node_memory import NodeMemory
 from gai_yolo.store.run_record import START, RecordError, RunRecord, Settled, Turn
 from gai_yolo.training.agreement import KEPT, Claim, Fate, is_open, turns_after
+from gai_yolo.training.environment import file_digest
 from gai_yolo.training.site import Site
 from gai_yolo.training.snapshots import Found, newest
 
@@ -241,7 +243,12 @@ def remember(site: Site, run: Membership, found: Found | None, identity: dict[st
         Refusal: on all ranks: nothing was saved yet, and a node can keep the record neither on its disk nor in its memory.
     """
     world = site.world
-    turns = turns_after(run.record, None if found is None else found.manifest.position, settings_of(identity))
+    settings = settings_of(identity)
+    weights = value_at(identity["config"], "model.weights")
+    if found is None and weights is not None:
+        # By their content: runs that began with others are others, whatever the files are called.
+        settings["model.weights"] = "SHA-256 " + world.from_first(lambda: file_digest(expand(Path(weights))))
+    turns = turns_after(run.record, None if found is None else found.manifest.position, settings)
     record = replace(run.record, turns=turns, settled=settled)
     world.from_first(lambda: write_record(site, record))  # first alone, because the folder may be shared
     failure = write_record(site, record) if world.is_first_on_node else None

@@ -18,6 +18,7 @@ from gai_yolo.elastic.process import World
 from gai_yolo.errors import Departure, Ending
 from gai_yolo.store.catalogue import Catalogue, Damaged
 from gai_yolo.store.manifest import Manifest, Position
+from gai_yolo.training.digest import content_digest
 from gai_yolo.training.snapshots import Found, parse
 
 PEER = "another node"
@@ -56,10 +57,20 @@ def agree(world: World, tiers: Mapping[str, Catalogue], tell: Callable[[str], No
         found = world.together(lambda position=position: read_own(tiers, mine, position, tell_once))  # type: ignore[misc]
         holders = world.gather(found is not None)
         if any(holders):
-            if all(holders) and (alike or world.world_size == world.local_world_size):
-                return found
-            return share(world, found, holders.index(True), alike)
+            is_one_node = world.world_size == world.local_world_size
+            equal = is_one_node or (alike and are_equal(world, found, tell))
+            return found if all(holders) and equal else share(world, found, holders.index(True), equal)
     return None
+
+
+def are_equal(world: World, found: Found | None, tell: Callable[[str], None]) -> bool:
+    """Whether all ranks that hold the state hold the same one. Nodes of different processors, or versions, that have trained apart do not.
+    A collective."""
+    digests = world.gather(None if found is None else content_digest(found.content))
+    equal = len({digest for digest in digests if digest is not None}) == 1
+    if not equal and world.is_first:
+        tell("nodes that trained apart, on unlike machines, hold different states of one step; all go on from that of the first")
+    return equal
 
 
 def list_holdings(tiers: Mapping[str, Catalogue], tell: Callable[[str], None]) -> list[Holding]:

@@ -189,7 +189,7 @@ def _arguments(folder: Path, cache: Path, *more: str) -> list[str]:
 
 def test_second_job_is_refused_with_the_name_of_the_first_and_disturbs_nothing(tmp_path: Path, cache: Path) -> None:
     """Loss: two jobs write into one run; or nobody can tell which process to stop."""
-    arguments = _arguments(tmp_path, cache, "training.epochs=1000")
+    arguments = _arguments(tmp_path, cache, "training.epochs=1000", "snapshots.keep_epochs=3")
     first = Running("main.py", arguments)
     try:
         first.wait_for("epoch 1/1000  step 1/5")

@@ -63,6 +63,13 @@ def test_nobody_holds_anything() -> None:
     assert record.run_id == "1-b" and set(fates.values()) == {KEPT}
 
 
+def test_machines_of_one_name_are_no_reason_to_decide_by_the_rank() -> None:
+    """Loss: ranks that write down different settings of one run."""
+    unsaid = replace(claim("a", "1-b", None), record=RunRecord("1-b"))
+    record, _ = decided(unsaid, claim("a", "1-b", None, turn(settings=OTHER)), claim("a", "1-b", None))
+    assert record.turns in ((turn(),), (turn(settings=OTHER),))
+
+
 def test_of_one_trajectory_the_most_progress_wins_whatever_the_rank() -> None:
     """Loss: a new node that booted first, and trained one epoch, beats the node with the work."""
     record, fates = decided(claim("new", "1-a", 10), claim("old", "1-b", 45), claim("empty", "1-c", None))
@@ -111,6 +118,34 @@ def test_starting_over_moves_everything_aside() -> None:
     """Loss: the old run comes back, or is gone."""
     record, fates = decide([claim("a", "3-x", 5), claim("b", "1-y", 9, tier="memory")], started_over=True, exact=True, name="new")
     assert record == RunRecord("4-new") and all(fate.aside for fate in fates)
+
+
+@pytest.mark.parametrize("old", [1, 2])
+def test_the_nodes_of_a_job_that_started_over_belong_together_whoever_comes_later(old: int) -> None:
+    """Loss: --fresh on an empty node beside one with the old run: the old one goes on, or its more restarts outdate the new one."""
+    begun = replace(claim("a", "2-new", 5), record=RunRecord("2-new", (turn(),), launch="job"))
+    stale = claim("b", f"{old}-old", 90)
+    record, fates = decide([stale, begun], started_over=False, exact=True, name="x", launch="job")
+    assert (record.run_id, record.launch) == ("2-new", "job")
+    assert fates[0].aside and fates[1] == KEPT
+    record, _ = decide([stale, begun], started_over=False, exact=True, name="x")
+    record, _ = decide([stale, begun], started_over=False, exact=True, name="x", launch="another")
+    assert record.run_id == ("2-old" if old == 2 else "2-new"), "which has not asked for it"
+
+
+def test_a_job_that_started_over_does_not_guess_whether_somebody_did_so_again_elsewhere() -> None:
+    """Loss: --fresh on an empty node, whose work then follows an old run that was started over more often; or the other way round."""
+    begun = replace(claim("a", "1-new", 5), record=RunRecord("1-new", (turn(),), launch="job"))
+    with pytest.raises(Refusal, match=r"b:/disk .* and a:/disk .* hold different runs"):
+        decide([begun, claim("b", "2-old", 90)], started_over=False, exact=True, name="x", launch="job")
+
+
+def test_what_a_job_has_started_over_is_marked_as_its_own() -> None:
+    """Loss: the rule above never applies."""
+    record, _ = decide([claim("a", "1-old", 5)], started_over=True, exact=True, name="new", launch="job")
+    assert record == RunRecord("2-new", launch="job")
+    record, fates = decide([Claim("a:/disk", "disk", record)], started_over=False, exact=True, name="new", launch="job")
+    assert (record.run_id, record.launch, fates) == ("2-new", "job", [KEPT])
 
 
 def test_different_runs_are_refused_with_both_named() -> None:

@@ -96,14 +96,23 @@ def test_each_rank_reads_its_own_copy_the_fastest_first(cluster: Cluster) -> Non
 
 @pytest.mark.parametrize("alike", [True, False])
 def test_halves_that_went_on_apart_go_on_from_the_state_of_one(alike: bool, cluster: Cluster) -> None:
-    """Loss: plain sums, a network that was cut, two states of one step; each goes on from its own, and good hardware is called broken."""
+    """Loss: a network that was cut, plain sums or unlike machines, two states of one step; each goes on from its own, and good hardware is
+    called broken."""
     for node, weight in enumerate((1.0, 2.0, 3.0)):
         content = content_of(30)
         content["model_state_dict"]["w"] = torch.full_like(content["model_state_dict"]["w"], weight)
         store_at(cluster.memory(node)).publish(manifest_of(content), lambda file, content=content: torch.save(content, file))  # type: ignore[misc]
     found = good(cluster.start(3, agreeing=partial(agree, alike=alike)))
     weights = [float(one.content["model_state_dict"]["w"].flatten()[0]) for one in found if one is not None]
-    assert weights == ([1.0, 2.0, 3.0] if alike else [1.0] * 3)
+    assert weights == [1.0] * 3
+    assert [(rank, "hold different states of one step" in text) for rank, text in cluster.told] == ([(0, True)] if alike else [])
+
+
+def test_a_state_that_all_nodes_hold_is_not_sent(cluster: Cluster) -> None:
+    """Loss: every start costs a transfer, although each node has what it needs; or is told of a difference that is none."""
+    for node in range(3):
+        published(cluster.memory(node), 33)
+    assert positions(cluster.start(3)) == [(33, "memory")] * 3 and cluster.told == []
 
 
 def test_an_epochs_state_is_newer_than_that_before_its_evaluation(cluster: Cluster) -> None:

@@ -54,9 +54,10 @@ def notices() -> Iterator[Notices]:
 SETTLED = {"micro_batch_size": Settled(4, {"training.batch_size": 16})}
 
 
-def identity_with(settings: dict[str, Any]) -> dict[str, Any]:
+def identity_with(settings: dict[str, Any], weights: Path | None = None) -> dict[str, Any]:
     """What a checkpoint says about its run."""
-    return {"config": {"training": settings, "model": {"weights": None}}, "class_names": ["a"], "data_digest": "d" * 64}
+    model = {"weights": None if weights is None else str(weights)}
+    return {"config": {"training": settings, "model": model}, "class_names": ["a"], "data_digest": "d" * 64}
 
 
 class Cluster:
@@ -92,12 +93,14 @@ class Cluster:
         options: Options | None = None,
         settings: dict[str, Any] | None = None,
         exact: bool = True,
+        weights: Path | None = None,
         **elastic: Any,
     ) -> list[Found | Exception | None]:
         """One start on nodes such as `ab`, the first of which has rank 0; returns what each rank finds. Then a state is saved.
 
         Args:
             settings: of `training`, to be recorded before the first step.
+            weights: `model.weights`.
         """
         console = Told()
 
@@ -113,7 +116,7 @@ class Cluster:
                 memory = run.memory
                 found = find(Options(), site, memory, exact=exact)
                 if settings is not None:
-                    remember(site, run, found, identity_with(settings), SETTLED)
+                    remember(site, run, found, identity_with(settings, weights), SETTLED)
                 if step is not None and memory is not None:
                     content = content_of(step)
                     memory.store.publish(manifest_of(content), lambda file: torch.save(content, file))
@@ -246,6 +249,20 @@ def test_a_start_over_that_was_killed_is_done_again(local: Cluster, monkeypatch:
     assert len(local.asides("b")) == 1
 
 
+@pytest.mark.parametrize("nodes", ["ab", "ba"], ids=["who started over is first", "who was away is first"])
+def test_an_empty_node_that_started_over_alone_is_not_given_the_old_run(
+    nodes: str, local: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss: --fresh, while only a new machine is there; then the others come back, and the old run goes on, for it has more progress."""
+    local.start("b", step=50, settings=RUN)
+    launched(monkeypatch, "job-7")
+    local.start("a", fresh=True, step=5, settings=RUN)
+    assert steps(local.start(nodes, fresh=True, step=6, settings=RUN)) == [5, 5]
+    assert len(local.asides("b")) == 1 and local.asides("a") == []
+    launched(monkeypatch, None)
+    assert steps(local.start("ba", settings=RUN)) == [6, 6], "from now on both know it"
+
+
 @pytest.mark.parametrize("nodes", ["abc", "bca"], ids=["who started over is first", "who was away is first"])
 def test_nodes_that_were_away_when_the_run_was_started_over_follow(nodes: str, local: Cluster) -> None:
     """Loss: two machines come back with the old run, and it goes on in place of the one that somebody wanted."""
@@ -316,6 +333,20 @@ def test_different_runs_are_refused_on_all_ranks_and_nothing_is_touched(nodes: t
     for path, content in before.items():
         assert path.exists() and (path.read_bytes() == content or path.name.endswith((".fence", ".lock"))), path
     assert steps(local.start("b", settings=RUN)) == [45] and steps(local.start("a", settings=OTHER_RUN)) == [12]
+
+
+def test_runs_that_began_with_other_weights_in_a_file_of_one_name_are_different(local: Cluster, tmp_path: Path) -> None:
+    """Loss: `model.weights: best.pt`, which was written anew meanwhile; a node that began with the old ones is joined as if it had not."""
+    weights = tmp_path / "weights.pt"
+    weights.write_bytes(b"ones")
+    local.start("b", step=45, settings=RUN, weights=weights)
+    local.start("c", step=5, settings=RUN, weights=weights)
+    weights.write_bytes(b"others")
+    local.start("a", step=12, settings=RUN, weights=weights)
+    (result, _) = local.try_to_start("ab", settings=RUN, weights=weights)
+    assert isinstance(result, Refusal) and "hold different runs (model.weights is 'SHA-256 " in str(result)
+    weights.unlink()
+    assert steps(local.start("bc", settings=RUN, weights=weights)) == [45, 45], "where they began alike they are alike, and need it no more"
 
 
 def test_without_exact_sums_the_lesser_run_is_moved_aside(local: Cluster) -> None:
