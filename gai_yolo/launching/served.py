@@ -164,7 +164,8 @@ class BoardServer:
         try:
             greeting = Greeting.new(self._secret)
             writer.write(greeting.line)
-            answer = await asyncio.wait_for(reader.readexactly(ANSWER_BYTES), PROVEN_WITHIN)
+            async with asyncio.timeout(PROVEN_WITHIN):  # not wait_for, which before Python 3.12 may swallow being cancelled
+                answer = await reader.readexactly(ANSWER_BYTES)
             proof, messages = greeting.accept(answer)
         except Stranger:
             writer.write(REFUSED)
@@ -177,11 +178,12 @@ class BoardServer:
         try:
             writer.write(proof)
             while True:
-                head = await asyncio.wait_for(reader.readexactly(HEAD_BYTES), IDLE_SECONDS)
-                content = await asyncio.wait_for(reader.readexactly(messages.length(head)), IDLE_SECONDS)
-                answered = self._answer(_REQUESTS.validate_json(messages.unwrap(head, content)))
-                writer.write(messages.wrap(_ANSWERS.dump_json(answered)))
-                await asyncio.wait_for(writer.drain(), IDLE_SECONDS)
+                async with asyncio.timeout(IDLE_SECONDS):
+                    head = await reader.readexactly(HEAD_BYTES)
+                    content = await reader.readexactly(messages.length(head))
+                    answered = self._answer(_REQUESTS.validate_json(messages.unwrap(head, content)))
+                    writer.write(messages.wrap(_ANSWERS.dump_json(answered)))
+                    await writer.drain()
         finally:
             self._members -= 1
 

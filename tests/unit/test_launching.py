@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import socket
 import threading
@@ -491,6 +492,28 @@ def test_changes_of_several_nodes_do_not_get_lost(kind: str, tmp_path: Path, ser
         thread.join()
     board: Board = FileBoard(tmp_path / "board", SECRET) if kind == "file" else RemoteBoard(server[1], SECRET, 5.0)
     assert board.read(["n"]) == [b"100"]
+
+
+@pytest.mark.timeout(30)
+def test_a_board_ends_while_others_are_asking(server: Served) -> None:
+    """Loss: the launcher that serves it hangs for a minute at the job's end, because a connection has not noticed that it is to end."""
+    started = threading.Barrier(9)
+
+    def ask() -> None:
+        board = RemoteBoard(server[1], SECRET, 5.0)
+        started.wait()
+        with contextlib.suppress(OSError, EOFError):
+            while True:
+                board.read(["n"])
+
+    asking = [threading.Thread(target=ask, daemon=True) for _ in range(8)]
+    for thread in asking:
+        thread.start()
+    started.wait()
+    time.sleep(0.05)  # in the middle of it
+    server[0].close()
+    for thread in asking:
+        thread.join()
 
 
 @pytest.mark.parametrize("bytes_written", [0, 1, 16, 20])
