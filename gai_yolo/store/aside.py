@@ -47,14 +47,16 @@ def move_beyond(run: Path, position: Position, target: Path, fs: FileSystem = RE
     moved = []
     for kind, stem in sorted(names_beyond(run, position, fs), reverse=True):
         here, there = run / FOLDERS[kind], target / FOLDERS[kind]
-        there.mkdir(parents=True, exist_ok=True)
+        fs.make_folder(there)
         data, manifest = f"{stem}.pt", f"{stem}.json"
         names = fs.names(here)
         if manifest in names:
-            publish(there / manifest, lambda file, path=here / manifest: file.write(path.read_bytes()), fs)  # type: ignore[misc]
+            with fs.open(here / manifest) as whole:
+                publish(there / manifest, lambda file, whole=whole: file.write(whole.read()), fs)  # type: ignore[misc]
         if data in names:
             fs.rename(here / data, there / data)
             fs.sync_folder(there)
+            fs.sync_folder(here)  # or a crash might keep the data here, and not the manifest
             moved.append(f"{FOLDERS[kind]}/{data}")
         if manifest in names:
             fs.unlink(here / manifest)
@@ -69,7 +71,7 @@ def bring(source: Path, target: Path, fs: FileSystem = REAL) -> None:
         there = target / path.relative_to(source)
         if there.exists() and there.stat().st_size == path.stat().st_size:
             continue
-        there.parent.mkdir(parents=True, exist_ok=True)
+        fs.make_folder(there.parent)
         with fs.open(path) as file:
             publish(there, lambda draft, file=file: shutil.copyfileobj(file, draft, 8 << 20), fs)  # type: ignore[misc]
     shutil.rmtree(source)

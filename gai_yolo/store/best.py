@@ -18,6 +18,7 @@ from pydantic import Field, TypeAdapter
 
 from gai_yolo.store.atomic import COPY_PIECE, copy_draft, discarded_unless_renamed, write_draft
 from gai_yolo.store.catalogue import NAMES, Catalogue
+from gai_yolo.store.filesystem import Identity
 from gai_yolo.store.manifest import FOLDERS, Manifest
 from gai_yolo.store.retention import best_of
 from gai_yolo.store.store import Store
@@ -96,7 +97,7 @@ class BestCopy:
         return []
 
     def _replace(self, best: Manifest, record: Record | None, present: Sequence[Manifest], between: Callable[[], object]) -> list[str]:
-        shares = self._shares_a_checkpoint()
+        shares, seen = self._shares_a_checkpoint(), self._identity()
         there = None if shares else self._digest(between)
         known = {one.sha256 for one in present} | ({record.sha256, record.before} if record else set())
         is_ours = shares or there is None or there in known
@@ -108,6 +109,7 @@ class BestCopy:
         draft = copy_draft(self.store.data_path(best), best.sha256, self.path, between, self.store.fence.owner, self.fs)
         notes = []
         with discarded_unless_renamed(draft, self.fs):
+            is_ours = is_ours and self._identity() == seen  # somebody may have written there while this was copied
             if not is_ours and (aside := self.store.keep_aside(self.path)) is not None:
                 self.fs.sync_folder(self.path.parent)  # otherwise a crash could keep the next rename and lose the second name
                 notes = [f"{self.path} was not what this program wrote there; it is now {aside.name}"]
@@ -130,6 +132,13 @@ class BestCopy:
         except FileNotFoundError:
             return None
         return digest.hexdigest()
+
+    def _identity(self) -> Identity | None:
+        """Of what lies there."""
+        try:
+            return self.fs.identity(self.path)
+        except FileNotFoundError:
+            return None
 
     def _seen(self, path: Path, record: Record) -> Record | None:
         """The record with the identity of a file; None if there is none. Not its device, whose number may change with each mount."""

@@ -109,6 +109,21 @@ class FileSystem:
         finally:
             os.close(descriptor)
 
+    def mkdir(self, folder: Path) -> None:
+        """Create a folder in one that is there. Fails if the name is taken by something else."""
+        folder.mkdir(exist_ok=True)
+
+    def make_folder(self, folder: Path) -> None:
+        """Create a folder, with those above it that are missing. Durable on return: a file is on the disk only if the names of all
+        the folders on the way to it are."""
+        try:
+            self.mkdir(folder)
+        except FileNotFoundError:
+            self.make_folder(folder.parent)
+            self.mkdir(folder)
+        with contextlib.suppress(PermissionError):  # who may not read a folder cannot sync it, but may well use it
+            self.sync_folder(folder.parent)
+
     def names(self, folder: Path) -> list[str]:
         """Names in a folder, sorted."""
         return sorted(os.listdir(folder))

@@ -101,7 +101,7 @@ class RunFolder:
 
     def set_record(self, record: RunRecord) -> None:
         """Remember it; durable on return. Raises `OSError`."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        REAL.make_folder(self.path)
         publish_text(self.record_path, encode(record))
 
     def make(self) -> None:
@@ -111,8 +111,8 @@ class RunFolder:
             Refusal: a file is in the way or the disk refuses.
         """
         try:
-            for folder in (self.checkpoints, self.snapshots, self.tensorboard, self.predictions):
-                folder.mkdir(parents=True, exist_ok=True)
+            for folder in (self.path, self.checkpoints, self.snapshots, self.tensorboard, self.predictions):
+                REAL.make_folder(folder)
         except OSError as error:
             refusal = Refusal(f"{error.filename}: cannot be created ({error.strerror}); set experiment.folder to another place.")
             raise refused_by(error, refusal) from None

@@ -14,6 +14,7 @@ from gai_yolo.store.aside import ASIDE, free_name, move_beyond
 from gai_yolo.store.best import NAME as BEST
 from gai_yolo.store.best import BestCopy
 from gai_yolo.store.catalogue import Catalogue
+from gai_yolo.store.filesystem import REAL
 from gai_yolo.store.manifest import FOLDERS, Manifest
 from gai_yolo.store.retention import best_of
 from gai_yolo.store.run_folder import RunFolder
@@ -89,8 +90,8 @@ def roll_back(folder: RunFolder, where: str, tell: Callable[[str], None]) -> Rol
 def bring_up_to_date(folder: RunFolder, found: Found, aside: Path, tell: Callable[[str], None]) -> None:
     """Let `best.pt` and the metrics be those of the state that is gone back to; raises `OSError`."""
     if best_of(folder.store.listing().present) is None and (folder.checkpoints / BEST).is_file():
-        (aside / FOLDERS["epoch"]).mkdir(parents=True, exist_ok=True)
-        (folder.checkpoints / BEST).rename(aside / FOLDERS["epoch"] / BEST)
+        REAL.make_folder(aside / FOLDERS["epoch"])
+        REAL.rename(folder.checkpoints / BEST, aside / FOLDERS["epoch"] / BEST)
     for note in BestCopy(folder.store, found.content.get("best_since", -1)).renew():
         tell(note)
     write_metrics(folder, found.content["history"], tell)

@@ -6,6 +6,7 @@ The model, which is weaker than what any journalling file system does:
 - A change of a name (create, rename, link, unlink) is on the disk after fsync of its folder. Before, each change may be there
   or not, independently of the others and of their order; a rename is there as a whole or not at all.
 - fsync of a file says nothing of its name, fsync of a folder nothing of the contents.
+- A folder that was made is a change of a name in the folder above it; while that is not on the disk, nothing in it is there.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from typing import BinaryIO, TypeVar
 from gai_yolo.store.filesystem import FileSystem, Identity
 
 BLOCK = 4096
+FOLDER = -1
+"""In place of an inode."""
 MOST_EXHAUSTIVE = 7
 """Up to so many unsynced changes of names, or blocks of a file, all their subsets are built, beyond it a sample."""
 
@@ -35,7 +38,7 @@ class Operation:
     """One call, as the log holds it."""
 
     kind: str
-    """create, write, fsync, rename, link, unlink, sync, mark"""
+    """create, mkdir, write, fsync, rename, link, unlink, sync, mark"""
     path: Path = Path()
     target: Path = Path()
     inode: int = -1
@@ -58,6 +61,8 @@ class MemoryDisk(FileSystem):
         self.contents: dict[int, bytearray] = {}
         self.entries: dict[Path, int] = {}
         self.log: list[Operation] = []
+        self.folders: set[Path] = set()
+        """Those that were made."""
         self._descriptors: dict[int, int] = {}
         self._paths: dict[int, Path] = {}
         self._numbers = itertools.count(1)
@@ -70,7 +75,7 @@ class MemoryDisk(FileSystem):
 
     def files(self) -> Files:
         """What is there, synced or not."""
-        return {path: bytes(self.contents[inode]) for path, inode in self.entries.items()}
+        return {path: bytes(self.contents[inode]) for path, inode in self.entries.items() if inode != FOLDER}
 
     def mark(self, note: object) -> None:
         """Remember in the log what has been promised by now."""
@@ -89,6 +94,15 @@ class MemoryDisk(FileSystem):
         self.contents[inode], self.entries[path] = bytearray(), inode
         self.log.append(Operation("create", path, inode=inode))
         return self._descriptor(inode, path)
+
+    def mkdir(self, folder: Path) -> None:
+        if self._is_folder(folder):
+            return
+        if not self._is_folder(folder.parent):
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(folder))
+        self.folders.add(folder)
+        self.entries[folder] = FOLDER
+        self.log.append(Operation("mkdir", folder, inode=FOLDER))
 
     def write(self, descriptor: int, data: memoryview) -> int:
         inode = self._descriptors[descriptor]
@@ -156,6 +170,10 @@ class MemoryDisk(FileSystem):
         if self.syncs(operation):
             self.log.append(operation)
 
+    def _is_folder(self, path: Path) -> bool:
+        """Folders that files are in need not be made."""
+        return path in self.folders or any(path in one.parents for one in self.entries)
+
     def _inode(self, path: Path) -> int:
         if path not in self.entries:
             raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
@@ -186,6 +204,8 @@ class _Durable:
     """Unsynced changes of names, by folder."""
     writes: dict[int, list[Operation]] = field(default_factory=dict)
     """Unsynced writes, by file."""
+    folders: set[Path] = field(default_factory=set)
+    """All that were made."""
 
     def take(self, operation: Operation) -> None:
         if operation.kind == "write":
@@ -197,6 +217,8 @@ class _Durable:
             for change in self.changes.pop(operation.path, []):
                 _apply(self.entries, change)
         elif operation.kind != "mark":
+            if operation.kind == "mkdir":
+                self.folders.add(operation.path)
             self.changes.setdefault(operation.path.parent, []).append(operation)
 
     def states(self, rng: random.Random) -> Iterator[Files]:
@@ -206,7 +228,12 @@ class _Durable:
                 entries = dict(self.entries)
                 for change in order:
                     _apply(entries, change)
-                yield from self._contents_of(entries, rng)
+                yield from self._contents_of(self._within_folders(entries), rng)
+
+    def _within_folders(self, entries: dict[Path, int]) -> dict[Path, int]:
+        """The files whose folders are all there."""
+        lost = self.folders - entries.keys()
+        return {path: inode for path, inode in entries.items() if inode != FOLDER and lost.isdisjoint(path.parents)}
 
     def _contents_of(self, entries: dict[Path, int], rng: random.Random) -> Iterator[Files]:
         unsynced = sorted({inode for inode in entries.values() if self.writes.get(inode)})
@@ -251,7 +278,7 @@ def _subsets(items: list[T], rng: random.Random) -> Iterator[list[T]]:
 
 
 def _apply(entries: dict[Path, int], change: Operation) -> None:
-    if change.kind == "create":
+    if change.kind in ("create", "mkdir"):
         entries[change.path] = change.inode
     elif change.kind == "unlink":
         entries.pop(change.path, None)

@@ -16,9 +16,10 @@ from typing import BinaryIO
 
 import pytest
 
+from gai_yolo.store.aside import move_beyond
 from gai_yolo.store.atomic import is_temporary
 from gai_yolo.store.best import BestCopy
-from gai_yolo.store.catalogue import NO_MANIFEST
+from gai_yolo.store.catalogue import NO_MANIFEST, Catalogue
 from gai_yolo.store.lease import raise_fence
 from gai_yolo.store.manifest import Kind, Manifest, Position
 from gai_yolo.store.retention import Policy, best_of
@@ -330,3 +331,60 @@ def test_every_single_sync_is_needed_and_its_absence_is_found(left_out: str, har
     assert isinstance(disk, Forgetful) and disk.count > 0
     with pytest.raises(Violated):
         check_all(disk)
+
+
+# --- what is moved aside -----------------------------------------------------------------------------------------------------------
+
+ASIDE = RUN / "aside" / "1"
+
+
+def complete_under(files: Files, run: Path) -> set[str]:
+    """Stems of the checkpoints in a folder laid out like a run folder that are whole."""
+    catalogue = Catalogue(run, MemoryDisk(files))
+    return {one.stem for one in catalogue.listing().present if catalogue.flaw_of(one) is None}
+
+
+def moved_aside(disk: MemoryDisk) -> tuple[set[str], int]:
+    """Two epochs and a snapshot, the later two of which are moved; returns their stems, and the number of calls before."""
+    run = Run(disk)
+    for one in (manifest("epoch", 10, 1, 0.3), manifest("epoch", 20, 2, 0.5), manifest("step", 25, 2)):
+        run.publish(one, prune=False)
+    before = len(disk.log)
+    move_beyond(RUN, Position(10, 1, 160), ASIDE, disk)
+    disk.mark("moved")
+    return {"epoch_002", "step_00000025"}, before
+
+
+def violations_of_moving(disk: MemoryDisk) -> set[str]:
+    """What states of a crash show that must not be."""
+    going, before = moved_aside(disk)
+    found = set()
+    for length, files in crash_states(disk):
+        if length < before:
+            continue
+        here, there = complete_under(files, RUN), complete_under(files, ASIDE)
+        if "epoch_001" not in here:
+            found.add("what stays is lost")
+        if going - here - there:
+            found.add("what goes is lost")
+        if length == len(disk.log) - 1 and (here & going or not going <= there):
+            found.add("what was moved is back")
+    return found
+
+
+def test_a_crash_while_states_are_moved_aside_loses_none() -> None:
+    """Loss: somebody goes back, the power fails, and what was moved aside is neither here nor there."""
+    assert violations_of_moving(MemoryDisk()) == set()
+
+
+@pytest.mark.parametrize("left_out", ["aside", "1", "checkpoints"], ids="names in {} left out".format)
+def test_the_names_of_new_folders_are_synced_too(left_out: str) -> None:
+    """Loss: a test that would not notice if the folders above were forgotten."""
+
+    class Forgetful(MemoryDisk):
+        def syncs(self, operation: Operation) -> bool:
+            return (
+                operation.kind != "sync" or operation.path.name != left_out or ASIDE.parent not in (operation.path, *operation.path.parents)
+            )
+
+    assert violations_of_moving(Forgetful())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from gai_yolo.store.atomic import copy_draft
 from gai_yolo.store.best import BestCopy
 from gai_yolo.store.filesystem import FileSystem
 from gai_yolo.store.lease import raise_fence
@@ -88,6 +89,20 @@ def test_a_persons_own_file_is_kept_where_nothing_is_known_of_it(store: Store) -
     best.path.write_bytes(b"mine")
     assert len(best.renew()) == 1
     assert asides(best.path) == [b"mine"] and best.path.read_bytes() == content_of(1)
+
+
+@pytest.mark.parametrize("there_before", [True, False])
+def test_what_a_person_writes_while_the_copy_is_made_is_kept(there_before: bool, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss: weights that were saved there in the seconds between the look and the rename."""
+    save(store, 1, 0.5)
+    best = BestCopy(store)
+    if there_before:
+        best.renew()
+        save(store, 2, 0.6)
+    monkeypatch.setattr("gai_yolo.store.best.copy_draft", lambda *args: (copy_draft(*args), best.path.write_bytes(b"mine"))[0])
+    (note,) = best.renew()
+    assert "was not what this program wrote there; it is now best.pt.aside-" in note
+    assert best.path.read_bytes() == content_of(2 if there_before else 1) and asides(best.path) == [b"mine"]
 
 
 def test_what_is_right_is_neither_read_nor_written_again(store: Store) -> None:
