@@ -51,12 +51,15 @@ class _Names:
 
     limits: tuple[str, ...]
     usage: str
-    reclaimable: str
-    """In `memory.stat`: pages of files that nobody has looked at twice, which go first. Kubernetes counts in the same way."""
+    reclaimable: tuple[str, ...]
+    """In `memory.stat`: pages of files on a disk, those that were read twice included, as in `MemAvailable`: after two epochs a data set is
+    all there, and goes as soon as something else needs the room. Pages of memory-backed folders are not in these lists but in those of
+    anonymous memory, though `file` and `cache` count them, too; so they stay used."""
 
 
-V2 = _Names(("memory.max", "memory.high"), "memory.current", "inactive_file")  # above `high` a process is slowed to a crawl
-V1 = _Names(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
+# Above `high` a process is slowed to a crawl.
+V2 = _Names(("memory.max", "memory.high"), "memory.current", ("inactive_file", "active_file"))
+V1 = _Names(("memory.limit_in_bytes",), "memory.usage_in_bytes", ("total_inactive_file", "total_active_file"))
 
 
 def _rest(folder: Path, names: _Names) -> int | None:
@@ -64,7 +67,8 @@ def _rest(folder: Path, names: _Names) -> int | None:
     usage = _number(folder / names.usage)
     if not limits or usage is None:
         return None
-    return min(limits) - usage + min(usage, _table(folder / "memory.stat").get(names.reclaimable, 0))
+    pages = _table(folder / "memory.stat")
+    return min(limits) - usage + min(usage, sum(pages.get(name, 0) for name in names.reclaimable))
 
 
 def _quota_v2(folder: Path) -> float | None:

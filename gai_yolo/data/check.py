@@ -7,6 +7,7 @@ real image sizes, clips boxes and leaves out impossible ones. Everything that wa
 
 from __future__ import annotations
 
+import fnmatch
 import math
 import os
 import struct
@@ -21,7 +22,7 @@ from PIL import Image
 
 from gai_yolo.data import reading
 from gai_yolo.data.index import Category, ImageRecord, Index, Problem, make_record
-from gai_yolo.data.reading import LASTING, patiently, read_file
+from gai_yolo.data.reading import Doubt, patiently, read_file
 from gai_yolo.errors import DataError, refused_by
 from gai_yolo.machine import available_cores
 
@@ -102,9 +103,14 @@ class Problems:
 
 
 class Folders:
-    """Which files are there: one listing for each folder, because network file systems answer single questions slowly."""
+    """Which files are there: one listing for each folder, because network file systems answer single questions slowly.
 
-    def __init__(self) -> None:
+    Args:
+        doubt: that of the index that is being read; for everything else that is read for it, too.
+    """
+
+    def __init__(self, doubt: Doubt) -> None:
+        self.doubt = doubt
         self._names: dict[Path, frozenset[str]] = {}
         self._resolved: dict[Path, Path] = {}
 
@@ -116,12 +122,20 @@ class Folders:
         """
         if folder not in self._names:
             try:
-                self._names[folder] = patiently(lambda: frozenset(path.name for path in folder.iterdir()), folder, LASTING)
+                self._names[folder] = patiently(lambda: frozenset(path.name for path in folder.iterdir()), folder, self.doubt)
             except (FileNotFoundError, NotADirectoryError):
                 self._names[folder] = frozenset()
             except OSError as error:
                 raise refused_by(error, DataError(f"{folder}: cannot list the folder ({error.strerror}); check its permissions.")) from None
         return self._names[folder]
+
+    def matching(self, folder: Path, *patterns: str) -> list[Path]:
+        """Files whose names match one of some patterns, sorted. (`Path.glob` finds nothing in a folder that may not be read.)
+
+        Raises:
+            DataError: as `names`.
+        """
+        return sorted(folder / name for name in self.names(folder) if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
 
     def holds(self, path: Path) -> bool:
         """Whether the file is in its folder's listing."""
@@ -152,7 +166,7 @@ class Folders:
         return self._resolved[folder]
 
 
-def images_under(folder: Path) -> list[Path]:
+def images_under(folder: Path, doubt: Doubt) -> list[Path]:
     """All image files in a folder and below, sorted by path.
 
     Raises:
@@ -160,9 +174,7 @@ def images_under(folder: Path) -> list[Path]:
     """
 
     def refuse(error: OSError) -> None:
-        if error.errno not in LASTING:
-            raise error
-        raise DataError(f"{error.filename}: cannot list the folder ({error.strerror}); check the path and its permissions.")
+        raise error
 
     def walk() -> list[Path]:
         found: list[Path] = []
@@ -170,7 +182,11 @@ def images_under(folder: Path) -> list[Path]:
             found += [Path(parent, name) for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
         return sorted(found)
 
-    return patiently(walk, folder)
+    try:
+        return patiently(walk, folder, doubt)
+    except OSError as error:
+        refusal = DataError(f"{error.filename}: cannot list the folder ({error.strerror}); check the path and its permissions.")
+        raise refused_by(error, refusal) from None
 
 
 def expand(path: Path) -> Path:
@@ -196,16 +212,27 @@ def is_text(value: object) -> bool:
     return True
 
 
-def read_text(path: Path, what: str) -> str:
-    """A small text file (UTF-8, with or without a byte order mark).
+def read_annotations(path: Path, what: str, doubt: Doubt) -> bytes:
+    """All of a file that says what is in images. Without it the data set is another one (images without boxes, or without a class, which
+    renumbers those behind it), so that it cannot be left out as an image can.
 
     Raises:
         DataError: it cannot be read; `what` says in the message what it is.
     """
     try:
-        return read_file(path, LASTING).decode("utf-8-sig")
+        return read_file(path, doubt)
     except OSError as error:
         raise refused_by(error, DataError(f"{path}: cannot read the {what} ({error.strerror}); correct data.path or the file.")) from None
+
+
+def read_text(path: Path, what: str, doubt: Doubt) -> str:
+    """A small text file (UTF-8, with or without a byte order mark).
+
+    Raises:
+        DataError: as `read_annotations`, or it is no such text.
+    """
+    try:
+        return read_annotations(path, what, doubt).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise DataError(f"{path}: the {what} is not UTF-8 text; save it as UTF-8.") from None
 
@@ -216,6 +243,7 @@ def build_index(
     images: Sequence[RawImage],
     problems: Problems,
     max_bad_fraction: float,
+    folders: Folders,
 ) -> Index:
     """Check every image and box and build the index, in the order of `images`.
 
@@ -226,14 +254,13 @@ def build_index(
     total = len(images) + problems.num_bad_images
     if total == 0:
         raise DataError(f"{source}: the split has no images; check data.path and the split's annotations and images.")
-    folders = Folders()
     present = [image for image in images if folders.holds(image.path)]
     for image in images:
         if not folders.holds(image.path):
             problems.add_bad_image(MISSING, str(image.path))
     # Opening a header is waiting for the disk or the network, hence more threads than cores.
     with ThreadPoolExecutor(max_workers=min(32, 4 * available_cores())) as pool:
-        sizes = list(pool.map(image_size, [image.path for image in present]))
+        sizes = list(pool.map(lambda image: image_size(image.path, folders.doubt), present))
     for image, size in zip(present, sizes, strict=True):
         if isinstance(size, str):
             problems.add_bad_image(size, str(image.path))
@@ -242,7 +269,7 @@ def build_index(
     return Index(source, tuple(categories), tuple(records), problems.freeze())
 
 
-def image_size(path: Path) -> tuple[int, int] | str:
+def image_size(path: Path, doubt: Doubt) -> tuple[int, int] | str:
     """Width and height from the file's header, as stored (no EXIF rotation), or what is wrong with it: `UNREADABLE`, or
     `UNOPENED` where the reason is beside the file.
 
@@ -263,7 +290,7 @@ def image_size(path: Path) -> tuple[int, int] | str:
                 return 0, 0
 
     try:
-        width, height = patiently(look, path, LASTING)
+        width, height = patiently(look, path, doubt)
     except (OSError, ValueError):
         return UNOPENED
     return (width, height) if width > 0 and height > 0 else UNREADABLE

@@ -26,6 +26,7 @@ from gai_yolo.data.check import (
     read_text,
 )
 from gai_yolo.data.index import Category, Index
+from gai_yolo.data.reading import Doubt
 from gai_yolo.errors import DataError
 from gai_yolo.sections import DataConfig, SplitConfig
 
@@ -38,7 +39,7 @@ _PROBED_NAMES = 20
 """So many file names decide which of the usual image folders is meant."""
 
 
-def read_coco(root: Path, config: DataConfig, split: Split) -> Index:
+def read_coco(root: Path, config: DataConfig, split: Split, folders: Folders) -> Index:
     """Read one split of a COCO data set.
 
     Raises:
@@ -46,18 +47,19 @@ def read_coco(root: Path, config: DataConfig, split: Split) -> Index:
             occurs twice, a file name leads out of the image folder, or too many images are bad.
     """
     place = config.train if split == "train" else config.val
-    source = find_annotations(root, place, split)
+    source = find_annotations(root, place, split, folders)
     if source is None:
         raise DataError(f"{root}: found no COCO json of the {split} split (usual: {LOOKED_FOR}); set data.{split}.annotations.")
-    content = _load(source)
+    content = _load(source, folders.doubt)
     categories = _categories(content["categories"], source)
-    images = _images(content["images"], root, place, split, source)
+    images = _images(content["images"], root, place, split, source, folders)
     problems = Problems()
     _attach_boxes(content["annotations"], images, categories, problems, source)
-    return build_index(str(source), categories, [images[key] for key in sorted(images)], problems, config.max_bad_fraction)
+    ordered = [images[key] for key in sorted(images)]
+    return build_index(str(source), categories, ordered, problems, config.max_bad_fraction, folders)
 
 
-def find_annotations(root: Path, place: SplitConfig, split: Split) -> Path | None:
+def find_annotations(root: Path, place: SplitConfig, split: Split, folders: Folders) -> Path | None:
     """The json of a split: where the configuration says, or in a usual place; None if there is none.
 
     Raises:
@@ -70,7 +72,7 @@ def find_annotations(root: Path, place: SplitConfig, split: Split) -> Path | Non
         return path if path.suffix.lower() == ".json" else None
     for name in SPLIT_NAMES[split]:
         plain, roboflow = root / "annotations" / f"{name}.json", root / name / "_annotations.coco.json"
-        several = sorted((root / "annotations").glob(f"instances_{name}*.json"))
+        several = folders.matching(root / "annotations", f"instances_{name}*.json")
         if plain.is_file():
             return plain
         if len(several) > 1:
@@ -83,8 +85,8 @@ def find_annotations(root: Path, place: SplitConfig, split: Split) -> Path | Non
     return None
 
 
-def _load(source: Path) -> dict[str, Any]:
-    text = read_text(source, "COCO json")
+def _load(source: Path, doubt: Doubt) -> dict[str, Any]:
+    text = read_text(source, "COCO json", doubt)
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
@@ -116,12 +118,11 @@ def _categories(records: list[Any], source: Path) -> tuple[Category, ...]:
     return tuple(found[key] for key in sorted(found))
 
 
-def _images(records: list[Any], root: Path, place: SplitConfig, split: Split, source: Path) -> dict[int, RawImage]:
+def _images(records: list[Any], root: Path, place: SplitConfig, split: Split, source: Path, folders: Folders) -> dict[int, RawImage]:
     for position, record in enumerate(records):
         if not isinstance(record, dict) or not _is_id(record.get("id")) or not is_text(record.get("file_name")):
             raise DataError(f"{source}: images[{position}] needs a whole number `id` and a text `file_name`; correct the record.")
-    folders = Folders()
-    folder = _image_folder([record["file_name"] for record in records[:_PROBED_NAMES]], root, place, split, source)
+    folder = _image_folder([record["file_name"] for record in records[:_PROBED_NAMES]], root, place, split, source, folders)
     where = f"{source}, annotation"
     images: dict[int, RawImage] = {}
     for record in records:
@@ -135,7 +136,7 @@ def _images(records: list[Any], root: Path, place: SplitConfig, split: Split, so
     return images
 
 
-def _image_folder(names: list[str], root: Path, place: SplitConfig, split: Split, source: Path) -> Path:
+def _image_folder(names: list[str], root: Path, place: SplitConfig, split: Split, source: Path, folders: Folders) -> Path:
     if place.images is not None:
         folder = root / expand(place.images)
         if not folder.is_dir():
@@ -145,7 +146,6 @@ def _image_folder(names: list[str], root: Path, place: SplitConfig, split: Split
     if not candidates:
         usual = ", ".join(str(folder.relative_to(root)) for folder in _usual_image_folders(root, split, source))
         raise DataError(f"{root}: found no image folder of the {split} split (looked for {usual}); set data.{split}.images.")
-    folders = Folders()
     safe = [name for name in names if ".." not in name and not name.startswith("/") and "\0" not in name]
     holding = (folder for folder in candidates if any(folders.holds(folder / name) for name in safe))
     return next(holding, candidates[0])

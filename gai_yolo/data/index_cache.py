@@ -23,7 +23,7 @@ from gai_yolo.data.index import Category, ImageRecord, Index, Problem
 from gai_yolo.sections import DataConfig
 from gai_yolo.store.atomic import publish
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever a reader finds something else in the same files."""
 LEAST_IMAGES = 2000
 """A smaller data set is read as fast as its cache would be looked up."""

@@ -1,7 +1,8 @@
 """Reading files of a data set over disks and networks that fail for a while.
 
 What a file holds is the data set's business; that it cannot be read just now is not, and must not change what is trained on. So
-an error of the disk or the network is waited out, and if it stays, the process ends to be started again.
+an error of the disk or the network is waited out, and if it stays, the process ends to be started again. A file that may not be opened
+can be either's business while the index is read, which is what `Doubt` is for.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,10 +26,13 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds between tries; doubled each time."""
 TELL_AFTER = 1.0
 """Seconds after which somebody is told."""
-LASTING = frozenset(
-    {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO}
-)
-"""What a data set itself may be the cause of. Everything else (EIO, ESTALE, ETIMEDOUT, EMFILE, ...) is the machines'."""
+LASTING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL})
+"""What a data set itself is the cause of."""
+DOUBTFUL = frozenset({errno.EACCES, errno.EPERM})
+"""What a data set itself may be the cause of, and what a share says of every file while it is mounted or exported anew, or a ticket is
+renewed. Everything else (EIO, ESTALE, ENXIO, ETIMEDOUT, EMFILE, ...) is the machines'."""
+DOUBT_PATIENCE = 10.0
+"""Seconds that a `Doubt` lasts."""
 
 
 class CannotRead(Departure):
@@ -42,10 +47,39 @@ class CannotRead(Departure):
         super().__init__(last.removeprefix(f"{__name__}.{type(self).__name__}: "), Ending.WAITING)
 
 
+class Doubt:
+    """Whom to blame for an error while an index is read: the data set, then it is raised, or the machines, then it is waited out.
+
+    `DOUBTFUL` errors are the machines' for `DOUBT_PATIENCE` seconds and the data set's from then on. All files of one reading share these
+    seconds, because a data set may have thousands that nobody may open. Threads may share a doubt.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._left, self._waited_until = DOUBT_PATIENCE, 0.0
+
+    def blames_data(self, error: OSError, now: float, pause: float) -> bool:
+        """Whether another try is of no use. If not, `pause` seconds from `now` on count as waited, for all threads that wait then."""
+        if error.errno not in DOUBTFUL:
+            return error.errno in LASTING
+        with self._lock:
+            if self._left <= 0:
+                return True
+            until = max(self._waited_until, now + pause)
+            self._left -= until - max(self._waited_until, now)
+            self._waited_until = until
+            return False
+
+    def clear(self) -> None:
+        """Waiting has helped, so the machines were to blame; their next error is waited out as long as the first."""
+        with self._lock:
+            self._left = DOUBT_PATIENCE
+
+
 def patiently(
     action: Callable[[], T],
     path: Path,
-    lasting: frozenset[int] = frozenset(),
+    doubt: Doubt | None = None,
     patience: float | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], object] = time.sleep,
@@ -53,34 +87,39 @@ def patiently(
     """Do something with a file until it works.
 
     Args:
-        lasting: error numbers that are raised at once.
+        doubt: of the index that is being read; None for a file that could be read then, of which any error is the machines'.
         patience: seconds; None for `PATIENCE`.
 
     Raises:
         CannotRead: it has not worked for so many seconds.
-        OSError: one with a lasting number.
+        OSError: the data set is to blame.
     """
     started, pause, told = clock(), FIRST_PAUSE, False
     patience = PATIENCE if patience is None else patience
     while True:
         try:
-            return action()
+            result = action()
         except OSError as error:
-            if error.errno in lasting:
+            now = clock()
+            if doubt is not None and doubt.blames_data(error, now, pause):
                 raise
-            seconds = clock() - started
+            seconds = now - started
             if seconds >= patience:
                 raise CannotRead(f"{path}: cannot be read ({error.strerror or error}), for {seconds:.0f} s now") from None
             if seconds >= TELL_AFTER and not told:
                 told = True
                 print(f"warning: {path}: cannot be read ({error.strerror or error}); trying again", file=sys.stderr, flush=True)
+        else:
+            if doubt is not None and pause > FIRST_PAUSE:
+                doubt.clear()
+            return result
         sleep(min(pause, max(0.0, patience - seconds)))
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
-def read_file(path: Path, lasting: frozenset[int] = frozenset(), patience: float | None = None) -> bytes:
+def read_file(path: Path, doubt: Doubt | None = None, patience: float | None = None) -> bytes:
     """All of a file; raises as `patiently`."""
-    return patiently(lambda: _read(path), path, lasting, patience)
+    return patiently(lambda: _read(path), path, doubt, patience)
 
 
 def open_file(path: Path) -> BinaryIO:

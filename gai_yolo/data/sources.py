@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from gai_yolo.data import coco, voc, yolo_txt
-from gai_yolo.data.check import Split, expand
+from gai_yolo.data.check import Folders, Split, expand
 from gai_yolo.data.coco import read_coco
 from gai_yolo.data.content import content_digest
 from gai_yolo.data.index import Index
 from gai_yolo.data.index_cache import cached
-from gai_yolo.data.reading import LASTING, patiently
+from gai_yolo.data.reading import Doubt, patiently
 from gai_yolo.data.shapes import VERSION, ensure_shapes
 from gai_yolo.data.voc import read_voc
 from gai_yolo.data.yolo_txt import read_yolo
@@ -34,8 +34,9 @@ def load_index(config: DataConfig, split: Split) -> Index:
             the training split has no boxes.
         CannotRead: the disk or the network fails.
     """
+    doubt = Doubt()
     try:
-        index = patiently(lambda: cached(config, split, lambda: _read(config, split)), config.path, LASTING)
+        index = patiently(lambda: cached(config, split, lambda: _read(config, split, Folders(doubt))), config.path, doubt)
     except OSError as error:
         refusal = DataError(f"data.path {config.path}: {error.filename or 'something there'} cannot be read ({error.strerror}).")
         raise refused_by(error, refusal) from None
@@ -76,26 +77,26 @@ def _listed(categories: set[tuple[int, str]]) -> str:
     return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
 
 
-def _read(config: DataConfig, split: Split) -> Index:
+def _read(config: DataConfig, split: Split, folders: Folders) -> Index:
     if config.path == BUILT_IN:
-        return _read_built_in(config, split)
+        return _read_built_in(config, split, folders)
     path = expand(config.path)
-    kind = _kind(path, config)
+    kind = _kind(path, config, folders)
     if kind == "coco":
-        return read_coco(path, config, split)
+        return read_coco(path, config, split, folders)
     if kind == "yolo":
-        return read_yolo(path if path.is_file() else _yaml_of(path), config, split)
-    return read_voc(path, config, split)
+        return read_yolo(path if path.is_file() else _yaml_of(path, folders), config, split, folders)
+    return read_voc(path, config, split, folders)
 
 
-def _read_built_in(config: DataConfig, split: Split) -> Index:
+def _read_built_in(config: DataConfig, split: Split, folders: Folders) -> Index:
     if config.format not in ("auto", "coco"):
         raise DataError(f"data.format: the built-in data set `shapes` is COCO, not {config.format}; remove data.format.")
     root = ensure_shapes(expand(config.cache_folder))
-    return read_coco(root, config.model_copy(update={"train": SplitConfig(), "val": SplitConfig()}), split)
+    return read_coco(root, config.model_copy(update={"train": SplitConfig(), "val": SplitConfig()}), split, folders)
 
 
-def _kind(path: Path, config: DataConfig) -> Literal["coco", "yolo", "voc"]:
+def _kind(path: Path, config: DataConfig, folders: Folders) -> Literal["coco", "yolo", "voc"]:
     if path.is_file():
         if path.suffix.lower() not in (".yaml", ".yml") or config.format in ("coco", "voc"):
             raise DataError(f"data.path {path}: give the data set's folder (a single file can only be a YOLO data.yaml).")
@@ -104,11 +105,12 @@ def _kind(path: Path, config: DataConfig) -> Literal["coco", "yolo", "voc"]:
         raise DataError(f"data.path {path}: there is no such folder or file; give `shapes`, a data set folder, or a YOLO data.yaml.")
     if config.format != "auto":
         return config.format
-    if coco.find_annotations(path, config.train, "train") or coco.find_annotations(path, config.val, "val"):
+    places: dict[Split, SplitConfig] = {"train": config.train, "val": config.val}
+    if any(coco.find_annotations(path, place, split, folders) for split, place in places.items()):
         return "coco"
-    if yolo_txt.find_yaml(path):
+    if yolo_txt.find_yaml(path, folders):
         return "yolo"
-    if voc.find_xml(path):
+    if voc.find_xml(path, folders):
         return "voc"
     raise DataError(
         f"data.path {path}: found no data set there; looked for COCO ({coco.LOOKED_FOR}), YOLO ({yolo_txt.LOOKED_FOR}) "
@@ -116,8 +118,8 @@ def _kind(path: Path, config: DataConfig) -> Literal["coco", "yolo", "voc"]:
     )
 
 
-def _yaml_of(folder: Path) -> Path:
-    found = yolo_txt.find_yaml(folder)
+def _yaml_of(folder: Path, folders: Folders) -> Path:
+    found = yolo_txt.find_yaml(folder, folders)
     if found is None:
         raise DataError(f"data.path {folder}: found no YOLO description there (looked for {yolo_txt.LOOKED_FOR}).")
     return found

@@ -32,10 +32,11 @@ from gai_yolo.data.check import (
     Split,
     build_index,
     expand,
+    read_annotations,
     read_text,
 )
 from gai_yolo.data.index import Category, Index
-from gai_yolo.data.reading import LASTING, read_file
+from gai_yolo.data.reading import Doubt
 from gai_yolo.errors import DataError
 from gai_yolo.sections import DataConfig, SplitConfig
 
@@ -68,45 +69,48 @@ class VocFile:
     objects: tuple[VocObject, ...] = ()
 
 
-def read_voc(root: Path, config: DataConfig, split: Split) -> Index:
+def read_voc(root: Path, config: DataConfig, split: Split, folders: Folders) -> Index:
     """Read one split of a Pascal VOC data set.
 
     Raises:
-        DataError: xml files, image folder or list of names are not found, no xml names a class, or too many images are bad
-            (a broken xml counts as a bad image).
+        DataError: xml files, image folder or list of names are not found, an xml cannot be read, no xml names a class, or too many
+            images are bad (a broken xml counts as a bad image).
     """
-    files = {path.stem: parse_voc(path) for path in find_xml(root)}
+    files = {path.stem: parse_voc(path, folders.doubt) for path in find_xml(root, folders)}
     names = sorted({item.name for file in files.values() for item in file.objects if item.name})
     if not names:
         raise DataError(f"{root}: none of {len(files)} VOC xml files names an object (looked for {LOOKED_FOR}); correct data.path.")
     problems = Problems()
-    chosen = _choose(root, config, split, files, problems)
+    chosen = _choose(root, config, split, files, problems, folders)
     positions = {name: position for position, name in enumerate(names)}
     images = [_image(number, path, file, positions, problems) for number, (path, file) in enumerate(chosen, start=1)]
     categories = [Category(position + 1, name) for position, name in enumerate(names)]
-    return build_index(f"{root} (VOC, {split})", categories, images, problems, config.max_bad_fraction)
+    return build_index(f"{root} (VOC, {split})", categories, images, problems, config.max_bad_fraction, folders)
 
 
-def find_xml(root: Path) -> list[Path]:
+def find_xml(root: Path, folders: Folders) -> list[Path]:
     """All xml files of a data set, from the first usual folder that has any, or else from the folders of the splits."""
     for name in _XML_FOLDERS:
-        found = sorted((root / name).glob("*.xml"))
+        found = folders.matching(root / name, "*.xml")
         if found:
             return found
-    return [path for names in SPLIT_NAMES.values() for name in names for path in sorted((root / name).glob("*.xml"))]
+    return [path for names in SPLIT_NAMES.values() for name in names for path in folders.matching(root / name, "*.xml")]
 
 
-def parse_voc(path: Path) -> VocFile:
+def parse_voc(path: Path, doubt: Doubt) -> VocFile:
     """Read one xml file. Never raises for its content: what cannot be parsed is marked `broken`.
 
     Entities are refused: no annotation tool writes them, and expanding them is how a small file fills the memory.
+
+    Raises:
+        DataError: as `read_annotations`.
     """
+    data = read_annotations(path, "xml", doubt)
     try:
-        data = read_file(path, LASTING)
         if b"<!ENTITY" in data:
             return VocFile(path, broken=True)
         tree = ElementTree.fromstring(data)
-    except (OSError, ElementTree.ParseError, ValueError, LookupError):
+    except (ElementTree.ParseError, ValueError, LookupError):
         return VocFile(path, broken=True)
     origin = f"{tree.findtext('source/annotation', '')} {tree.findtext('source/database', '')}"
     first = 1.0 if "PASCAL VOC" in origin or "The VOC" in origin else 0.0
@@ -130,14 +134,17 @@ def _numbers(parent: ElementTree.Element | None, keys: Sequence[str]) -> list[fl
         return None
 
 
-def _choose(root: Path, config: DataConfig, split: Split, files: dict[str, VocFile], problems: Problems) -> list[tuple[Path, VocFile]]:
+def _choose(
+    root: Path, config: DataConfig, split: Split, files: dict[str, VocFile], problems: Problems, folders: Folders
+) -> list[tuple[Path, VocFile]]:
     """The image and xml of each usable image of a split, sorted by image path."""
     place = config.train if split == "train" else config.val
-    listed = _list_of_names(root, place, split)
+    listed = _list_of_names(root, place, split, folders.doubt)
     if listed is not None:
-        chosen = _choose_listed(listed, _image_folder(root, place, split, ("JPEGImages",), ("images", ".")), files, problems)
+        folder = _image_folder(root, place, split, ("JPEGImages",), ("images", "."))
+        chosen = _choose_listed(listed, folder, files, problems, folders)
     else:
-        chosen = _choose_by_folder(root, config, split, files, problems)
+        chosen = _choose_by_folder(root, config, split, files, problems, folders)
     usable: dict[Path, VocFile] = {}
     for path, file in chosen:
         if file.broken:
@@ -149,7 +156,7 @@ def _choose(root: Path, config: DataConfig, split: Split, files: dict[str, VocFi
     return sorted(usable.items())
 
 
-def _list_of_names(root: Path, place: SplitConfig, split: Split) -> list[str] | None:
+def _list_of_names(root: Path, place: SplitConfig, split: Split, doubt: Doubt) -> list[str] | None:
     usual = [root / "ImageSets" / "Main" / f"{name}.txt" for name in SPLIT_NAMES[split]]
     candidates = [root / expand(place.annotations)] if place.annotations is not None else usual
     found = next((path for path in candidates if path.is_file()), None)
@@ -157,7 +164,7 @@ def _list_of_names(root: Path, place: SplitConfig, split: Split) -> list[str] | 
         raise DataError(f"{candidates[0]}: no such file; correct data.{split}.annotations (relative to data.path).")
     if found is None:
         return None
-    rows = (line.split() for line in read_text(found, "list of names").splitlines())
+    rows = (line.split() for line in read_text(found, "list of names", doubt).splitlines())
     return list(dict.fromkeys(row[0] for row in rows if row))
 
 
@@ -172,8 +179,10 @@ def _image_folder(root: Path, place: SplitConfig, split: Split, before: Sequence
     return found
 
 
-def _choose_listed(names: list[str], folder: Path, files: dict[str, VocFile], problems: Problems) -> list[tuple[Path, VocFile]]:
-    images = _images_by_stem(folder)
+def _choose_listed(
+    names: list[str], folder: Path, files: dict[str, VocFile], problems: Problems, folders: Folders
+) -> list[tuple[Path, VocFile]]:
+    images = _images_by_stem(folder, folders)
     chosen = []
     for name in names:
         if name not in files:
@@ -188,24 +197,24 @@ def _choose_listed(names: list[str], folder: Path, files: dict[str, VocFile], pr
 
 
 def _choose_by_folder(
-    root: Path, config: DataConfig, split: Split, files: dict[str, VocFile], problems: Problems
+    root: Path, config: DataConfig, split: Split, files: dict[str, VocFile], problems: Problems, folders: Folders
 ) -> list[tuple[Path, VocFile]]:
     place = config.train if split == "train" else config.val
-    images = _images_by_stem(_image_folder(root, place, split))
+    images = _images_by_stem(_image_folder(root, place, split), folders)
     pairs = [(_image_of(file, images), file) for file in files.values()]
     chosen = [(path, file) for path, file in pairs if path is not None]
     annotated = {path for path, _ in chosen}
     for path in sorted(set(images.values()) - annotated):
         problems.add(NO_XML, str(path), "left out")
     if split == "train":
-        _count_orphans(root, config.val, files, {file.path for _, file in chosen}, problems)
+        _count_orphans(root, config.val, files, {file.path for _, file in chosen}, problems, folders)
     return chosen
 
 
-def _count_orphans(root: Path, val: SplitConfig, files: dict[str, VocFile], taken: set[Path], problems: Problems) -> None:
+def _count_orphans(root: Path, val: SplitConfig, files: dict[str, VocFile], taken: set[Path], problems: Problems, folders: Folders) -> None:
     """An xml whose image is in neither split's folder cannot say where it belongs; it is held against train."""
     try:
-        others = _images_by_stem(_image_folder(root, val, "val"))
+        others = _images_by_stem(_image_folder(root, val, "val"), folders)
     except DataError:  # there is no val split; reading that will tell
         return
     for file in files.values():
@@ -213,8 +222,8 @@ def _count_orphans(root: Path, val: SplitConfig, files: dict[str, VocFile], take
             problems.add_bad_image(MISSING, f"image of {file.path}")
 
 
-def _images_by_stem(folder: Path) -> dict[str, Path]:
-    names = sorted(name for name in Folders().names(folder) if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+def _images_by_stem(folder: Path, folders: Folders) -> dict[str, Path]:
+    names = sorted(name for name in folders.names(folder) if Path(name).suffix.lower() in IMAGE_SUFFIXES)
     return {Path(name).stem: folder / name for name in names}
 
 

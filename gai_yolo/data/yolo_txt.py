@@ -30,10 +30,11 @@ from gai_yolo.data.check import (
     expand,
     images_under,
     is_text,
+    read_annotations,
     read_text,
 )
 from gai_yolo.data.index import Category, Index
-from gai_yolo.data.reading import LASTING, read_file
+from gai_yolo.data.reading import Doubt, read_file
 from gai_yolo.errors import DataError
 from gai_yolo.sections import DataConfig
 
@@ -43,28 +44,29 @@ NO_LABELS = "no label file at all"
 UNREADABLE_LABELS = "unreadable label file"
 
 
-def read_yolo(source: Path, config: DataConfig, split: Split) -> Index:
+def read_yolo(source: Path, config: DataConfig, split: Split, folders: Folders) -> Index:
     """Read one split of a YOLO data set; `source` is its yaml.
 
     Raises:
-        DataError: the yaml is damaged or inconsistent, a folder or list is not there, or too many images are bad.
+        DataError: the yaml is damaged or inconsistent, a folder or list is not there, a label file that is there cannot be read, or too
+            many images are bad.
     """
     place = config.train if split == "train" else config.val
     if place.annotations is not None:
         raise DataError(f"{source}: data.{split}.annotations has no meaning for YOLO labels; remove it.")
-    content = _load(source)
+    content = _load(source, folders.doubt)
     categories = _categories(content, source)
     root = _root(content, source)
     given = str(root / expand(place.images)) if place.images is not None else content.get(split)
-    paths = _image_paths(given, root, split, source)
-    problems, folders = Problems(), Folders()
+    paths = _image_paths(given, root, split, source, folders.doubt)
+    problems = Problems()
     images = [_image(number, path, len(categories), folders, problems) for number, path in enumerate(paths, start=1)]
     if paths and not any(folders.holds(label_path(path)) for path in paths):
         problems.add(NO_LABELS, f"looked for {label_path(paths[0])}", "all images taken as background")
-    return build_index(f"{source} ({split})", categories, images, problems, config.max_bad_fraction)
+    return build_index(f"{source} ({split})", categories, images, problems, config.max_bad_fraction, folders)
 
 
-def find_yaml(root: Path) -> Path | None:
+def find_yaml(root: Path, folders: Folders) -> Path | None:
     """The folder's data.yaml, or its only other yaml that describes a data set; None if there is none.
 
     Raises:
@@ -72,7 +74,7 @@ def find_yaml(root: Path) -> Path | None:
     """
     if (root / "data.yaml").is_file():
         return root / "data.yaml"
-    found = [path for path in sorted([*root.glob("*.yaml"), *root.glob("*.yml")]) if _describes_data(path)]
+    found = [path for path in folders.matching(root, "*.yaml", "*.yml") if _describes_data(path, folders.doubt)]
     if len(found) > 1:
         raise DataError(f"{root}: several files describe a data set ({', '.join(p.name for p in found)}); set data.path to one of them.")
     return found[0] if found else None
@@ -88,16 +90,16 @@ def label_path(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _describes_data(path: Path) -> bool:
+def _describes_data(path: Path, doubt: Doubt) -> bool:
     try:
-        content = yaml.safe_load(read_file(path, LASTING).decode("utf-8-sig"))
+        content = yaml.safe_load(read_file(path, doubt).decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError):  # some other yaml; not ours to complain about
         return False
     return isinstance(content, dict) and "names" in content and "train" in content
 
 
-def _load(source: Path) -> dict[str, Any]:
-    text = read_text(source, "data set description")
+def _load(source: Path, doubt: Doubt) -> dict[str, Any]:
+    text = read_text(source, "data set description", doubt)
     try:
         content = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -132,13 +134,13 @@ def _root(content: dict[str, Any], source: Path) -> Path:
     return root
 
 
-def _image_paths(given: Any, root: Path, split: Split, source: Path) -> list[Path]:
+def _image_paths(given: Any, root: Path, split: Split, source: Path, doubt: Doubt) -> list[Path]:
     entries: Sequence[Any] = given if isinstance(given, list) else [given]
     if not entries or not all(isinstance(entry, str) and entry for entry in entries):
         raise DataError(f"{source}: `{split}` must be a folder, a list of folders, or a text file that lists images; add it.")
     paths: set[Path] = set()
     for entry in entries:
-        paths.update(_images_of(_locate(entry, root, split, source)))
+        paths.update(_images_of(_locate(entry, root, split, source), doubt))
     return sorted(paths)
 
 
@@ -152,11 +154,11 @@ def _locate(entry: str, root: Path, split: Split, source: Path) -> Path:
     raise DataError(f"{source}: `{split}` leads to {path}, which is not there; correct `{split}` or `path`.")
 
 
-def _images_of(path: Path) -> list[Path]:
+def _images_of(path: Path, doubt: Doubt) -> list[Path]:
     if path.is_dir():
-        return images_under(path)
+        return images_under(path, doubt)
     # The list is the user's own file: absolute paths in it are usual, so it may point anywhere.
-    lines = (line.strip() for line in read_text(path, "list of images").replace("\0", "").splitlines())
+    lines = (line.strip() for line in read_text(path, "list of images", doubt).replace("\0", "").splitlines())
     return [path.parent / line for line in lines if line]
 
 
@@ -166,8 +168,8 @@ def _image(number: int, path: Path, num_classes: int, folders: Folders, problems
     if not folders.holds(labels):
         return image
     try:
-        text = read_file(labels, LASTING).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError):
+        text = read_annotations(labels, "labels", folders.doubt).decode("utf-8-sig")
+    except UnicodeDecodeError:
         problems.add(UNREADABLE_LABELS, str(labels), "its boxes skipped")
         return image
     for line_number, line in enumerate(text.splitlines(), start=1):

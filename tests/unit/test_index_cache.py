@@ -69,7 +69,7 @@ def test_no_image_is_opened_a_second_time(data_set: Path, monkeypatch: pytest.Mo
     """Loss: minutes on network storage, after every crash."""
     first = load_index(config_of(data_set), "train")
     assert len(caches(data_set)) == 1
-    monkeypatch.setattr("gai_yolo.data.check.image_size", lambda path: pytest.fail(f"{path} was opened"))
+    monkeypatch.setattr("gai_yolo.data.check.image_size", lambda path, _: pytest.fail(f"{path} was opened"))
     assert_same(load_index(config_of(data_set), "train"), first)
 
 

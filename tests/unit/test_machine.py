@@ -137,6 +137,32 @@ def test_memory_of_version_2(limits: dict[str, str], expected: int, tmp_path: Pa
     assert available_memory(tree(tmp_path, "0::/\n", V2_MOUNT.format(top="/"), files)) == expected
 
 
+DATA_READ_TWICE = f"""\
+anon {GIB}
+file {6 * GIB}
+shmem {2 * GIB}
+inactive_anon {2 * GIB}
+active_anon {GIB}
+inactive_file {GIB}
+active_file {3 * GIB}
+"""
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_files_that_were_read_twice_are_no_used_memory_and_those_in_memory_are(version: int, tmp_path: Path) -> None:
+    """Loss: after the second epoch no state in memory and no image cache, because the page cache is full; or the kernel kills the training
+    for what is in /dev/shm."""
+    if version == 2:
+        files = {"memory.max": f"{9 * GIB}", "memory.current": f"{7 * GIB}", "memory.stat": DATA_READ_TWICE}
+        root = tree(tmp_path, "0::/\n", V2_MOUNT.format(top="/"), files)
+    else:
+        stat = "".join(f"total_{line}\n" for line in DATA_READ_TWICE.splitlines()) + f"cache {6 * GIB}\nactive_file 7\n"
+        files = {"memory.limit_in_bytes": f"{9 * GIB}", "memory.usage_in_bytes": f"{7 * GIB}", "memory.stat": stat}
+        files = {f"memory/{name}": text for name, text in files.items()}
+        root = tree(tmp_path, "4:memory:/\n", V1_MOUNTS.format(top="/"), files)
+    assert available_memory(root) == 6 * GIB, "all but 1 GiB of the process and 2 GiB in /dev/shm"
+
+
 def test_nothing_is_known_where_the_system_says_nothing(tmp_path: Path) -> None:
     """Loss: a system without /proc cannot train."""
     assert (available_cores(tmp_path), available_memory(tmp_path)) == (64, UNLIMITED)
@@ -192,3 +218,41 @@ def test_a_real_group_limits_what_is_available(group: dict[str, Path]) -> None:
     said = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.split()
     assert int(said[0]) == 1
     assert GIB // 2 < int(said[1]) <= GIB
+
+
+USED_BY_FILES = """
+import os, sys
+from pathlib import Path
+from gai_yolo.machine import available_memory
+
+def write(path):
+    with open(path, "wb") as file:
+        file.write(bytes(64 << 20))
+        os.fsync(file.fileno())
+
+disk, memory = map(Path, sys.argv[1:])
+free = [available_memory()]
+write(disk)
+for _ in range(3):
+    disk.read_bytes()
+free.append(available_memory())
+write(memory)
+free.append(available_memory())
+print(free[0] - free[1], free[1] - free[2])
+"""
+
+
+def test_a_real_group_counts_files_in_memory_as_used_and_those_on_a_disk_not(group: dict[str, Path], tmp_path: Path) -> None:
+    """Loss: kernels that keep their lists in another way than these tests think."""
+    if "tmpfs" in subprocess.run(["stat", "-f", "-c", "%T", tmp_path], capture_output=True, text=True, check=True).stdout:
+        pytest.skip("the temporary folder is in memory")
+    (group["memory"] / "memory.limit_in_bytes").write_text(str(GIB))
+    in_memory = Path(f"/dev/shm/gai-yolo-test-{os.getpid()}")
+    enter = f'echo $$ > {group["memory"]}/cgroup.procs; exec "$@"'
+    command = ["sh", "-c", enter, "sh", sys.executable, "-c", USED_BY_FILES, str(tmp_path / "file"), str(in_memory)]
+    try:
+        said = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.split()
+    finally:
+        in_memory.unlink(missing_ok=True)
+    on_disk, in_shm = (int(number) / 2**20 for number in said)
+    assert on_disk < 32 and 48 < in_shm < 80

@@ -21,7 +21,7 @@ from gai_yolo.data.dataset import EvaluationSet
 from gai_yolo.data.images import ImageSource, decode
 from gai_yolo.data.index import ImageRecord, make_record
 from gai_yolo.data.loader import EvaluationLoader
-from gai_yolo.data.reading import CannotRead, patiently, read_file
+from gai_yolo.data.reading import DOUBT_PATIENCE, CannotRead, Doubt, patiently, read_file
 from gai_yolo.errors import RESTART
 
 SIZE = 64
@@ -76,9 +76,34 @@ def test_an_outage_that_stays_ends_the_process_to_be_started_again() -> None:
 def test_what_the_data_set_is_to_blame_for_is_not_waited_for() -> None:
     """Loss: 40 s for each broken link of a data set."""
     clock = Clock()
-    with pytest.raises(PermissionError):
-        patiently(Failing(errno.EACCES, clock, 1e9), Path("a"), reading.LASTING, clock=clock, sleep=clock.sleep)
+    with pytest.raises(FileNotFoundError):
+        patiently(Failing(errno.ENOENT, clock, 1e9), Path("a"), Doubt(), clock=clock, sleep=clock.sleep)
     assert clock.pauses == []
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EPERM], ids=errno.errorcode.get)
+def test_what_the_data_set_may_be_to_blame_for_is_waited_for_a_moment(error: int) -> None:
+    """Loss: a share that is exported anew says of every file that it may not be opened, and the data set is another one."""
+    clock, doubt = Clock(), Doubt()
+    for until in (5.0, 12.0, 19.0):
+        assert patiently(Failing(error, clock, until), Path("a"), doubt, clock=clock, sleep=clock.sleep) == "done", "each hiccup anew"
+
+
+def test_files_that_nobody_may_open_are_waited_for_once_for_all_of_them() -> None:
+    """Loss: hours until a data set with a thousand of them is read, at every start."""
+    clock, doubt = Clock(), Doubt()
+    for _ in range(1000):
+        with pytest.raises(PermissionError):
+            patiently(Failing(errno.EACCES, clock, 1e9), Path("a"), doubt, clock=clock, sleep=clock.sleep)
+    assert DOUBT_PATIENCE <= clock.now < DOUBT_PATIENCE + reading.LONGEST_PAUSE
+
+
+def test_threads_that_wait_at_the_same_time_do_not_use_up_the_patience_of_each_other() -> None:
+    """Loss: 32 threads open images; each hiccup is waited out for a thirtieth of the time only."""
+    doubt, error = Doubt(), OSError(errno.EACCES, "")
+    assert not any(doubt.blames_data(error, now, 1.0) for now in (1.0, 1.2, 1.4, 1.9) for _ in range(32)), "1.9 s were waited"
+    assert not any(doubt.blames_data(error, 5.0 + second, 1.0) for second in range(8)), "8 s more, and a rest"
+    assert not doubt.blames_data(error, 50.0, 1.0) and doubt.blames_data(error, 51.0, 1.0)
 
 
 def test_images_whose_folder_is_gone_for_a_moment_are_decoded_as_ever(write_images: WriteImages, tmp_path: Path) -> None:
@@ -165,7 +190,7 @@ def test_memory_that_ran_out_is_no_broken_image(write_images: WriteImages, monke
         decode(record, SIZE)
 
 
-@pytest.mark.parametrize("error", [errno.ESTALE, errno.EIO], ids=errno.errorcode.get)
+@pytest.mark.parametrize("error", [errno.ESTALE, errno.EIO, errno.ENXIO], ids=errno.errorcode.get)
 def test_index_waits_for_the_disk_and_skips_no_image(error: int, write_images: WriteImages, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss: a share that hiccups while the index is read makes another data set of it."""
     (record,) = write_images(1)
@@ -177,16 +202,16 @@ def test_index_waits_for_the_disk_and_skips_no_image(error: int, write_images: W
         return path.open("rb")
 
     monkeypatch.setattr(reading, "open_file", open_file)
-    assert image_size(record.path) == (record.width, record.height) and failures == []
+    assert image_size(record.path, Doubt()) == (record.width, record.height) and failures == []
     monkeypatch.setattr(reading, "PATIENCE", 0.2)
     failures += [error] * 100
     with pytest.raises(CannotRead):
-        image_size(record.path)
+        image_size(record.path, Doubt())
 
 
 def test_index_tells_files_that_are_no_images_from_files_that_cannot_be_opened(tmp_path: Path) -> None:
     """Loss: what is said of them is wrong, or the index of a data set with a wrong right is kept after that was mended."""
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "link.jpg").symlink_to(tmp_path / "nowhere")
-    assert image_size(tmp_path / "text.jpg") == UNREADABLE
-    assert image_size(tmp_path / "link.jpg") == UNOPENED
+    assert image_size(tmp_path / "text.jpg", Doubt()) == UNREADABLE
+    assert image_size(tmp_path / "link.jpg", Doubt()) == UNOPENED
