@@ -108,13 +108,17 @@ class EndpointMeeting:
     ) -> None:
         self._endpoints, self._secret, self._job, self._host_name, self._say = endpoints, secret, job, host_name, say
         self._own = [index for index, endpoint in enumerate(endpoints) if is_here(endpoint.host, host_name)]
-        self._servers: dict[int, BoardServer] = {}
         self._attachment = Attachment(patience, time.monotonic())
         self._target: Target | None = None
         self._next_look = 0.0
-        self._told_of: set[int] = set()
+        self._told: set[str] = set()
         self._told_of_strangers: set[int] = set()
-        self._serve()
+        others = [one for at, one in enumerate(endpoints) if at not in self._own]
+        self._hosts = [Host(endpoints[index], others, secret) for index in self._own]
+        for host in self._hosts:
+            host.serve()  # before the first look
+            host.start()
+        self._tell_of_obstacles()
         me = secrets.token_hex(8)
         self._watchers = [_Watcher(endpoint, secret, job, me) for endpoint in endpoints]
         for watcher in self._watchers:
@@ -125,7 +129,7 @@ class EndpointMeeting:
         now = time.monotonic()
         if now >= self._next_look:
             self._next_look = now + LOOK_EVERY
-            self._serve()
+            self._tell_of_obstacles()
             self._tell_of_strangers()
             before = self._target
             self._target = self._attachment.update([watcher.look for watcher in self._watchers], now)
@@ -167,30 +171,95 @@ class EndpointMeeting:
         for watcher in self._watchers:
             watcher.join(ANSWER_WITHIN)
         deadline = time.monotonic() + LINGER
-        while done and time.monotonic() < deadline and go_on() and any(s.launchers(self._job) for s in self._servers.values()):
+        while done and time.monotonic() < deadline and go_on() and any(host.launchers(self._job) for host in self._hosts):
             time.sleep(0.1)
-        for server in self._servers.values():
-            server.close()
+        for host in self._hosts:
+            host.close()
 
-    def _serve(self) -> None:
-        for index in self._own:
-            if index in self._servers:
-                continue
-            try:
-                others = [one for at, one in enumerate(self._endpoints) if at not in self._own]
-                addresses = addresses_to_bind(self._endpoints[index], others)
-                self._servers[index] = BoardServer(self._endpoints[index], self._secret, addresses)
-            except OSError as error:
-                if index not in self._told_of:
-                    what = "another process listens there" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
-                    self._say(f"{self._endpoints[index]} cannot be served from here ({what}); trying again as long as the job runs")
-                    self._told_of.add(index)
+    def _tell_of_obstacles(self) -> None:
+        for host in self._hosts:
+            if host.obstacle is not None and host.obstacle not in self._told:
+                self._say(host.obstacle)
+                self._told.add(host.obstacle)
 
     def _tell_of_strangers(self) -> None:
         for index, watcher in enumerate(self._watchers):
             if watcher.stranger is not None and index not in self._told_of_strangers:
                 self._say(f"{self._endpoints[index]}: {watcher.stranger}; all launchers of a job must be given the same secret")
                 self._told_of_strangers.add(index)
+
+
+class Host(threading.Thread):
+    """Serves the board of one of this machine's endpoints for as long as the job runs, or tries to.
+
+    Where the machine is reached is looked at again and again: a job that is started at boot is there before the network. In a thread of its
+    own, since a name server that is away keeps who asks for many seconds, and a launcher that was told to end has 30.
+
+    Args:
+        others: the endpoints that are not this machine's.
+    """
+
+    def __init__(self, endpoint: Endpoint, others: Sequence[Endpoint], secret: Secret) -> None:
+        super().__init__(name=f"host {endpoint}", daemon=True)
+        self._endpoint, self._others, self._secret = endpoint, others, secret
+        self._ways: list[str] = []
+        self._server: BoardServer | None = None
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self.obstacle: str | None = None
+        """Why it is not served, or not everywhere, as of the last try that failed."""
+
+    def run(self) -> None:
+        while not self._closed.wait(LOOK_EVERY):
+            self.serve()
+
+    def serve(self) -> None:
+        """Listen where this machine is reached now."""
+        taken: list[str] = []
+        try:
+            addresses = self.addresses()
+            with self._lock:
+                if self._closed.is_set():
+                    return
+                if self._server is None:
+                    self._server = BoardServer(self._endpoint, self._secret, addresses)
+                else:
+                    taken = self._server.listen(addresses)
+        except OSError as error:
+            what = "another process listens there" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
+            self._note("here", what)
+        if taken:  # its members would be lost with it: it is served where it was
+            self._note(", ".join(taken), "another process listens there")
+
+    def addresses(self) -> list[str]:
+        """Where the board is to be served: at the endpoint's own address only.
+
+        On Debian a machine's own name leads to 127.0.1.1 on itself, and with NAT to an address that no machine has. There it is the
+        addresses from which this machine reaches the others' endpoints; where there are no others, each of its addresses, one by one. And
+        the loopback one, for this machine itself.
+        """
+        own = own_addresses(self._endpoint.host)
+        outside = [address for address in own if not is_loopback(address)]
+        if self._endpoint.is_loopback or outside:
+            return outside or own
+        ways = [way for other in self._others if (way := source_address(other.host, other.port)) is not None and not is_loopback(way)]
+        # Kept: a name server that is away must not open the port on all networks.
+        self._ways = list(dict.fromkeys([*self._ways, *ways]))
+        return own + (self._ways or list(dict.fromkeys(address for address in all_addresses() if not is_loopback(address))))
+
+    def launchers(self, job: str) -> int:
+        """How many launchers of a job are attached here."""
+        return 0 if self._server is None else self._server.launchers(job)
+
+    def close(self) -> None:
+        """Serve no more."""
+        with self._lock:
+            self._closed.set()
+            if self._server is not None:
+                self._server.close()
+
+    def _note(self, where: str, what: str) -> None:
+        self.obstacle = f"{self._endpoint} cannot be served from {where} ({what}); trying again as long as the job runs"
 
 
 class _Watcher(threading.Thread):
@@ -235,18 +304,3 @@ def is_here(host: str, host_name: str | None) -> bool:
     if host_name is not None:
         return host == host_name
     return bool(own_addresses(host))
-
-
-def addresses_to_bind(endpoint: Endpoint, others: Sequence[Endpoint]) -> list[str]:
-    """Where the board of one of this machine's endpoints is to be served: at its own address only.
-
-    On Debian a machine's own name leads to 127.0.1.1 on itself, and with NAT to an address that no machine has. There it is the addresses
-    from which this machine reaches the others' endpoints; where there are no others, each of its addresses, one by one. And the loopback
-    one, for this machine itself.
-    """
-    own = own_addresses(endpoint.host)
-    outside = [address for address in own if not is_loopback(address)]
-    if endpoint.is_loopback or outside:
-        return outside or own
-    ways = [way for other in others if (way := source_address(other.host, other.port)) is not None and not is_loopback(way)]
-    return own + list(dict.fromkeys(ways or [address for address in all_addresses() if not is_loopback(address)]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import resource
 import socket
 import threading
@@ -97,10 +98,11 @@ class BoardServer:
     """Serves a board for as long as this process lives, in a thread.
 
     Args:
-        addresses: on which to listen; the endpoint's host, as this machine resolves it, if there are none.
+        addresses: on which to listen; the endpoint's host, as this machine resolves it, if there are none. Those that cannot be bound now
+            are passed over if others can; see `listen`.
 
     Raises:
-        OSError: the port is taken, or none of the addresses is this machine's.
+        OSError: the port is taken on one of the addresses, or none of them can be bound.
     """
 
     def __init__(
@@ -113,7 +115,9 @@ class BoardServer:
         self._members = 0
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most = MOST_CONNECTIONS if files == resource.RLIM_INFINITY else min(MOST_CONNECTIONS, files - SPARE_FILES - MOST_STRANGERS)
-        self._sockets = _listen(addresses or [endpoint.host], endpoint.port)
+        self._port = endpoint.port
+        self._sockets = _listen(addresses or [endpoint.host], self._port)
+        self._servers: list[asyncio.Server] = []
         self._loop = asyncio.new_event_loop()
         self._closing = self._loop.create_future()
         self._thread = threading.Thread(target=self._serve, name="board", daemon=True)
@@ -123,6 +127,26 @@ class BoardServer:
     def addresses(self) -> list[str]:
         """On which it listens."""
         return [str(one.getsockname()[0]) for one in self._sockets]
+
+    def listen(self, addresses: Sequence[str]) -> list[str]:
+        """Listen on those of the addresses that it does not listen on yet; who is connected stays so, and no address is given up. To be
+        asked now and then, by one thread at a time and not after `close`: an address that cannot be bound yet is passed over.
+
+        Returns:
+            Addresses whose port another process has.
+        """
+        made: list[socket.socket] = []
+        taken: list[str] = []
+        for address in addresses:
+            try:
+                made += _listen([address], self._port, [*self._sockets, *made])
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    taken.append(address)
+        if made:
+            self._sockets += made
+            asyncio.run_coroutine_threadsafe(self._open(made), self._loop)  # not waited for: who connects before is in the backlog
+        return taken
 
     def launchers(self, job: str) -> int:
         """How many launchers of a job are attached."""
@@ -134,6 +158,8 @@ class BoardServer:
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._closing.set_result, None)
             self._thread.join()
+        for one in self._sockets:  # those too that were not served yet
+            one.close()
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -141,14 +167,18 @@ class BoardServer:
         self._loop.close()
 
     async def _accept(self) -> None:
-        servers = [await asyncio.start_server(self._meet, sock=one) for one in self._sockets]
+        await self._open(list(self._sockets))
         await self._closing
-        for server in servers:
+        for server in self._servers:
             server.close()
         talks = asyncio.all_tasks() - {asyncio.current_task()}
         for talk in talks:
             talk.cancel()
         await asyncio.gather(*talks, return_exceptions=True)
+
+    async def _open(self, sockets: Sequence[socket.socket]) -> None:
+        for one in sockets:
+            self._servers.append(await asyncio.start_server(self._meet, sock=one, backlog=BACKLOG))
 
     async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection."""
@@ -220,23 +250,42 @@ class BoardServer:
                     return self._count(asked.job)
 
 
-def _listen(addresses: Sequence[str], port: int) -> list[socket.socket]:
-    """Sockets on each of the addresses, of one family each."""
+def _listen(addresses: Sequence[str], port: int, held: Sequence[socket.socket] = ()) -> list[socket.socket]:
+    """Sockets on each of the addresses that are not held already, of one family each. Raises `OSError`, see `BoardServer`."""
     made: list[socket.socket] = []
+    obstacle: OSError | None = None
     try:
         for host in addresses:
             for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
-                if address in [one.getsockname() for one in made]:
+                if address in [one.getsockname() for one in (*held, *made)]:
                     continue
-                made.append(one := socket.socket(family, kind, protocol))
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                one.bind(address)
-                one.listen(BACKLOG)
+                try:
+                    made.append(_listener(family, kind, protocol, address))
+                except OSError as error:
+                    # EADDRINUSE: another launcher serves this endpoint, and a second board beside its own would divide the job.
+                    # All else is of this address: EADDRNOTAVAIL, where it went in this moment, or IPv6 still looks for its double.
+                    if error.errno == errno.EADDRINUSE:
+                        raise
+                    obstacle = error
+        if obstacle is not None and not made:
+            raise obstacle
     except BaseException:
         for one in made:
             one.close()
+        raise
+    return made
+
+
+def _listener(family: int, kind: int, protocol: int, address: Any) -> socket.socket:
+    made = socket.socket(family, kind, protocol)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.bind(address)
+        made.listen(BACKLOG)
+    except BaseException:
+        made.close()
         raise
     return made
 

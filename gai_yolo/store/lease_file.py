@@ -129,7 +129,8 @@ class LeaseFile:
 
     def _draft(self) -> Path:
         self._beats += 1
-        owner = {"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "nonce": self._nonce, "beat": self._beats}
+        machine = {"host": socket.gethostname(), "boot": _boot(), "pid_namespace": _pid_namespace()}
+        owner = {**machine, "pid": os.getpid(), "nonce": self._nonce, "beat": self._beats}
         # One name for all: a full disk, which takes names and no content, would be left a file for each beat.
         draft = self.path.with_name(f".{self.path.name}~{self._nonce}~0.tmp")
         assert is_temporary(draft.name)
@@ -162,12 +163,25 @@ def _boot() -> str:
         return ""
 
 
+def _pid_namespace() -> str:
+    """Among which processes a process id means something. The kernel gives a name anew only when the namespace is gone, and its processes
+    with it."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
 def _died_here(content: bytes) -> bool:
-    """Whether the owner was a process of this machine since it was started, and is gone. Containers share a boot and not their processes:
-    then only time tells."""
+    """Whether the owner was a process of this machine since it was started, and is gone. Containers share a boot, and on the host's network
+    its name, and not their processes: then only time tells."""
     owner = _owner(content)
-    pid = owner.get("pid")
-    if owner.get("host") != socket.gethostname() or owner.get("boot") != _boot() or not _boot() or not isinstance(pid, int):
+    pid, boot, namespace = owner.get("pid"), _boot(), _pid_namespace()
+    if owner.get("host") != socket.gethostname() or owner.get("boot") != boot or not boot or not isinstance(pid, int):
+        return False
+    # The file of an older version does not say it: that one is waited for until it is stale, which costs a minute, once. To guess wrong
+    # would cost two writers.
+    if owner.get("pid_namespace") != namespace or not namespace:
         return False
     try:
         os.kill(pid, 0)

@@ -142,6 +142,11 @@ class Node:
         assert self.namespace is not None
         _ip("-n", self.namespace, "link", "set", "eth0", "down" if down else "up")
 
+    def set_address(self, there: bool) -> None:
+        """Give it its address, as a network does that has come up, or take it away."""
+        assert self.namespace is not None
+        _ip("-n", self.namespace, "addr", "add" if there else "del", f"{self.address}/24", "dev", "eth0")
+
     def is_connected(self) -> bool:
         """Whether its network cable is in."""
         assert self.namespace is not None

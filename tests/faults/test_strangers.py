@@ -138,6 +138,11 @@ def listeners(node: Node) -> list[Listener]:
     return sorted(found, key=lambda one: (one.whose != "ours", one.process, one.address, one.port))
 
 
+def listeners_of_ours(node: Node) -> set[str]:
+    """The addresses on which a node's launcher listens."""
+    return {one.address for one in listeners(node) if one.whose == "ours"} if node.launcher_pid() is not None else set()
+
+
 def _readable(family: int, digits: str) -> str:
     words = [int(digits[at : at + 8], 16) for at in range(0, len(digits), 8)]  # each in the byte order of this machine
     return socket.inet_ntop(family, b"".join(word.to_bytes(4, sys.byteorder) for word in words))
@@ -185,6 +190,22 @@ def test_strangers_bytes_on_each_port_of_ours_change_nothing(
                             stranger.send(b"0")
                     time.sleep(0.5)
         until_the_end(cluster, workers, undisturbed, marker)
+
+
+def test_first_node_that_is_up_before_its_network_is_found(tmp_path: Path, cache: Path) -> None:
+    """Loss: a job started at boot waits for ever for a node that listens to itself alone."""
+    with Cluster(tmp_path, 2) as cluster:
+        first, second = cluster.nodes
+        first.set_address(False)
+        for node in cluster.nodes:
+            arguments = ["--nodes", "2", "--rendezvous", f"{first.name}:{PORT}", "--job-id", JOB]
+            node.start(arguments, script(cluster.shared, cache), {"GAI_YOLO_SECRET": "s" * 32})
+        cluster.wait_for(lambda: "launch: meeting at" in first.output, "the first node's meeting itself", 60.0)
+        assert listeners_of_ours(first) == {"127.0.1.1"}
+        first.set_address(True)
+        cluster.wait_for(lambda: "launch: meeting at" in second.output, "the second node's meeting the first", 60.0)
+        assert listeners_of_ours(first) == {"127.0.1.1", first.address}, "and not on all addresses"
+        assert first.output.count("launch: meeting at") == 1, "who was connected stays so"
 
 
 # ---------------------------------------------------------------------------------------------------------------------- the file

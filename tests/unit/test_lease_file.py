@@ -113,6 +113,25 @@ def test_a_dead_process_of_this_machine_is_not_waited_for(tmp_path: Path) -> Non
     lease.release()
 
 
+@pytest.mark.parametrize("namespace", [{"pid_namespace": "pid:[1]"}, {}], ids=["another container", "an older version"])
+def test_process_id_of_another_container_says_nothing(namespace: dict[str, str], tmp_path: Path) -> None:
+    """Loss: of two containers on one host's network, the second takes the lock of the first, which lives, and both write."""
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    clock, path = Clock(), tmp_path / "lease"
+    first = LeaseFile(path, clock, clock.sleep)
+    assert first.acquire(0.0)
+    owner = json.loads(path.read_bytes())
+    first.release()
+    owner.pop("pid_namespace", None)
+    path.write_text(json.dumps({**owner, "pid": child, "nonce": "n", **namespace}))
+    second = LeaseFile(path, clock, clock.sleep)
+    assert second.acquire(STALE) and clock.now >= STALE
+    second.release()
+
+
 def test_of_many_at_once_one_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss: all nodes of a job that was started anew believe to be the one that writes."""
     monkeypatch.setattr(lease_file, "STALE", 2.0)

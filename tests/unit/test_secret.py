@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import os
 import pickle
@@ -41,7 +42,7 @@ from gai_yolo.launching.command import BACKEND
 from gai_yolo.launching.ends import Starts
 from gai_yolo.launching.handler import BoardRendezvous, make_rendezvous
 from gai_yolo.launching.launch import Launcher
-from gai_yolo.launching.meeting import EndpointMeeting, addresses_to_bind
+from gai_yolo.launching.meeting import EndpointMeeting, Host
 from gai_yolo.launching.rendezvous_state import StateBackend, decode, encode, unknown_torch
 from gai_yolo.launching.secret import (
     SECRET_FILE_VARIABLE,
@@ -706,7 +707,7 @@ def test_only_the_endpoints_own_address_is_listened_on(monkeypatch: pytest.Monke
     monkeypatch.setattr(f"{module}all_addresses", lambda: ["127.0.0.1", "10.0.0.5", "10.9.0.5", "::1", "2001:db8::5"])
 
     def bound(host: str, *others: str) -> list[str]:
-        return addresses_to_bind(Endpoint(host, 1), [Endpoint(other, 1) for other in others])
+        return Host(Endpoint(host, 1), [Endpoint(other, 1) for other in others], SECRET).addresses()
 
     assert bound("plain", "other") == ["10.0.0.5"]
     assert bound("localhost") == ["127.0.0.1", "::1"]
@@ -714,6 +715,71 @@ def test_only_the_endpoints_own_address_is_listened_on(monkeypatch: pytest.Monke
     for alone in (bound("own"), bound("own", "gone"), bound("own", "self")):
         assert alone == ["127.0.1.1", "10.0.0.5", "10.9.0.5", "2001:db8::5"], "one by one, and none that comes later"
     assert bound("nat", "other") == ["10.0.0.5"]
+    host = Host(Endpoint("own", 1), [Endpoint("other", 1)], SECRET)
+    for way, addresses in (
+        (None, ["127.0.1.1", "10.0.0.5", "10.9.0.5", "2001:db8::5"]),
+        ("10.0.0.5", ["127.0.1.1", "10.0.0.5"]),
+        (None, ["127.0.1.1", "10.0.0.5"]),
+        ("10.9.0.5", ["127.0.1.1", "10.0.0.5", "10.9.0.5"]),
+    ):
+        ways["other"] = way
+        assert host.addresses() == addresses, "a name server that is away opens the port nowhere else"
+
+
+def eventually(true: Callable[[], bool], meeting: EndpointMeeting) -> None:
+    """Wait, as the launcher does."""
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        meeting.target()
+        time.sleep(0.05)
+
+
+def answers(host: str, port: int) -> bool:
+    """Whether somebody takes connections there."""
+    with contextlib.suppress(OSError), socket.create_connection((host, port), 5.0):
+        return True
+    return False
+
+
+def test_addresses_that_come_later_are_listened_on_too(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss: a job started at boot waits for ever for a first node that was there before its network."""
+    port, own, said = endpoint.port, ["127.0.1.1"], list[str]()
+    monkeypatch.setattr("gai_yolo.launching.meeting.own_addresses", lambda _: list(own))
+    meeting = EndpointMeeting([Endpoint("localhost", port)], SECRET, "job", "localhost", 60.0, said.append)
+    try:
+        early = RemoteBoard(Endpoint("127.0.1.1", port), SECRET, 5.0)
+        early.write({"a": b"1"})
+        assert not answers("127.0.0.8", port) and not answers("127.0.0.9", port)
+        with socket.create_server(("127.0.0.8", port)):
+            own += ["127.0.0.8", "127.0.0.9"]
+            eventually(lambda: answers("127.0.0.9", port), meeting)
+            assert RemoteBoard(Endpoint("127.0.0.9", port), SECRET, 5.0).read(["a"]) == [b"1"], "the same board"
+            eventually(lambda: any("127.0.0.8" in line for line in said), meeting)
+        eventually(lambda: answers("127.0.0.8", port), meeting)
+        assert early.read(["a"]) == [b"1"], "who is connected stays so"
+        assert [line for line in said if "cannot" in line] == [
+            f"localhost:{port} cannot be served from 127.0.0.8 (another process listens there); trying again as long as the job runs"
+        ]
+    finally:
+        meeting.close(False, lambda: False)
+    assert not any(answers(host, port) for host in own)
+
+
+def test_address_that_cannot_be_bound_closes_no_other(endpoint: Endpoint) -> None:
+    """Loss: a node that serves nothing, because one of its addresses went while it started."""
+    server = BoardServer(endpoint, SECRET, ["192.0.2.1", "127.0.0.2", "2001:db8::5"])
+    try:
+        assert server.addresses == ["127.0.0.2"]
+        assert server.listen(["192.0.2.1", "127.0.0.2", "127.0.0.3"]) == [] and server.addresses == ["127.0.0.2", "127.0.0.3"]
+        with pytest.raises(OSError, match="assign requested address"):
+            BoardServer(endpoint, SECRET, ["192.0.2.1"])
+        with pytest.raises(OSError, match="in use"):
+            BoardServer(endpoint, SECRET, ["192.0.2.1", "127.0.0.4", "127.0.0.3"])
+        assert server.listen(["127.0.0.4"]) == []
+    finally:
+        server.close()
+    BoardServer(endpoint, SECRET, ["127.0.0.2", "127.0.0.3", "127.0.0.4"]).close()
 
 
 def test_server_listens_where_it_was_told(endpoint: Endpoint) -> None:
