@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from gai_yolo.assembly import announce, assemble, make_loaders, make_plan, make_state
@@ -82,7 +83,20 @@ def run_job(config: Config, options: Options) -> None:
 
     folder = RunFolder(config.run_folder)
     try:
-        run_with(config, options, lambda world: Site(world, folder, console, notices, watchdog, recorder), enter)
+        with end_told(config, recorder, console):
+            run_with(config, options, lambda world: Site(world, folder, console, notices, watchdog, recorder), enter)
+    finally:
+        watchdog.stop()
+        recorder.close()
+        console.close()
+        notices.close()
+
+
+@contextlib.contextmanager
+def end_told(config: Config, recorder: Recorder, console: Silent) -> Iterator[None]:
+    """Whatever ends the block goes on, once the accounts, the launcher and the person in front know of it."""
+    try:
+        yield
     except Departure as departure:
         recorder.ended(departure.ending, departure.reason)
         console.warning(f"{departure.reason}; the same command goes on from the newest complete state in {config.run_folder}")
@@ -101,11 +115,6 @@ def run_job(config: Config, options: Options) -> None:
         recorder.ended(Ending.FAILED, words)
         outcome.report(Ending.FAILED, words)
         raise
-    finally:
-        watchdog.stop()
-        recorder.close()
-        console.close()
-        notices.close()
 
 
 def idle_patience(config: ElasticConfig) -> float:

@@ -22,7 +22,8 @@ from gai_yolo.training.buffers import StateBuffer
 from gai_yolo.training.cadence import Cadence, Cost
 from gai_yolo.training.state import FORMAT, TrainingState
 from gai_yolo.training.writer import Answer
-from gai_yolo.training.writing import HANGING, BackgroundWriter, Job, WriterProcess
+from gai_yolo.training.writer_process import Job, WriterProcess
+from gai_yolo.training.writing import HANGING, BackgroundWriter
 
 
 @dataclass(frozen=True)

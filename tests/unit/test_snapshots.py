@@ -37,7 +37,7 @@ from gai_yolo.training.buffers import StateBuffer
 from gai_yolo.training.snapshots import Snapshots, bytes_to_come, expected_bytes, is_due, make_manifest, newest
 from gai_yolo.training.state import FORMAT, TrainingState
 from gai_yolo.training.writer import Answer, Request, send, serve
-from gai_yolo.training.writing import START
+from gai_yolo.training.writer_process import START
 
 MakeState = Callable[..., TrainingState]
 STEPS = 10

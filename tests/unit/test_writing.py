@@ -19,7 +19,8 @@ from gai_yolo.store.manifest import Kind, Manifest, Position
 from gai_yolo.training import writing
 from gai_yolo.training.buffers import StateBuffer, open_state
 from gai_yolo.training.writer import Answer, BestRenewed
-from gai_yolo.training.writing import GIVEN_UP, HANGING, LONGEST_PAUSE, MOST_WAITING_EPOCHS, BackgroundWriter, Job, WriterProcess
+from gai_yolo.training.writer_process import Job, WriterProcess
+from gai_yolo.training.writing import GIVEN_UP, HANGING, LONGEST_PAUSE, MOST_WAITING_EPOCHS, BackgroundWriter
 
 GOOD = Answer(size=1000, seconds=0.5, cpu_seconds=0.1)
 FULL = Answer(failure="No space left on device")
