@@ -158,14 +158,14 @@ def test_rollback_counts_although_the_disk_has_no_room_for_what_follows_from_it(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Loss: newer states are moved aside, but nodes' memories are not outdated, and the next start brings them back."""
-    rename = Path.rename
+    rename = FileSystem.rename
 
-    def full(self: Path, target: Path) -> Path:
-        if self.name == "best.pt":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
-        return rename(self, target)
+    def full(self: FileSystem, source: Path, target: Path) -> None:
+        if source.name == "best.pt":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source))
+        rename(self, source, target)
 
-    monkeypatch.setattr(Path, "rename", full)
+    monkeypatch.setattr(FileSystem, "rename", full)
     code, _, err = command(capsys, "rollback", run, "--to", "epoch:1")
     assert code == 0 and "best.pt: cannot be brought up to date (No space left on device)" in err
     record = RunFolder(run).record()
