@@ -1,9 +1,9 @@
 """The training job: `uv run elastic_train.py` or `torchrun --nproc-per-node 2 elastic_train.py`.
 
-Exit codes: 0 done (or nothing left to do), 2 refused with one line that says why, 3 a process has another state than the others, 4 no
-progress: started again in vain, 75 left after a notice (SIGTERM, SIGHUP, SIGUSR1, the cloud's) with the state saved, 76 to be started
-again (a peer was lost, or something hung, or something stands in the way that time can mend; without a launcher or torchrun's restarts
-that is a refusal), 130 interrupted with Ctrl-C.
+Exit codes: 0 done (or nothing left to do), 1 an exception that nobody had foreseen, 2 refused with one line that says why, 3 a process
+has another state than the others, 4 no progress: started again in vain, 75 left after a notice (SIGTERM, SIGHUP, SIGUSR1, the cloud's) with
+the state saved, 76 to be started again (a peer was lost, or something hung, or something stands in the way that time can mend; without a
+launcher or torchrun's restarts that is a refusal), 130 interrupted with Ctrl-C.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import argparse
 import os
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from gai_yolo.config import load_config
 from gai_yolo.elastic import outcome
 from gai_yolo.elastic.process import environment_local_rank
-from gai_yolo.errors import INTERRUPTED, Departure, Refusal
+from gai_yolo.errors import INTERRUPTED, Departure, Ending, Refusal
 from gai_yolo.job import run_job
 from gai_yolo.reporting.streams import forgive_lost_streams
 from gai_yolo.start import Options
@@ -43,15 +45,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         outcome.report(refusal.ending, str(refusal))  # a wrong configuration is known before there is a job
         return leave_refused(refusal)
     except Departure as departure:
-        # Peers may be dead and loaders in mid-batch: an orderly end of the interpreter would wait for them.
-        sys.stdout.flush()
-        sys.stderr.flush()
         if not departure.launcher_knows:
             outcome.end_agent()
-        os._exit(departure.exit_code)
+        return departure.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
+    except Exception as error:
+        print(f"error: {unforeseen(error)}", file=sys.stderr)
+        traceback.print_exc()
+        return Ending.FAILED.exit_code
     return 0
+
+
+def unforeseen(error: Exception) -> str:
+    """For people, an exception that no part of this program has an answer to: what, where, and what is left."""
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if "gai_yolo" in frame.filename]
+    where = f" in {own[-1].name} ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
+    words = str(error).strip().splitlines()
+    what = f"{type(error).__name__}{where}{': ' if words else ''}{words[0] if words else ''}"
+    return f"{what}; what is saved is complete, and the same command goes on from it. The traceback follows."
+
+
+def leave(code: int) -> NoReturn:
+    """End this process at once. An orderly end of the interpreter would wait for threads and processes, whatever those wait for; all that
+    matters is closed already."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def leave_refused(refusal: Refusal) -> int:
@@ -69,4 +89,4 @@ def leave_refused(refusal: Refusal) -> int:
 
 if __name__ == "__main__":
     forgive_lost_streams()
-    sys.exit(main())
+    leave(main())

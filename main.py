@@ -1,10 +1,8 @@
 """The same job under the name of the first guide: `uv run main.py --config configs/config.yaml [--resume]`."""
 
-import sys
-
-from elastic_train import main
+from elastic_train import leave, main
 from gai_yolo.reporting.streams import forgive_lost_streams
 
 if __name__ == "__main__":
     forgive_lost_streams()
-    sys.exit(main())
+    leave(main())

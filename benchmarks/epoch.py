@@ -7,6 +7,8 @@ printed. Evaluation and checkpoints are not part of it. Nothing is written but a
 from __future__ import annotations
 
 import argparse
+import atexit
+import contextlib
 import statistics
 import tempfile
 import time
@@ -70,7 +72,9 @@ def build(config_path: Path, overrides: list[str], world: World | None = None) -
     num_classes = len(indexes[0].categories)
     recipe = make_recipe(config.training, num_classes, make_plan(config, len(indexes[0])).steps_per_epoch)
     state = make_state(config, recipe, num_classes, site, None)
-    loaders = make_loaders(config, indexes, make_plan(config, len(indexes[0])), site, None)
+    closing = contextlib.ExitStack()
+    atexit.register(closing.close)
+    loaders = make_loaders(config, indexes, make_plan(config, len(indexes[0])), site, None, closing)
     return assemble(config, indexes, loaders, recipe, state, site, {}, Membership(RunRecord("1-benchmark"), None), [])
 
 

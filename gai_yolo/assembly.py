@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -86,14 +87,20 @@ def assemble(
 
 
 def make_loaders(
-    config: Config, indexes: tuple[Index, Index], plan: Plan, site: Site, found: Found | None
+    config: Config, indexes: tuple[Index, Index], plan: Plan, site: Site, found: Found | None, closing: contextlib.ExitStack
 ) -> tuple[TrainingLoader, EvaluationLoader]:
-    """What brings the data; the training workers begin at once with what comes after the state that was found."""
+    """What brings the data; the training workers begin at once with what comes after the state that was found.
+
+    Args:
+        closing: ends their processes.
+    """
     world, workers, pin_memory = site.world, config.data.workers, site.world.device.type == "cuda"
     train_images, val_images = world.together(lambda: [make_images(config, index, site.console) for index in indexes])
     training_set = TrainingSet(train_images, config.augment, config.experiment.seed, config.training.epochs)
     train = TrainingLoader(training_set, plan, world.rank, world.world_size, workers, pin_memory)
     val = EvaluationLoader(EvaluationSet(val_images), config.evaluation.batch_size, world.rank, world.world_size, workers, pin_memory)
+    closing.callback(train.close)
+    closing.callback(val.close)
     step, epoch = (0, 0) if found is None else (found.manifest.position.step, found.manifest.position.epoch)
     done = step - epoch * plan.steps_per_epoch
     if epoch < config.training.epochs and done < plan.steps_per_epoch:

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from gai_yolo.assembly import announce, assemble, make_loaders, make_plan, make_state
@@ -86,10 +87,10 @@ def run_job(config: Config, options: Options) -> None:
         with end_told(config, recorder, console):
             run_with(config, options, lambda world: Site(world, folder, console, notices, watchdog, recorder), enter)
     finally:
-        watchdog.stop()
         recorder.close()
         console.close()
         notices.close()
+        watchdog.stop()  # last, because what is closed may hang
 
 
 @contextlib.contextmanager
@@ -200,7 +201,8 @@ def train_to_the_end(
     accounts = read_accounts(site)
     for returns in range(MOST_RETURNS + 1):
         try:
-            return go_on(config, options, indexes, site, run, environment, accounts, first=returns == 0)
+            with contextlib.ExitStack() as closing:
+                return go_on(config, options, indexes, site, run, environment, accounts, closing, first=returns == 0)
         except WentBad as bad:
             if returns == MOST_RETURNS:
                 raise Stop(
@@ -221,9 +223,14 @@ def go_on(
     run: Membership,
     environment: Environment,
     accounts: list[dict[str, Any]],
+    closing: contextlib.ExitStack,
     first: bool,
 ) -> TrainingState:
-    """Train from the newest complete state to the end; returns the last one. `first` unless it is gone back to."""
+    """Train from the newest complete state to the end; returns the last one. `first` unless it is gone back to.
+
+    Args:
+        closing: ends what must not outlive this, the loaders' processes.
+    """
     found = find(options, site, run.memory, config.training.exact)
     settlement = settle(config, found, site.world, len(indexes[0]), run.record.settled)
     config = settlement.config
@@ -245,8 +252,10 @@ def go_on(
     plan = make_plan(config, len(indexes[0]))
     tell_if_far_ahead(site, found, plan.steps_per_epoch)
     recipe = make_recipe(config.training, len(indexes[0].categories), plan.steps_per_epoch)
-    loaders = make_loaders(config, indexes, plan, site, found)
-    state = make_state(config, recipe, len(indexes[0].categories), site, found)
+    make = partial(make_state, config, recipe, len(indexes[0].categories), site, found)
+    state = make() if found is None else None  # weights that are refused are refused before any process begins to work
+    loaders = make_loaders(config, indexes, plan, site, found, closing)
+    state = state or make()  # while the loaders work
     if found is not None and judges_anew(found, identity):
         state.best_metric, state.best_since = None, state.step
     site.world.from_first(lambda: bring_up_to_date(site, state))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from gai_yolo.data.augment import Sample, letterbox, mixup, mosaic, random_affine, random_flip, random_hsv
@@ -37,7 +38,22 @@ class Item:
     """Ids of images that could not be decoded."""
 
 
-class TrainingSet(Dataset[Item]):
+class SampleSet(Dataset[Item]):
+    """Samples of one size, by `Key`."""
+
+    def __init__(self, images: ImageSource) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images.records)
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of all samples, in pixels."""
+        return self.images.image_size
+
+
+class TrainingSet(SampleSet):
     """Augmented samples: every random draw comes from (seed, epoch, position).
 
     Args:
@@ -45,13 +61,10 @@ class TrainingSet(Dataset[Item]):
     """
 
     def __init__(self, images: ImageSource, augment: AugmentConfig, seed: int, epochs: int) -> None:
-        self.images = images
+        super().__init__(images)
         self.augment = augment
         self.seed = seed
         self.epochs = epochs
-
-    def __len__(self) -> int:
-        return len(self.images.records)
 
     def __getitem__(self, key: Key) -> Item:
         rng = np.random.default_rng(np.random.SeedSequence((self.seed, key.epoch, key.position)))
@@ -76,14 +89,8 @@ class TrainingSet(Dataset[Item]):
         return random_affine(sample, size, self.augment.scale, self.augment.translate, rng)
 
 
-class EvaluationSet(Dataset[Item]):
+class EvaluationSet(SampleSet):
     """Letterboxed images without any random change."""
-
-    def __init__(self, images: ImageSource) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images.records)
 
     def __getitem__(self, key: Key) -> Item:
         unreadable: list[int] = []
@@ -107,12 +114,16 @@ def load_sample(images: ImageSource, position: int, unreadable: list[int]) -> Sa
     return Sample(image, record.boxes[keep] * scale, record.classes[keep])
 
 
-def collate(items: Sequence[Item]) -> Batch:
-    """Put samples of one size together; the images' memory is channels-last, as decoded."""
+def collate(items: Sequence[Item], out: NDArray[np.uint8] | None = None) -> Batch:
+    """Put samples of one size together; the images' memory is channels-last, as decoded.
+
+    Args:
+        out: where to put the images, (B, S, S, 3).
+    """
     samples = [item.sample for item in items]
     counts = torch.tensor([len(s.boxes) for s in samples])
     return Batch(
-        images=torch.from_numpy(np.stack([s.image for s in samples])).permute(0, 3, 1, 2),
+        images=torch.from_numpy(np.stack([s.image for s in samples], out=out)).permute(0, 3, 1, 2),
         box_image=torch.repeat_interleave(torch.arange(len(samples)), counts),
         classes=torch.from_numpy(np.concatenate([s.classes for s in samples])),
         boxes=torch.from_numpy(np.concatenate([s.boxes for s in samples])),

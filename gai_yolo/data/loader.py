@@ -1,35 +1,129 @@
-"""Loaders: they are told which samples to bring, prefetch them in worker processes, and hold no state worth saving."""
+"""Loaders: they are told which samples to bring, prefetch them in worker processes, and hold no state worth saving.
+
+Whoever makes a loader closes it, on every way out: its processes ignore the signals that reach the whole group, so that a step can be
+ended, and would keep the interpreter from ending.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from functools import partial
+from multiprocessing.context import ForkContext, ForkProcess
+from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any
 
 import cv2
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from gai_yolo.data.batch import Batch
-from gai_yolo.data.dataset import EvaluationSet, Item, Key, collate
+from gai_yolo.data.dataset import EvaluationSet, Key, SampleSet, collate
 from gai_yolo.data.order import Plan, split_evenly
+from gai_yolo.data.slots import ParcelSet, Slots, as_it_is
 
+PREFETCHED = 2
+"""Batches that a loader process is asked for ahead."""
+KILLED_WITHIN = 2.0
+"""Seconds; a process that waits for a dead disk does not end when it is killed."""
 PR_SET_PDEATHSIG = 1
 """Of prctl(2)."""
 
 
+class Workers(ForkContext):
+    """Starts the processes of a loader, and ends them. They share images cached in memory, because they are forked; they use NumPy and
+    OpenCV only, never the GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: list[BaseProcess] = []
+
+    def Process(self, *args: Any, **options: Any) -> BaseProcess:  # type: ignore[override]  # noqa: N802
+        """As of every context; remembers it."""
+        self._made = [one for one in self._made if one.is_alive()]
+        self._made.append(ForkProcess(*args, **options))
+        return self._made[-1]
+
+    def end(self) -> None:
+        """Kill them, whatever they are doing: they hold nothing. Takes at most `KILLED_WITHIN` seconds, should one wait for a dead disk."""
+        with _children_may_die():
+            for one in self._made:
+                if one.pid is not None:
+                    one.kill()
+            deadline = time.monotonic() + KILLED_WITHIN
+            for one in self._made:
+                if one.pid is not None:
+                    one.join(max(0.0, deadline - time.monotonic()))
+
+
+@contextlib.contextmanager
+def _children_may_die() -> Iterator[None]:
+    """PyTorch raises an error in the main thread when a loader process is killed, which here is what is wanted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+
+
 class _Requests:
-    """The batches that the DataLoader is to bring next; it asks for them one by one, as far ahead as it prefetches."""
+    """What PyTorch is to ask its processes for next; it takes them one by one, as far ahead as it prefetches."""
 
-    def __init__(self, batches: Iterable[list[Key]] = ()) -> None:
-        self.batches = batches
+    def __init__(self) -> None:
+        self.batches: Iterable[Any] = ()
 
-    def __iter__(self) -> Iterator[list[Key]]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self.batches)
+
+
+class _Loader:
+    """PyTorch's loader, told what to bring, with processes that can be ended and batches in shared memory.
+
+    Args:
+        batch_size: the largest.
+        persistent: keeps its processes from one round to the next.
+    """
+
+    def __init__(self, dataset: SampleSet, batch_size: int, workers: int, pin_memory: bool, persistent: bool) -> None:
+        self._requests = _Requests()
+        self._workers: Workers | None = None
+        self._slots: Slots | None = None
+        options: dict[str, Any] = {"batch_sampler": self._requests, "pin_memory": pin_memory, "num_workers": workers}
+        if not workers:
+            self._loader: DataLoader[Any] | None = DataLoader(dataset, collate_fn=collate, **options)
+            return
+        self._workers = Workers()
+        # As many as are asked for ahead, and the one that has come while the next is asked for.
+        self._slots = Slots(PREFETCHED * workers + 1, batch_size * dataset.image_size**2 * 3)
+        options |= {"multiprocessing_context": self._workers, "persistent_workers": persistent, "prefetch_factor": PREFETCHED}
+        start = partial(_start_worker, os.getpid())
+        self._loader = DataLoader(ParcelSet(dataset, self._slots), collate_fn=as_it_is, worker_init_fn=start, **options)
+
+    def bring(self, batches: Iterable[list[Key]]) -> Iterator[Batch]:
+        """These batches, in order, from now on; not those that were asked for before."""
+        assert self._loader is not None, "it was closed"
+        if self._slots is None:
+            self._requests.batches = batches
+            return iter(self._loader)
+        slots = self._slots
+        slots.clear()
+        self._requests.batches = ((slots.take(), keys) for keys in batches)
+        return (one if isinstance(one, Batch) else one.unpacked() for one in iter(self._loader))
+
+    def close(self) -> None:
+        """End its processes. To be called in the main thread."""
+        if self._workers is not None:
+            self._workers.end()
+        self._loader = None
 
 
 class TrainingLoader:
@@ -37,15 +131,14 @@ class TrainingLoader:
 
     Args:
         plan: which sample comes when.
-        workers: loader processes; they live as long as this object.
+        workers: loader processes; they live until it is closed.
         pin_memory: for asynchronous copies to a GPU.
     """
 
-    def __init__(self, dataset: Dataset[Item], plan: Plan, rank: int, world_size: int, workers: int, pin_memory: bool) -> None:
+    def __init__(self, dataset: SampleSet, plan: Plan, rank: int, world_size: int, workers: int, pin_memory: bool) -> None:
         self.plan = plan
         self.rank, self.world_size = rank, world_size
-        self._requests = _Requests()
-        self._loader = _make_loader(dataset, self._requests, workers, pin_memory)
+        self._loader = _Loader(dataset, plan.micro_batch_size, workers, pin_memory, persistent=True)
         self._started: tuple[int, int, Iterator[Batch]] | None = None
 
     def start(self, epoch: int, first_step: int) -> None:
@@ -60,11 +153,14 @@ class TrainingLoader:
             num_micro_batches = len(split_evenly(range(self.plan.step_size(step)[0]), self.world_size)[self.rank])
             yield [next(batches) for _ in range(num_micro_batches)]
 
+    def close(self) -> None:
+        """End its processes, whatever they are doing."""
+        self._loader.close()
+
     def _begin(self, epoch: int, first_step: int) -> Iterator[Batch]:
         order, steps = self.plan.order(epoch), range(first_step, self.plan.steps_per_epoch)
         spans = (self.plan.rank_micro_batches(order, step, self.rank, self.world_size) for step in steps)
-        self._requests.batches = ([Key(epoch, position) for position in micro] for span in spans for micro in span)
-        return iter(self._loader)
+        return self._loader.bring([Key(epoch, position) for position in micro] for span in spans for micro in span)
 
 
 class EvaluationLoader:
@@ -78,20 +174,15 @@ class EvaluationLoader:
         batches = [[Key(0, p) for p in positions[i : i + batch_size]] for i in range(0, len(dataset), batch_size)]
         self.numbers = list(range(len(batches)))[rank::world_size]
         """Which batches of the whole set this rank computes."""
-        requests = _Requests([batches[number] for number in self.numbers])
-        self._loader = _make_loader(dataset, requests, workers, pin_memory, persistent=False)
+        self._batches = [batches[number] for number in self.numbers]
+        self._loader = _Loader(dataset, batch_size, workers, pin_memory, persistent=False)
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(self._loader)
+        return self._loader.bring(self._batches)
 
-
-def _make_loader(dataset: Dataset[Item], requests: _Requests, workers: int, pin_memory: bool, persistent: bool = True) -> DataLoader[Any]:
-    options: dict[str, Any] = {}
-    if workers:
-        # Forked workers share images cached in memory; they use NumPy and OpenCV only, never the GPU.
-        start = partial(_start_worker, os.getpid())
-        options = {"multiprocessing_context": "fork", "persistent_workers": persistent, "worker_init_fn": start}
-    return DataLoader(dataset, batch_sampler=requests, collate_fn=collate, num_workers=workers, pin_memory=pin_memory, **options)
+    def close(self) -> None:
+        """End its processes, whatever they are doing."""
+        self._loader.close()
 
 
 def _start_worker(parent: int, _worker: int) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -59,6 +61,16 @@ def test_a_key_gives_the_same_sample_in_any_order(write_images: WriteImages, tmp
         assert_same_item(other[key], first[key])
 
 
+Opened = Callable[[Any], Any]
+
+
+@pytest.fixture
+def opened() -> Iterator[Opened]:
+    """Sees to it that a loader is closed."""
+    with contextlib.ExitStack() as stack:
+        yield lambda loader: stack.enter_context(contextlib.closing(loader))
+
+
 def test_samples_differ_between_epochs_positions_and_seeds(write_images: WriteImages, tmp_path: Path) -> None:
     """Loss: augmentation that draws the same numbers for every sample."""
     record = write_images(1)[0]
@@ -76,12 +88,14 @@ def test_samples_differ_between_epochs_positions_and_seeds(write_images: WriteIm
 @pytest.mark.parametrize("cache", ["none", "ram", "disk"])
 @pytest.mark.parametrize("workers", [0, 1, 3])
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_workers_and_caches_do_not_change_a_bit(workers: int, cache: str, write_images: WriteImages, tmp_path: Path) -> None:
+def test_workers_and_caches_do_not_change_a_bit(
+    workers: int, cache: str, opened: Opened, write_images: WriteImages, tmp_path: Path
+) -> None:
     """Loss: results that depend on how many loader processes a machine affords."""
     records = write_images(7)
     plan = Plan(num_samples=7, batch_size=4, micro_batch_size=2, seed=5)
     dataset = training_set(records, tmp_path)
-    loader = TrainingLoader(training_set(records, tmp_path, cache=cache), plan, 0, 1, workers, pin_memory=False)
+    loader = opened(TrainingLoader(training_set(records, tmp_path, cache=cache), plan, 0, 1, workers, pin_memory=False))
     for epoch in (1, 2, EPOCHS):
         steps = list(loader.epoch(epoch))
         order = plan.order(epoch)
@@ -94,10 +108,12 @@ def test_workers_and_caches_do_not_change_a_bit(workers: int, cache: str, write_
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_epoch_left_in_the_middle_does_not_leak_into_the_next(workers: int, write_images: WriteImages, tmp_path: Path) -> None:
+def test_an_epoch_left_in_the_middle_does_not_leak_into_the_next(
+    workers: int, opened: Opened, write_images: WriteImages, tmp_path: Path
+) -> None:
     """Loss: prefetched batches of an abandoned epoch are trained on under the number of the next."""
     records, plan = write_images(6), Plan(num_samples=6, batch_size=2, micro_batch_size=1, seed=5)
-    loader = TrainingLoader(training_set(records, tmp_path), plan, 0, 1, workers, pin_memory=False)
+    loader = opened(TrainingLoader(training_set(records, tmp_path), plan, 0, 1, workers, pin_memory=False))
     whole = list(loader.epoch(2))
     for batches in loader.epoch(1):
         assert len(batches) == 2
@@ -215,14 +231,14 @@ def test_unreadable_tiles_of_a_mosaic_are_told(write_images: WriteImages, tmp_pa
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_covers_every_image_once_in_equal_batches(
-    world_size: int, workers: int, write_images: WriteImages, tmp_path: Path
+    world_size: int, workers: int, opened: Opened, write_images: WriteImages, tmp_path: Path
 ) -> None:
     """Loss: metrics that depend on the number of processes, because images are padded, dropped or grouped otherwise."""
     dataset = EvaluationSet(ImageSource(write_images(8), SIZE, "none", tmp_path))
     wanted = [collate([dataset[Key(0, p)] for p in positions]) for positions in ((0, 1, 2), (3, 4, 5), (6, 7))]
     seen = []
     for rank in range(world_size):
-        loader = EvaluationLoader(dataset, 3, rank, world_size, workers, pin_memory=False)
+        loader = opened(EvaluationLoader(dataset, 3, rank, world_size, workers, pin_memory=False))
         for _ in range(2 if workers == 0 else 1):
             batches = list(loader)
         assert len(batches) == len(loader.numbers)

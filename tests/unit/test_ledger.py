@@ -8,10 +8,9 @@ from collections.abc import Callable
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch.utils.data import Dataset
 
 from gai_yolo.data.augment import Sample
-from gai_yolo.data.dataset import Item, Key
+from gai_yolo.data.dataset import Item, Key, SampleSet
 from gai_yolo.data.loader import TrainingLoader
 from gai_yolo.data.order import Plan
 
@@ -20,7 +19,7 @@ Trained = dict[tuple[int, int], list[list[int]]]
 """(epoch, step) -> the micro-batches of the global batch."""
 
 
-class Ids(Dataset[Item]):
+class Ids(SampleSet):
     """A data set whose samples are their own numbers."""
 
     def __init__(self, num_samples: int) -> None:

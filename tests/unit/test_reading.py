@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import gc
 import io
 import os
 import threading
@@ -139,13 +139,11 @@ def test_loader_processes_say_which_file_it_is(workers: int, write_images: Write
     records = write_images(2)
     loader = EvaluationLoader(EvaluationSet(ImageSource(records, SIZE, "none", Path())), 2, 0, 1, workers, pin_memory=False)
     records[1].path.unlink()
-    try:
+    with contextlib.closing(loader), pytest.raises(CannotRead) as error:
         list(loader)
-    except CannotRead as error:
-        reason, exit_code = error.reason, error.exit_code
-    gc.collect()  # the traceback held the loader, whose process does not heed the SIGTERM of the interpreter's end
+    reason = error.value.reason
     assert reason.startswith(f"{records[1].path}: cannot be read (No such file or directory), for")
-    assert "\n" not in reason and exit_code == RESTART
+    assert "\n" not in reason and error.value.exit_code == RESTART
 
 
 def test_half_of_a_file_is_not_decoded(write_images: WriteImages, monkeypatch: pytest.MonkeyPatch) -> None:
