@@ -9,12 +9,14 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from gai_yolo.errors import ConfigError, refused_by
 from gai_yolo.sections import (
@@ -102,6 +104,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raw = {}
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: the file must hold sections such as `training:`, not a {type(raw).__name__}.")
+    _take_texts(raw, yaml.load(text, yaml.BaseLoader))
     for override in overrides:
         _apply_override(raw, override)
     return parse_config(raw, str(path))
@@ -194,7 +197,27 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         node = node[key]
         if not isinstance(node, dict):
             raise ConfigError(f"--set {override}: {'.'.join(keys[: depth + 1])} is a value, not a section.")
+    if value is not None and ".".join(keys) in _TEXTS:
+        value = yaml.load(text, yaml.BaseLoader)
     node[keys[-1]] = value
+
+
+def _takes_text(annotation: Any) -> bool:
+    """Whether the values of a field are texts or paths, and nothing else."""
+    kinds = set(typing.get_args(annotation) or (annotation,)) - {type(None)}
+    return kinds <= {str, Path}
+
+
+def _take_texts(raw: dict[str, Any], texts: dict[str, Any]) -> None:
+    """Let a name be what stands in the file, where YAML would read `010`, `yes` or `12:30` as a number or a truth."""
+    for key_path in _TEXTS:
+        *sections, name = key_path.split(".")
+        node: Any = raw
+        text: Any = texts
+        for section in sections:
+            node, text = (one.get(section) if isinstance(one, dict) else None for one in (node, text))
+        if isinstance(node, dict) and isinstance(text, dict) and node.get(name) is not None and isinstance(text.get(name), str):
+            node[name] = text[name]
 
 
 def _sentence(item: Any) -> str:
@@ -235,12 +258,16 @@ def _known_prefix(location: Sequence[str]) -> Iterator[str]:
         yield part
 
 
-def _fields(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _fields(section: type[BaseModel]) -> Iterator[tuple[str, Any]]:
+    return ((path, field.json_schema_extra) for path, field in _infos(section))
+
+
+def _infos(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _fields(field.annotation, f"{prefix}{name}.")
+            yield from _infos(field.annotation, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", field.json_schema_extra
+            yield f"{prefix}{name}", field
 
 
 def _flatten(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -249,3 +276,7 @@ def _flatten(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+_TEXTS = frozenset(path for path, field in _infos(Config) if _takes_text(field.annotation))
+"""Key paths of names and paths."""

@@ -11,6 +11,7 @@ import fnmatch
 import math
 import os
 import struct
+import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -29,8 +30,17 @@ from gai_yolo.machine import available_cores
 Split = Literal["train", "val"]
 SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid", "validation")}
 """What folders and files of a split are called, the most usual name first (Roboflow writes `valid`)."""
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".pgm", ".ppm", ".pbm", ".pnm"}
+)
+OTHER_SUFFIXES = frozenset(
+    {".avif", ".heic", ".heif", ".gif", ".jp2", ".jxl", ".dng", ".raw", ".cr2", ".nef", ".exr", ".hdr", ".psd", ".svg"}
+)
+"""Of pictures that OpenCV does not decode, not everywhere or not as one picture."""
 
+Image.MAX_IMAGE_PIXELS = None  # only headers are read with it; what can be decoded is up to OpenCV
+MOST_PIXELS, LONGEST_SIDE = 2**30, 2**20
+"""What OpenCV decodes."""
 MIN_SIDE = 1e-3
 """Pixels; a shorter side is what remains of a mis-click or of rounded fractions, and IoU with it is noise."""
 CLIP_TOLERANCE = 0.5
@@ -41,12 +51,16 @@ _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "PPM")
 
 MISSING = "image file missing"
 UNREADABLE = "image unreadable"
+TOO_LARGE = "image with more pixels than OpenCV decodes"
 UNOPENED = "image file cannot be opened"
 OTHER_SIZE = "image size differs from the annotation"
 OUTSIDE = "box outside the image"
 DEGENERATE = "box without area"
 NOT_FINITE = "box with a number that is not finite"
 UNKNOWN_CLASS = "box of an unknown class"
+SAME_BOX = "box that is there twice"
+SAME_IMAGE = "image that is named twice"
+NOT_READ = "file that may be an image, of a kind that is not read"
 
 
 class RawBox(NamedTuple):
@@ -61,6 +75,8 @@ class RawBox(NamedTuple):
     crowd: bool = False
     area: float | None = None
     """Pixels^2 as annotated; None takes the box's own."""
+    outline: tuple[float, ...] = ()
+    """Of which it is the bounding box, if it is: other outlines may have the same."""
 
 
 @dataclass(slots=True)
@@ -113,6 +129,7 @@ class Folders:
         self.doubt = doubt
         self._names: dict[Path, frozenset[str]] = {}
         self._resolved: dict[Path, Path] = {}
+        self._plain: dict[Path, dict[str, str]] = {}
 
     def names(self, folder: Path) -> frozenset[str]:
         """Names in a folder; none if there is no such folder.
@@ -130,19 +147,33 @@ class Folders:
         return self._names[folder]
 
     def matching(self, folder: Path, *patterns: str) -> list[Path]:
-        """Files whose names match one of some patterns, sorted. (`Path.glob` finds nothing in a folder that may not be read.)
+        """Files whose names match one of some patterns, sorted; no hidden ones. (`Path.glob` finds nothing where it may not read.)
 
         Raises:
             DataError: as `names`.
         """
-        return sorted(folder / name for name in self.names(folder) if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
+        return sorted(
+            folder / name
+            for name in self.names(folder)
+            if not is_hidden(name) and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        )
 
     def holds(self, path: Path) -> bool:
         """Whether the file is in its folder's listing."""
         return path.name in self.names(path.parent)
 
+    def spelled(self, path: Path) -> Path:
+        """A path as its folder spells the name: macOS takes letters with accents apart, so that a text file and a folder may hold the same
+        name in two forms. The path itself if there is no such file."""
+        if self.holds(path):
+            return path
+        if path.parent not in self._plain:
+            self._plain[path.parent] = {unicodedata.normalize("NFC", name): name for name in self.names(path.parent)}
+        return path.with_name(self._plain[path.parent].get(unicodedata.normalize("NFC", path.name), path.name))
+
     def path_inside(self, root: Path, file_name: str, record: str) -> Path:
-        """`root / file_name`, where the name comes from a file that someone else may have written.
+        """`root / file_name`, where the name comes from a file that someone else may have written, on another system: a backslash in it
+        parts folders unless there is a file of that name.
 
         Folders are resolved, so that a linked folder cannot lead outside; a file that is itself a link is followed,
         because link farms (git-annex, DVC) are a usual way of keeping images.
@@ -153,9 +184,20 @@ class Folders:
         parts = file_name.replace("\\", "/").split("/")
         plain = ".." not in parts and "\0" not in file_name and not parts[0].endswith(":") and parts[0] != ""
         path = root / file_name if plain else root
+        if plain and "\\" in file_name and not self.holds(path):
+            path = root.joinpath(*parts)
+        path = self.spelled(path) if plain and path.name else path
         if not plain or not self._resolve(path.parent).is_relative_to(self._resolve(root)):
             raise DataError(f"{record}: the file name {file_name!r} leads out of {root}; write names relative to that folder.")
         return path
+
+    def real(self, path: Path) -> Path:
+        """The same file by the one name of its folder. Files that are links are not followed: stores that know files by their content (DVC)
+        link equal ones to one, and their annotations may differ."""
+        try:
+            return self._resolve(path.parent) / path.name
+        except DataError:
+            return path
 
     def _resolve(self, folder: Path) -> Path:
         if folder not in self._resolved:
@@ -166,8 +208,14 @@ class Folders:
         return self._resolved[folder]
 
 
-def images_under(folder: Path, doubt: Doubt) -> list[Path]:
-    """All image files in a folder and below, sorted by path.
+def is_hidden(name: str) -> bool:
+    """Whether a name is none of a person's: what systems and tools leave behind (`._1.jpg`, `.ipynb_checkpoints`, `__MACOSX`)."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def images_under(folder: Path, doubt: Doubt, problems: Problems) -> list[Path]:
+    """All image files in a folder and below, linked folders too, sorted by path. Hidden ones are passed over; what may be an image and is
+    of a kind that is not read is counted.
 
     Raises:
         DataError: a folder cannot be read.
@@ -178,15 +226,27 @@ def images_under(folder: Path, doubt: Doubt) -> list[Path]:
 
     def walk() -> list[Path]:
         found: list[Path] = []
-        for parent, _, names in os.walk(folder, onerror=refuse):
-            found += [Path(parent, name) for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+        above: dict[str, frozenset[tuple[int, int]]] = {}
+        for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+            status = Path(parent).stat()
+            here, around = (status.st_dev, status.st_ino), above.pop(parent, frozenset())
+            if here in around:  # a link to a folder that it lies in
+                folders.clear()
+                continue
+            folders[:] = [name for name in folders if not is_hidden(name)]
+            above.update((os.path.join(parent, name), around | {here}) for name in folders)  # noqa: PTH118  # as os.walk names them
+            found += [Path(parent, name) for name in names if not is_hidden(name)]
         return sorted(found)
 
     try:
-        return patiently(walk, folder, doubt)
+        found = patiently(walk, folder, doubt)
     except OSError as error:
         refusal = DataError(f"{error.filename}: cannot list the folder ({error.strerror}); check the path and its permissions.")
         raise refused_by(error, refusal) from None
+    for path in found:
+        if path.suffix.lower() in OTHER_SUFFIXES:
+            problems.add(NOT_READ, str(path), "left out; convert them to jpg or png")
+    return [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def expand(path: Path) -> Path:
@@ -254,6 +314,7 @@ def build_index(
     total = len(images) + problems.num_bad_images
     if total == 0:
         raise DataError(f"{source}: the split has no images; check data.path and the split's annotations and images.")
+    images = _each_once(images, folders, problems)
     present = [image for image in images if folders.holds(image.path)]
     for image in images:
         if not folders.holds(image.path):
@@ -270,8 +331,8 @@ def build_index(
 
 
 def image_size(path: Path, doubt: Doubt) -> tuple[int, int] | str:
-    """Width and height from the file's header, as stored (no EXIF rotation), or what is wrong with it: `UNREADABLE`, or
-    `UNOPENED` where the reason is beside the file.
+    """Width and height from the file's header, as stored (no EXIF rotation), or what is wrong with it: `UNREADABLE`,
+    `TOO_LARGE`, or `UNOPENED` where the reason is beside the file.
 
     Raises:
         CannotRead: the disk or the network fails.
@@ -293,7 +354,22 @@ def image_size(path: Path, doubt: Doubt) -> tuple[int, int] | str:
         width, height = patiently(look, path, doubt)
     except (OSError, ValueError):
         return UNOPENED
+    if width * height > MOST_PIXELS or max(width, height) > LONGEST_SIDE:
+        return TOO_LARGE
     return (width, height) if width > 0 and height > 0 else UNREADABLE
+
+
+def _each_once(images: Sequence[RawImage], folders: Folders, problems: Problems) -> list[RawImage]:
+    """One image for each file, with the boxes of all its names."""
+    found: dict[Path, RawImage] = {}
+    for image in images:
+        first = found.setdefault(folders.real(image.path), image)
+        if first is not image:
+            problems.add(
+                SAME_IMAGE, f"{image.path} (image {image.image_id}, and image {first.image_id})", "counted once, with the boxes of both"
+            )
+            first.boxes += image.boxes
+    return list(found.values())
 
 
 def _refuse_bad_images(source: str, total: int, problems: Problems, max_bad_fraction: float) -> None:
@@ -311,7 +387,13 @@ def _checked(image: RawImage, size: tuple[int, int], problems: Problems) -> Imag
         problems.add(OTHER_SIZE, f"{image.path}: {image.size[0]:g} x {image.size[1]:g}, really {width} x {height}", "real size used")
     scale = (width, height, width, height) if image.fractions else (1, 1, 1, 1)
     kept: list[tuple[RawBox, list[float]]] = []
+    seen: set[RawBox] = set()
     for box in image.boxes:
+        same = box._replace(record="")
+        if same in seen:
+            problems.add(SAME_BOX, f"{image.where} {box.record}", "counted once")
+            continue
+        seen.add(same)
         corners = [value * factor for value, factor in zip(box.corners, scale, strict=True)]
         clipped = _clip(corners, width, height, f"{image.where} {box.record}", problems)
         if clipped is not None:

@@ -74,7 +74,7 @@ class Index:
         """SHA-256 over classes, file names, sizes of images in pixels, and boxes: equal for equal data, wherever the folder lies."""
         hasher = hashlib.sha256(repr([(c.id, c.name) for c in self.categories]).encode())
         for image in self.images:
-            hasher.update(f"{image.image_id} {image.path.name} {image.width}x{image.height}".encode())
+            hasher.update(f"{image.image_id} {image.path.name} {image.width}x{image.height}".encode(errors="surrogateescape"))
             for array in (image.boxes, image.classes, image.crowd):
                 hasher.update(np.ascontiguousarray(array).tobytes())
         return hasher.hexdigest()

@@ -12,7 +12,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,10 +20,11 @@ import numpy as np
 
 from gai_yolo.data.check import UNOPENED, Split, expand
 from gai_yolo.data.index import Category, ImageRecord, Index, Problem
+from gai_yolo.errors import DataError
 from gai_yolo.sections import DataConfig
 from gai_yolo.store.atomic import publish
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever a reader finds something else in the same files."""
 LEAST_IMAGES = 2000
 """A smaller data set is read as fast as its cache would be looked up."""
@@ -39,25 +40,30 @@ def cached(config: DataConfig, split: Split, read: Callable[[], Index]) -> Index
     Raises:
         Whatever `read` does.
     """
-    roots = folders_of(config)
     try:
+        roots = folders_of(config)
         path = expand(config.cache_folder) / "index" / f"{key_of(config, split, roots)}.npz" if roots else None
-    except OSError:
-        path = None  # `read` says what is wrong with the folder
+    except (OSError, DataError):
+        path = None  # `read` says what is wrong with the data set's folder; without one for the cache each start reads anew
     if path is None:
         return read()
     with contextlib.suppress(*DAMAGE):
         return unpack(path.read_bytes())
     index = read()
-    # A description may lead to images elsewhere, whose changes the key would not see.
-    # Nor does it see it when a file that could not be opened can be.
-    is_whole = not any(problem.kind == UNOPENED for problem in index.problems)
-    if is_whole and len(index) >= LEAST_IMAGES and all(any(image.path.is_relative_to(root) for root in roots) for image in index.images):
+    if len(index) >= LEAST_IMAGES and is_whole(index, roots):
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             publish(path, lambda file: file.write(pack(index)))
             forget_all_but_newest(path.parent)
     return index
+
+
+def is_whole(index: Index, roots: Sequence[Path]) -> bool:
+    """Whether the key would see any change of what an index follows from: not of images elsewhere, to which a description or a linked
+    folder may lead, nor when a file can be opened that could not be."""
+    real = [root.resolve() for root in roots]
+    within = all(any(folder.resolve().is_relative_to(root) for root in real) for folder in {image.path.parent for image in index.images})
+    return within and not any(problem.kind == UNOPENED for problem in index.problems)
 
 
 def forget_all_but_newest(folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -10,7 +12,7 @@ from gai_yolo.data import coco, voc, yolo_txt
 from gai_yolo.data.check import Folders, Split, expand
 from gai_yolo.data.coco import read_coco
 from gai_yolo.data.content import content_digest
-from gai_yolo.data.index import Index
+from gai_yolo.data.index import Index, Problem
 from gai_yolo.data.index_cache import cached
 from gai_yolo.data.reading import Doubt, patiently
 from gai_yolo.data.shapes import VERSION, ensure_shapes
@@ -20,6 +22,8 @@ from gai_yolo.errors import DataError, refused_by
 from gai_yolo.sections import DataConfig, SplitConfig
 
 BUILT_IN = Path("shapes")
+NO_BOXES = "validation image in a set without any box"
+NO_INSTANCE = "class without a box"
 SPLITS: tuple[Split, ...] = ("train", "val")
 
 
@@ -40,10 +44,22 @@ def load_index(config: DataConfig, split: Split) -> Index:
     except OSError as error:
         refusal = DataError(f"data.path {config.path}: {error.filename or 'something there'} cannot be read ({error.strerror}).")
         raise refused_by(error, refusal) from None
-    if split == "train" and not any(len(image.boxes) for image in index.images):
-        found = "; ".join(f"{p.count} x {p.kind}, {p.action} (first: {p.example})" for p in index.problems)
+    if split == "train" and not any((~image.crowd).any() for image in index.images):  # crowd regions are not learned
+        crowds = sum(len(image.boxes) for image in index.images)
+        told = [f"{crowds} x crowd region, not learned"] if crowds else []
+        found = "; ".join([*told, *(f"{p.count} x {p.kind}, {p.action} (first: {p.example})" for p in index.problems)])
         raise DataError(f"{index.source}: none of the {len(index)} training images has a usable box ({found or 'no labels were found'}).")
     return index
+
+
+def _nothing_there(index: Index, split: Split) -> Iterator[Problem]:
+    """What there is nothing of to learn, or to measure."""
+    counts = Counter(int(position) for image in index.images for position in image.classes[~image.crowd])
+    absent = [category.name for position, category in enumerate(index.categories) if not counts[position]]
+    if split == "val" and not counts:
+        yield Problem(NO_BOXES, len(index), index.source, "there will be no metrics, no best epoch and no best.pt")
+    elif absent:
+        yield Problem(NO_INSTANCE, len(absent), f"{absent[0]} in {index.source}", "not learned" if split == "train" else "not measured")
 
 
 def load_indexes(config: DataConfig) -> tuple[Index, Index]:
@@ -55,7 +71,7 @@ def load_indexes(config: DataConfig) -> tuple[Index, Index]:
     Raises:
         DataError: as `load_index`, or the classes of the splits differ.
     """
-    train, val = (_with_content(load_index(config, split), config) for split in SPLITS)
+    train, val = (_described(load_index(config, split), split, config) for split in SPLITS)
     if train.categories != val.categories:
         ours = {(category.id, category.name) for category in train.categories}
         theirs = {(category.id, category.name) for category in val.categories}
@@ -66,10 +82,10 @@ def load_indexes(config: DataConfig) -> tuple[Index, Index]:
     return train, val
 
 
-def _with_content(index: Index, config: DataConfig) -> Index:
+def _described(index: Index, split: Split, config: DataConfig) -> Index:
     # The built-in one follows from its version; its low bits may differ between kinds of processors.
     content = f"shapes {VERSION}" if config.path == BUILT_IN else content_digest(index.images)
-    return replace(index, content=content)
+    return replace(index, content=content, problems=(*index.problems, *_nothing_there(index, split)))
 
 
 def _listed(categories: set[tuple[int, str]]) -> str:

@@ -2,7 +2,9 @@
 
 Layouts: `Annotations/*.xml`, `ImageSets/Main/{train,val}.txt` and `JPEGImages`, as VOC is published; or a folder of xml
 files (`Annotations`, `voc`, `xml`, the data set folder itself, or the split's own) with images in `images/{train,val}` or
-`{train,val}`, where an xml belongs to the split whose image folder holds its file. Classes are sorted by name over all xml
+`{train,val}`, where an xml belongs to the split whose image folder holds its file; one in a split's own folder belongs to that split
+only, because every split may number its images from 1. A line of a list of names is a name, with a column 1, 0 or -1 behind it or not.
+Classes are sorted by name over all xml
 files of the data set, so train and val agree; category ids are the positions + 1, image ids 1..N in sorted path order.
 
 Coordinates. The files of the VOC challenge itself count pixels from 1 and include the last one, so their box is
@@ -16,9 +18,11 @@ recall, whereas VOC's own metric leaves them out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
 from gai_yolo.data.check import (
@@ -32,6 +36,7 @@ from gai_yolo.data.check import (
     Split,
     build_index,
     expand,
+    is_hidden,
     read_annotations,
     read_text,
 )
@@ -47,6 +52,8 @@ SECOND_XML = "second xml of an image"
 BAD_OBJECT = "unreadable object"
 
 _XML_FOLDERS = ("Annotations", "annotations", "voc", "xml", "xmls", ".")
+_DECLARATION = re.compile(rb"""\s*<\?xml[^>]*encoding\s*=\s*["']([A-Za-z0-9._-]+)["']""")
+_CLASS_COLUMN = re.compile(r"\s+(1|0|-1)$")
 _BOX_KEYS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -76,12 +83,12 @@ def read_voc(root: Path, config: DataConfig, split: Split, folders: Folders) -> 
         DataError: xml files, image folder or list of names are not found, an xml cannot be read, no xml names a class, or too many
             images are bad (a broken xml counts as a bad image).
     """
-    files = {path.stem: parse_voc(path, folders.doubt) for path in find_xml(root, folders)}
-    names = sorted({item.name for file in files.values() for item in file.objects if item.name})
+    files = [parse_voc(path, folders.doubt) for path in find_xml(root, folders)]
+    names = sorted({item.name for file in files for item in file.objects if item.name})
     if not names:
         raise DataError(f"{root}: none of {len(files)} VOC xml files names an object (looked for {LOOKED_FOR}); correct data.path.")
     problems = Problems()
-    chosen = _choose(root, config, split, files, problems, folders)
+    chosen = _choose(root, config, split, [file for file in files if _split_of(file.path) in (None, split)], problems, folders)
     positions = {name: position for position, name in enumerate(names)}
     images = [_image(number, path, file, positions, problems) for number, (path, file) in enumerate(chosen, start=1)]
     categories = [Category(position + 1, name) for position, name in enumerate(names)]
@@ -107,9 +114,9 @@ def parse_voc(path: Path, doubt: Doubt) -> VocFile:
     """
     data = read_annotations(path, "xml", doubt)
     try:
-        if b"<!ENTITY" in data:
+        if b"<!ENTITY" in data.replace(b"\0", b""):  # in UTF-16, too
             return VocFile(path, broken=True)
-        tree = ElementTree.fromstring(data)
+        tree = _parsed(data)
     except (ElementTree.ParseError, ValueError, LookupError):
         return VocFile(path, broken=True)
     origin = f"{tree.findtext('source/annotation', '')} {tree.findtext('source/database', '')}"
@@ -117,6 +124,23 @@ def parse_voc(path: Path, doubt: Doubt) -> VocFile:
     size = _numbers(tree.find("size"), ("width", "height"))
     objects = tuple(_object(element, first) for element in tree.iter("object"))
     return VocFile(path, False, tree.findtext("filename", "").strip(), (size[0], size[1]) if size else None, objects)
+
+
+def _parsed(data: bytes) -> ElementTree.Element:
+    try:
+        return ElementTree.fromstring(data)
+    except (ElementTree.ParseError, ValueError, LookupError):
+        declared = _DECLARATION.match(data)
+        if declared is None:
+            raise
+        # Expat knows no encodings with several bytes for a letter but Unicode's.
+        text = data.decode(declared[1].decode())
+        return ElementTree.fromstring(text[text.index("?>") + 2 :].strip())
+
+
+def _split_of(path: Path) -> Split | None:
+    """The split in whose own folder an xml lies."""
+    return next((split for split, names in SPLIT_NAMES.items() if path.parent.name in names), None)
 
 
 def _object(element: ElementTree.Element, first: float) -> VocObject:
@@ -135,11 +159,11 @@ def _numbers(parent: ElementTree.Element | None, keys: Sequence[str]) -> list[fl
 
 
 def _choose(
-    root: Path, config: DataConfig, split: Split, files: dict[str, VocFile], problems: Problems, folders: Folders
+    root: Path, config: DataConfig, split: Split, files: Sequence[VocFile], problems: Problems, folders: Folders
 ) -> list[tuple[Path, VocFile]]:
     """The image and xml of each usable image of a split, sorted by image path."""
     place = config.train if split == "train" else config.val
-    listed = _list_of_names(root, place, split, folders.doubt)
+    listed = _list_of_names(root, place, split, {_plain(file.path.stem) for file in files}, folders.doubt)
     if listed is not None:
         folder = _image_folder(root, place, split, ("JPEGImages",), ("images", "."))
         chosen = _choose_listed(listed, folder, files, problems, folders)
@@ -156,7 +180,7 @@ def _choose(
     return sorted(usable.items())
 
 
-def _list_of_names(root: Path, place: SplitConfig, split: Split, doubt: Doubt) -> list[str] | None:
+def _list_of_names(root: Path, place: SplitConfig, split: Split, known: Set[str], doubt: Doubt) -> list[str] | None:
     usual = [root / "ImageSets" / "Main" / f"{name}.txt" for name in SPLIT_NAMES[split]]
     candidates = [root / expand(place.annotations)] if place.annotations is not None else usual
     found = next((path for path in candidates if path.is_file()), None)
@@ -164,8 +188,8 @@ def _list_of_names(root: Path, place: SplitConfig, split: Split, doubt: Doubt) -
         raise DataError(f"{candidates[0]}: no such file; correct data.{split}.annotations (relative to data.path).")
     if found is None:
         return None
-    rows = (line.split() for line in read_text(found, "list of names", doubt).splitlines())
-    return list(dict.fromkeys(row[0] for row in rows if row))
+    lines = (_plain(line.strip()) for line in read_text(found, "list of names", doubt).splitlines())
+    return list(dict.fromkeys(line if line in known else _CLASS_COLUMN.sub("", line) for line in lines if line))
 
 
 def _image_folder(root: Path, place: SplitConfig, split: Split, before: Sequence[str] = (), after: Sequence[str] = ()) -> Path:
@@ -180,57 +204,74 @@ def _image_folder(root: Path, place: SplitConfig, split: Split, before: Sequence
 
 
 def _choose_listed(
-    names: list[str], folder: Path, files: dict[str, VocFile], problems: Problems, folders: Folders
+    names: list[str], folder: Path, files: Sequence[VocFile], problems: Problems, folders: Folders
 ) -> list[tuple[Path, VocFile]]:
-    images = _images_by_stem(folder, folders)
+    images, by_name = _Images(folder, folders), {_plain(file.path.stem): file for file in files}
     chosen = []
     for name in names:
-        if name not in files:
+        if name not in by_name:
             problems.add_bad_image(NO_XML, name)
             continue
-        image = _image_of(files[name], images)
+        image = images.of(by_name[name])
         if image is None:
-            problems.add_bad_image(MISSING, str(folder / (Path(files[name].file_name).name or f"{name}.jpg")))
+            problems.add_bad_image(MISSING, str(folder / (Path(by_name[name].file_name).name or f"{name}.jpg")))
         else:
-            chosen.append((image, files[name]))
+            chosen.append((image, by_name[name]))
     return chosen
 
 
 def _choose_by_folder(
-    root: Path, config: DataConfig, split: Split, files: dict[str, VocFile], problems: Problems, folders: Folders
+    root: Path, config: DataConfig, split: Split, files: Sequence[VocFile], problems: Problems, folders: Folders
 ) -> list[tuple[Path, VocFile]]:
     place = config.train if split == "train" else config.val
-    images = _images_by_stem(_image_folder(root, place, split), folders)
-    pairs = [(_image_of(file, images), file) for file in files.values()]
+    images = _Images(_image_folder(root, place, split), folders)
+    pairs = [(images.of(file), file) for file in files]
     chosen = [(path, file) for path, file in pairs if path is not None]
     annotated = {path for path, _ in chosen}
-    for path in sorted(set(images.values()) - annotated):
+    for path in sorted(set(images.all) - annotated):
         problems.add(NO_XML, str(path), "left out")
     if split == "train":
         _count_orphans(root, config.val, files, {file.path for _, file in chosen}, problems, folders)
     return chosen
 
 
-def _count_orphans(root: Path, val: SplitConfig, files: dict[str, VocFile], taken: set[Path], problems: Problems, folders: Folders) -> None:
+def _count_orphans(root: Path, val: SplitConfig, files: Sequence[VocFile], taken: set[Path], problems: Problems, folders: Folders) -> None:
     """An xml whose image is in neither split's folder cannot say where it belongs; it is held against train."""
     try:
-        others = _images_by_stem(_image_folder(root, val, "val"), folders)
+        others = _Images(_image_folder(root, val, "val"), folders)
     except DataError:  # there is no val split; reading that will tell
         return
-    for file in files.values():
-        if file.path not in taken and _image_of(file, others) is None:
+    for file in files:
+        if file.path not in taken and others.of(file) is None:
             problems.add_bad_image(MISSING, f"image of {file.path}")
 
 
-def _images_by_stem(folder: Path, folders: Folders) -> dict[str, Path]:
-    names = sorted(name for name in folders.names(folder) if Path(name).suffix.lower() in IMAGE_SUFFIXES)
-    return {Path(name).stem: folder / name for name in names}
+class _Images:
+    """The image files of a folder."""
+
+    def __init__(self, folder: Path, folders: Folders) -> None:
+        names = sorted(name for name in folders.names(folder) if Path(name).suffix.lower() in IMAGE_SUFFIXES and not is_hidden(name))
+        self.all = [folder / name for name in names]
+        self._by_name = {_plain(path.name): path for path in self.all}
+        self._by_stem: dict[str, list[Path]] = {}
+        for path in self.all:
+            self._by_stem.setdefault(_plain(path.stem), []).append(path)
+
+    def of(self, file: VocFile) -> Path | None:
+        """That of an xml. Only names that the listing has are taken, so an xml cannot lead out of the folder. The xml's own name comes
+        first, because tools leave a `filename` without suffix, or of before a renaming; of `1.jpg` and `1.png` it says which."""
+        own = self._by_stem.get(_plain(file.path.stem), [])
+        named = self._by_name.get(_plain(PurePosixPath(file.file_name.replace("\\", "/")).name))
+        if named is not None and (named in own or not own):
+            return named
+        if own:
+            return own[0]
+        return self._by_name.get(_plain(file.path.stem)) or next(iter(self._by_stem.get(_plain(Path(file.file_name).stem), [])), None)
 
 
-def _image_of(file: VocFile, images: dict[str, Path]) -> Path | None:
-    # Only names that the listing has are taken, so an xml cannot lead out of the folder. The xml's own name
-    # comes first, because tools leave a `filename` without suffix, or of before a renaming.
-    return images.get(file.path.stem) or images.get(Path(file.file_name).stem)
+def _plain(name: str) -> str:
+    """A name in one form, whatever system wrote it."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _image(number: int, path: Path, file: VocFile, positions: dict[str, int], problems: Problems) -> RawImage:

@@ -5,9 +5,12 @@ text files that list images, one path in each line, relative to the list), `name
 optionally `nc`, which must then agree. Label files: the image path's last `images` component becomes `labels` (without
 one, the label lies beside the image) and the suffix `.txt`; an image without a label file is a background image.
 
-Values are fractions of the image's sides. Rows of more than five values are outlines `class x1 y1 x2 y2 ...`, of which the
-bounding box is taken. Image ids are 1..N in sorted path order, and a missing image keeps its number. Category ids are the
-class number + 1, as the COCO form of the same data set usually has them.
+Values are fractions of the image's sides. Class names are the texts that stand in the yaml (`yes`, `010`), however YAML would read them.
+Longer rows: with `kpt_shape: [K, D]` in the yaml a box and K keypoints of D values, of which the box is taken; a box and one value
+(confidence), or two the last of which is no fraction (confidence and track), of which the box is taken and told; otherwise an outline
+`class x1 y1 x2 y2 ...` (oriented boxes and masks), of which the bounding box is taken. Where all outlines of a split could be boxes
+with keypoints as well, it is refused, because nothing says which they are. Image ids are 1..N in sorted path order, and a missing image
+keeps its number. Category ids are the class number + 1, as the COCO form of the same data set usually has them.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from gai_yolo.data.check import (
     build_index,
     expand,
     images_under,
+    is_hidden,
     is_text,
     read_annotations,
     read_text,
@@ -42,6 +46,56 @@ LOOKED_FOR = "data.yaml, or a single other *.yaml with `names` and `train`"
 UNPARSABLE_ROW = "unparsable label row"
 NO_LABELS = "no label file at all"
 UNREADABLE_LABELS = "unreadable label file"
+NO_IMAGE = "label file without an image"
+NO_LABELS_OF_IMAGES = frozenset({"classes.txt", "train.txt", "val.txt", "test.txt", "README.txt"})
+"""What tools leave among the labels."""
+MORE_COLUMNS = "label row with a confidence or track"
+INSIDE = 0.02
+"""Fraction of the image by which keypoints may lie outside their box."""
+
+
+class Rows:
+    """How the label rows of a split are to be read, and what they turned out to be.
+
+    Args:
+        num_keypoints: values of a row's keypoints, 0 if it has none; None if the yaml does not say.
+    """
+
+    def __init__(self, num_classes: int, num_keypoints: int | None) -> None:
+        self.num_classes, self.num_keypoints = num_classes, num_keypoints
+        self.num_outlines = self.num_doubtful = 0
+        self.first_doubtful = ""
+
+    def corners(self, values: list[float], record: str, problems: Problems) -> tuple[float, float, float, float] | None:
+        """The box of a row, xyxy; None if there is none to be had."""
+        length = len(values)
+        if length == 4 or (self.num_keypoints is not None and length == 4 + self.num_keypoints):
+            return _box(values)
+        if self.num_keypoints is not None:
+            return None
+        if length == 5 or (length == 6 and values[5] > 1 and values[5].is_integer()):
+            problems.add(MORE_COLUMNS, record, "its box taken")
+            return _box(values)
+        doubtful = length > 8 and any(_are_keypoints(values, dimensions) for dimensions in (2, 3))
+        if doubtful:
+            self.num_doubtful += 1
+            self.first_doubtful = self.first_doubtful or record
+        if length < 6 or length % 2:
+            return _box(values) if doubtful else None
+        self.num_outlines += 1
+        return _bounding_box(values)
+
+    def check(self, source: Path) -> None:
+        """Refuse what may be one thing as well as the other.
+
+        Raises:
+            DataError: naming the first such row.
+        """
+        if self.num_doubtful and self.num_doubtful >= self.num_outlines:
+            raise DataError(
+                f"{self.first_doubtful}: may be a box with keypoints or an outline; write `kpt_shape: [K, 2 or 3]` into {source}, or give "
+                "each row four numbers."
+            )
 
 
 def read_yolo(source: Path, config: DataConfig, split: Split, folders: Folders) -> Index:
@@ -58,10 +112,15 @@ def read_yolo(source: Path, config: DataConfig, split: Split, folders: Folders) 
     categories = _categories(content, source)
     root = _root(content, source)
     given = str(root / expand(place.images)) if place.images is not None else content.get(split)
-    paths = _image_paths(given, root, split, source, folders.doubt)
     problems = Problems()
-    images = [_image(number, path, len(categories), folders, problems) for number, path in enumerate(paths, start=1)]
-    if paths and not any(folders.holds(label_path(path)) for path in paths):
+    paths = _image_paths(given, root, split, source, folders, problems)
+    rows = Rows(len(categories), _keypoints(content, source))
+    images = [_image(number, path, rows, folders, problems) for number, path in enumerate(paths, start=1)]
+    rows.check(source)
+    entries: list[Any] = given if isinstance(given, list) else [given]
+    if all(_locate(entry, root, split, source).is_dir() for entry in entries):  # a list may choose among images
+        _count_unused(images, folders, problems)
+    if paths and not any(folders.holds(_label_file(path, folders)) for path in paths):
         problems.add(NO_LABELS, f"looked for {label_path(paths[0])}", "all images taken as background")
     return build_index(f"{source} ({split})", categories, images, problems, config.max_bad_fraction, folders)
 
@@ -101,7 +160,7 @@ def _describes_data(path: Path, doubt: Doubt) -> bool:
 def _load(source: Path, doubt: Doubt) -> dict[str, Any]:
     text = read_text(source, "data set description", doubt)
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, yaml.BaseLoader)  # all scalars are texts
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{source}, line {mark.line + 1}" if mark else str(source)
@@ -114,14 +173,31 @@ def _load(source: Path, doubt: Doubt) -> dict[str, Any]:
 def _categories(content: dict[str, Any], source: Path) -> tuple[Category, ...]:
     names = content.get("names")
     if isinstance(names, dict):
-        if set(names) != set(range(len(names))):
+        numbered = {_number(key): name for key, name in names.items()}
+        if set(numbered) != set(range(len(names))):
             raise DataError(f"{source}: `names` must be numbered 0 to {len(names) - 1} without gaps; correct the numbers.")
-        names = [names[number] for number in range(len(names))]
-    if not isinstance(names, list) or not names or not all(is_text(name) or isinstance(name, (int, float)) for name in names):
+        names = [numbered[number] for number in range(len(names))]
+    if not isinstance(names, list) or not names or not all(map(is_text, names)):
         raise DataError(f"{source}: `names` must be a list (or numbered dict) of class names; add it.")
-    if content.get("nc", len(names)) != len(names):
-        raise DataError(f"{source}: `nc` is {content['nc']!r} but `names` has {len(names)} classes; make them agree.")
-    return tuple(Category(number + 1, str(name)) for number, name in enumerate(names))
+    if "nc" in content and _number(content["nc"]) != len(names):
+        raise DataError(f"{source}: `nc` is {content['nc']} but `names` has {len(names)} classes; make them agree.")
+    return tuple(Category(number + 1, name) for number, name in enumerate(names))
+
+
+def _number(text: Any) -> int | None:
+    """A whole number that is written so."""
+    return int(text) if isinstance(text, str) and text.isascii() and text.isdigit() else None
+
+
+def _keypoints(content: dict[str, Any], source: Path) -> int | None:
+    shape = content.get("kpt_shape")
+    if shape is None:
+        return None
+    numbers = [_number(one) for one in shape] if isinstance(shape, list) else []
+    match numbers:
+        case [int(points), (2 | 3) as dimensions]:
+            return points * dimensions
+    raise DataError(f"{source}: `kpt_shape` must be [number of keypoints, 2 or 3]; correct it.")
 
 
 def _root(content: dict[str, Any], source: Path) -> Path:
@@ -134,13 +210,13 @@ def _root(content: dict[str, Any], source: Path) -> Path:
     return root
 
 
-def _image_paths(given: Any, root: Path, split: Split, source: Path, doubt: Doubt) -> list[Path]:
+def _image_paths(given: Any, root: Path, split: Split, source: Path, folders: Folders, problems: Problems) -> list[Path]:
     entries: Sequence[Any] = given if isinstance(given, list) else [given]
     if not entries or not all(isinstance(entry, str) and entry for entry in entries):
         raise DataError(f"{source}: `{split}` must be a folder, a list of folders, or a text file that lists images; add it.")
     paths: set[Path] = set()
     for entry in entries:
-        paths.update(_images_of(_locate(entry, root, split, source), doubt))
+        paths.update(_images_of(_locate(entry, root, split, source), folders, problems))
     return sorted(paths)
 
 
@@ -154,16 +230,35 @@ def _locate(entry: str, root: Path, split: Split, source: Path) -> Path:
     raise DataError(f"{source}: `{split}` leads to {path}, which is not there; correct `{split}` or `path`.")
 
 
-def _images_of(path: Path, doubt: Doubt) -> list[Path]:
+def _images_of(path: Path, folders: Folders, problems: Problems) -> list[Path]:
     if path.is_dir():
-        return images_under(path, doubt)
+        return images_under(path, folders.doubt, problems)
     # The list is the user's own file: absolute paths in it are usual, so it may point anywhere.
-    lines = (line.strip() for line in read_text(path, "list of images", doubt).replace("\0", "").splitlines())
-    return [path.parent / line for line in lines if line]
+    lines = (line.strip() for line in read_text(path, "list of images", folders.doubt).replace("\0", "").splitlines())
+    return [folders.spelled(path.parent / line) for line in lines if line]
 
 
-def _image(number: int, path: Path, num_classes: int, folders: Folders, problems: Problems) -> RawImage:
-    labels = label_path(path)
+def _label_file(image: Path, folders: Folders) -> Path:
+    """Where an image's labels lie, under whatever form of the name; where they would, if there are none."""
+    usual = folders.spelled(label_path(image))
+    upper = usual.with_suffix(".TXT")
+    return upper if not folders.holds(usual) and folders.holds(upper) else usual
+
+
+def _count_unused(images: Sequence[RawImage], folders: Folders, problems: Problems) -> None:
+    """Count label files beside those of the images that belong to none of them."""
+    used: dict[Path, set[str]] = {}
+    for image in images:
+        labels = _label_file(image.path, folders)
+        used.setdefault(labels.parent, set()).add(labels.name)
+    for folder, names in used.items():
+        for name in sorted(folders.names(folder) - names - NO_LABELS_OF_IMAGES):
+            if name.lower().endswith(".txt") and not is_hidden(name):
+                problems.add(NO_IMAGE, str(folder / name), "not used")
+
+
+def _image(number: int, path: Path, rows: Rows, folders: Folders, problems: Problems) -> RawImage:
+    labels = _label_file(path, folders)
     image = RawImage(number, path, f"{labels}, line", fractions=True)
     if not folders.holds(labels):
         return image
@@ -174,29 +269,50 @@ def _image(number: int, path: Path, num_classes: int, folders: Folders, problems
         return image
     for line_number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
-            _append_row(image, line, line_number, num_classes, problems)
+            _append_row(image, line, line_number, rows, problems)
     return image
 
 
-def _append_row(image: RawImage, line: str, number: int, num_classes: int, problems: Problems) -> None:
+def _append_row(image: RawImage, line: str, number: int, rows: Rows, problems: Problems) -> None:
     try:
         first, *values = map(float, line.split())
         position = int(first)
     except (ValueError, OverflowError):
         first, position, values = 0.5, 0, []
-    outline = len(values) >= 6 and len(values) % 2 == 0
-    if position != first or not (len(values) == 4 or outline):
-        problems.add(UNPARSABLE_ROW, f"{image.where} {number}", "skipped")
-    elif not 0 <= position < num_classes:
-        problems.add(UNKNOWN_CLASS, f"{image.where} {number} (class {position})", "skipped")
+    record = f"{image.where} {number}"
+    corners = rows.corners(values, record, problems) if position == first else None
+    if corners is None:
+        problems.add(UNPARSABLE_ROW, record, "skipped")
+    elif not 0 <= position < rows.num_classes:
+        problems.add(UNKNOWN_CLASS, f"{record} (class {position})", "skipped")
     else:
-        image.boxes.append(RawBox(_corners(values), position, number))
+        outline = () if corners == _box(values) else tuple(values)
+        image.boxes.append(RawBox(corners, position, number, outline=outline))
 
 
-def _corners(values: list[float]) -> tuple[float, float, float, float]:
-    if len(values) == 4:
-        cx, cy, width, height = values
-        return cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2
+def _are_keypoints(values: list[float], dimensions: int) -> bool:
+    """Whether what follows the first four could be points in the box that these are."""
+    points = values[4:]
+    if len(points) % dimensions or not all(map(math.isfinite, values)):
+        return False
+    x1, y1, x2, y2 = _box(values)
+    seen = [points[place : place + dimensions] for place in range(0, len(points), dimensions)]
+    return all(
+        # A point that is not labelled is written as zeros.
+        (not any(point))
+        or (
+            x1 - INSIDE <= point[0] <= x2 + INSIDE and y1 - INSIDE <= point[1] <= y2 + INSIDE and (dimensions == 2 or point[2] in (0, 1, 2))
+        )
+        for point in seen
+    )
+
+
+def _box(values: list[float]) -> tuple[float, float, float, float]:
+    cx, cy, width, height = values[:4]
+    return cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2
+
+
+def _bounding_box(values: list[float]) -> tuple[float, float, float, float]:
     xs, ys = values[0::2], values[1::2]
     if not all(map(math.isfinite, values)):  # min and max would pass over a NaN that is not first
         return math.nan, math.nan, math.nan, math.nan

@@ -152,7 +152,7 @@ class Reporter:
             if picture is None:
                 continue
             drawn = self._comparison(picture, position, found[record.image_id])
-            name = f"{record.image_id}_{record.path.stem}"
+            name = f"{record.image_id}_{record.path.stem}".encode(errors="replace").decode()  # it need not be text
             write_image(self.folder.predictions / f"{name}.jpg", drawn)
             if self.tensorboard:
                 self.tensorboard.image(step, f"Predictions/{name}", drawn)

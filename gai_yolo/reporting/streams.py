@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
@@ -19,7 +20,11 @@ class Forgiving:
     def write(self, text: str) -> int:
         """As of any text stream."""
         with contextlib.suppress(OSError):
-            return self._stream.write(text)
+            try:
+                return self._stream.write(text)
+            except UnicodeEncodeError:  # a file's name that is no text, or a terminal that knows few letters
+                encoding = self._stream.encoding or "ascii"
+                self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -39,7 +44,14 @@ class Forgiving:
 def forgive_lost_streams() -> None:
     """Let this process's output fail without a trace, for the rest of its life. Otherwise a job whose ssh session drops would end with
     an error while it says that it saves its state, and Python's own last flush would change its exit code."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free one; else a file of this program would, and be written to
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is not None and not isinstance(stream, Forgiving):
+        if stream is None:
+            stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123  # for the rest of this process's life
+        if not isinstance(stream, Forgiving):
             setattr(sys, name, cast(TextIO, Forgiving(stream)))

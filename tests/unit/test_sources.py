@@ -246,7 +246,7 @@ def test_configured_places_win_and_wrong_ones_are_named(tmp_path: Path) -> None:
     """Loss prevented: the usual file trained on although another one was asked for."""
     write_coco(tmp_path, good_json())
     other = good_json()
-    other["annotations"] = other["annotations"][:1]
+    other["annotations"] = other["annotations"][1:2]
     (tmp_path / "my.json").write_text(json.dumps(other))
     place = SplitConfig(annotations=Path("my.json"), images=Path("images/train"))
     index = load_index(DataConfig(path=tmp_path, train=place), "train")
