@@ -39,6 +39,8 @@ OTHER_SUFFIXES = frozenset(
 """Of pictures that OpenCV does not decode, not everywhere or not as one picture."""
 
 Image.MAX_IMAGE_PIXELS = None  # only headers are read with it; what can be decoded is up to OpenCV
+ORIENTATION, SIDES_CHANGE = 0x0112, 5
+"""EXIF's tag, and from which of its values on width and height change places."""
 MOST_PIXELS, LONGEST_SIDE = 2**30, 2**20
 """What OpenCV decodes."""
 MIN_SIDE = 1e-3
@@ -54,6 +56,7 @@ UNREADABLE = "image unreadable"
 TOO_LARGE = "image with more pixels than OpenCV decodes"
 UNOPENED = "image file cannot be opened"
 OTHER_SIZE = "image size differs from the annotation"
+TURNED = "image that its EXIF data turns"
 OUTSIDE = "box outside the image"
 DEGENERATE = "box without area"
 NOT_FINITE = "box with a number that is not finite"
@@ -330,33 +333,69 @@ def build_index(
     return Index(source, tuple(categories), tuple(records), problems.freeze())
 
 
-def image_size(path: Path, doubt: Doubt) -> tuple[int, int] | str:
-    """Width and height from the file's header, as stored (no EXIF rotation), or what is wrong with it: `UNREADABLE`,
-    `TOO_LARGE`, or `UNOPENED` where the reason is beside the file.
+class Header(NamedTuple):
+    """What the beginning of an image file says."""
+
+    width: int
+    height: int
+    """As stored."""
+    orientation: int = 1
+    """1 to 8: how the stored pixels are to be turned before a person looks at them."""
+
+
+def image_size(path: Path, doubt: Doubt) -> Header | str:
+    """What a file's header says, or what is wrong with it: `UNREADABLE`, `TOO_LARGE`, or `UNOPENED` where the reason is beside the file.
 
     Raises:
         CannotRead: the disk or the network fails.
     """
 
-    def look() -> tuple[int, int]:
+    def look() -> Header:
         with reading.open_file(path) as file:
             try:
                 with Image.open(file, formats=_FORMATS) as image:
-                    return image.size
+                    return Header(*image.size, _orientation(image))
             except OSError as error:
                 if error.errno is not None:
                     raise
-                return 0, 0  # Pillow's own, of what is in the file
+                return Header(0, 0)  # Pillow's own, of what is in the file
             except (ValueError, SyntaxError, EOFError, OverflowError, struct.error, Image.DecompressionBombError):
-                return 0, 0
+                return Header(0, 0)
 
     try:
-        width, height = patiently(look, path, doubt)
+        header = patiently(look, path, doubt)
     except (OSError, ValueError):
         return UNOPENED
+    width, height, _ = header
     if width * height > MOST_PIXELS or max(width, height) > LONGEST_SIDE:
         return TOO_LARGE
-    return (width, height) if width > 0 and height > 0 else UNREADABLE
+    return header if width > 0 and height > 0 else UNREADABLE
+
+
+def _orientation(image: Image.Image) -> int:
+    data = image.info.get("exif")  # what stands before the pixels; Pillow's getexif() decodes a whole PNG for what may stand behind them
+    if not isinstance(data, bytes) or image.format == "TIFF":
+        return 1
+    exif = Image.Exif()
+    try:
+        exif.load(data)
+        value = exif.get(ORIENTATION, 1)
+    except (OSError, ValueError, SyntaxError, EOFError, OverflowError, struct.error, LookupError, TypeError):
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _as_seen(image: RawImage, header: Header, problems: Problems) -> Header:
+    """What the annotator saw: the annotated size tells, if it can; else the image upright, as every viewer shows it."""
+    width, height, orientation = header
+    if orientation == 1:
+        return header
+    changes, told = orientation >= SIDES_CHANGE, image.size
+    if changes and told is not None and told[0] != told[1] and width != height and (told[0] > told[1]) == (width > height):
+        problems.add(TURNED, str(image.path), "not turned, as its annotated size wants it")
+        return Header(width, height)
+    problems.add(TURNED, str(image.path), "turned upright, which its boxes refer to")
+    return Header(height, width, orientation) if changes else header
 
 
 def _each_once(images: Sequence[RawImage], folders: Folders, problems: Problems) -> list[RawImage]:
@@ -381,9 +420,9 @@ def _refuse_bad_images(source: str, total: int, problems: Problems, max_bad_frac
         )
 
 
-def _checked(image: RawImage, size: tuple[int, int], problems: Problems) -> ImageRecord:
-    width, height = size
-    if image.size is not None and image.size != size:
+def _checked(image: RawImage, header: Header, problems: Problems) -> ImageRecord:
+    width, height, orientation = _as_seen(image, header, problems)
+    if image.size is not None and image.size != (width, height):
         problems.add(OTHER_SIZE, f"{image.path}: {image.size[0]:g} x {image.size[1]:g}, really {width} x {height}", "real size used")
     scale = (width, height, width, height) if image.fractions else (1, 1, 1, 1)
     kept: list[tuple[RawBox, list[float]]] = []
@@ -408,6 +447,7 @@ def _checked(image: RawImage, size: tuple[int, int], problems: Problems) -> Imag
         [box.position for box, _ in kept],
         [box.crowd for box, _ in kept],
         areas,
+        orientation,
     )
 
 

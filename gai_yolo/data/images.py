@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from gai_yolo.data.check import expand
+from gai_yolo.data.check import SIDES_CHANGE, expand
 from gai_yolo.data.index import ImageRecord
 from gai_yolo.data.reading import patiently, read_file
 from gai_yolo.errors import DataError, refused_by
@@ -45,7 +45,7 @@ def fitted_size(record: ImageRecord, image_size: int) -> tuple[int, int]:
 def decode(record: ImageRecord, image_size: int, patience: float | None = None) -> Image | None:
     """Read and resize an image so that its longer side is `image_size`; None where its bytes were read and cannot be decoded.
 
-    EXIF orientation is ignored, because annotations refer to the pixels as stored.
+    Turned as the index says, which has decided what the annotations refer to.
 
     Raises:
         CannotRead: the bytes cannot be had, for `patience` seconds (None: `reading.PATIENCE`).
@@ -61,10 +61,32 @@ def decode(record: ImageRecord, image_size: int, patience: float | None = None) 
     if image is None:
         return None
     height, width = fitted_size(record, image_size)
+    if record.orientation >= SIDES_CHANGE:
+        height, width = width, height
     if image.shape[:2] != (height, width):
         shrinks = height * width < image.shape[0] * image.shape[1]
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return _as_image(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+    return _as_image(turned(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), record.orientation))
+
+
+def turned(image: Any, orientation: int) -> Any:
+    """An image as EXIF's orientation (1 to 8; CIPA DC-008, 4.6.5) wants it to be seen."""
+    match orientation:
+        case 2:
+            return cv2.flip(image, 1)
+        case 3:
+            return cv2.rotate(image, cv2.ROTATE_180)
+        case 4:
+            return cv2.flip(image, 0)
+        case 5:
+            return cv2.transpose(image)
+        case 6:
+            return cv2.rotate(image, cv2.ROTATE_90_CLOCKWISE)
+        case 7:
+            return cv2.rotate(cv2.transpose(image), cv2.ROTATE_180)
+        case 8:
+            return cv2.rotate(image, cv2.ROTATE_90_COUNTERCLOCKWISE)
+    return image
 
 
 class ImageSource:
@@ -113,8 +135,9 @@ class ImageSource:
 
     def _from_disk(self, record: ImageRecord, folder: Path) -> Image | None:
         stat = patiently(record.path.stat, record.path)
-        key = f"{record.path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino} {stat.st_ctime_ns} {self.image_size}"
-        cached = folder / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
+        file = f"{record.path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino} {stat.st_ctime_ns}"
+        key = f"{file} {self.image_size} {record.orientation}"
+        cached = folder / f"{hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()}.npy"
         try:
             return unpack_image(cached.read_bytes())
         except (OSError, ValueError, EOFError):

@@ -28,13 +28,15 @@ class ImageRecord:
     width: int
     height: int
     boxes: NDArray[np.float32]
-    """(N, 4) xyxy in pixels of the file as stored (EXIF orientation is not applied)."""
+    """(N, 4) xyxy in pixels of the image as its annotator saw it."""
     classes: NDArray[np.int64]
     """(N,) positions in `Index.categories`."""
     crowd: NDArray[np.bool_]
     """(N,) True for regions that stand for many objects: ignored in training, matched specially in evaluation."""
     areas: NDArray[np.float32]
     """(N,) object area in pixels^2 as annotated (a mask's area where there is one); COCO's size classes use it."""
+    orientation: int = 1
+    """How the stored pixels are to be turned (EXIF's numbers, 1 to 8) before they are what width, height and boxes refer to."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class Index:
         hasher = hashlib.sha256(repr([(c.id, c.name) for c in self.categories]).encode())
         for image in self.images:
             hasher.update(f"{image.image_id} {image.path.name} {image.width}x{image.height}".encode(errors="surrogateescape"))
+            if image.orientation != 1:
+                hasher.update(f" turned {image.orientation}".encode())
             for array in (image.boxes, image.classes, image.crowd):
                 hasher.update(np.ascontiguousarray(array).tobytes())
         return hasher.hexdigest()
@@ -94,6 +98,7 @@ def make_record(
     classes: Sequence[int],
     crowd: Sequence[bool] | None = None,
     areas: Sequence[float] | None = None,
+    orientation: int = 1,
 ) -> ImageRecord:
     """Build a record from plain lists; areas default to the boxes' own."""
     array = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
@@ -107,4 +112,5 @@ def make_record(
         np.asarray(classes, dtype=np.int64).reshape(-1),
         np.asarray(crowd if crowd is not None else [False] * len(array), dtype=np.bool_),
         np.asarray(areas if areas is not None else own, dtype=np.float32),
+        orientation,
     )

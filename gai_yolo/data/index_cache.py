@@ -59,10 +59,9 @@ def cached(config: DataConfig, split: Split, read: Callable[[], Index]) -> Index
 
 
 def is_whole(index: Index, roots: Sequence[Path]) -> bool:
-    """Whether the key would see any change of what an index follows from: not of images elsewhere, to which a description or a linked
-    folder may lead, nor when a file can be opened that could not be."""
-    real = [root.resolve() for root in roots]
-    within = all(any(folder.resolve().is_relative_to(root) for root in real) for folder in {image.path.parent for image in index.images})
+    """Whether the key would see any change of what an index follows from: not of images elsewhere, to which a description may lead, nor
+    when a file can be opened that could not be."""
+    within = all(any(folder.is_relative_to(root) for root in roots) for folder in {image.path.parent for image in index.images})
     return within and not any(problem.kind == UNOPENED for problem in index.problems)
 
 
@@ -114,7 +113,7 @@ def pack(index: Index) -> bytes:
     np.savez(
         stream,
         described=np.frombuffer(json.dumps(described).encode(), dtype=np.uint8),
-        numbers=np.array([(i.image_id, i.width, i.height, len(i.boxes)) for i in images], dtype=np.int64).reshape(-1, 4),
+        numbers=np.array([(i.image_id, i.width, i.height, i.orientation, len(i.boxes)) for i in images], dtype=np.int64).reshape(-1, 5),
         boxes=np.concatenate([image.boxes for image in images]),
         classes=np.concatenate([image.classes for image in images]),
         crowd=np.concatenate([image.crowd for image in images]),
@@ -130,15 +129,15 @@ def unpack(data: bytes) -> Index:
     described: dict[str, Any] = json.loads(parts["described"].tobytes())
     if described["format"] != FORMAT:
         raise ValueError("another format")
-    ends = np.cumsum(parts["numbers"][:, 3])[:-1]
+    ends = np.cumsum(parts["numbers"][:, 4])[:-1]
     arrays = [np.split(parts[name], ends) for name in ("boxes", "classes", "crowd", "areas")]
     rows = zip(parts["numbers"].tolist(), described["paths"], *arrays, strict=True)
     return Index(
         source=described["source"],
         categories=tuple(Category(number, name) for number, name in described["categories"]),
         images=tuple(
-            ImageRecord(image_id, Path(path), width, height, boxes, classes, crowd, areas)
-            for (image_id, width, height, _), path, boxes, classes, crowd, areas in cast(Any, rows)
+            ImageRecord(image_id, Path(path), width, height, boxes, classes, crowd, areas, orientation)
+            for (image_id, width, height, orientation, _), path, boxes, classes, crowd, areas in cast(Any, rows)
         ),
         problems=tuple(Problem(*problem) for problem in described["problems"]),
     )

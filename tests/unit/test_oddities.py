@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from gai_yolo.config import load_config
+from gai_yolo.data.images import ImageSource
 from gai_yolo.data.index import Index
 from gai_yolo.data.sources import load_index, load_indexes
 from gai_yolo.errors import DataError
@@ -94,6 +95,57 @@ def test_a_mask_that_may_be_keypoints_among_others_that_cannot_is_a_mask(tmp_pat
     doubtful, plain = f"{ROW} 0.3 0.3 0.4 0.4 0.35 0.35", "0 0.1 0.1 0.9 0.1 0.9 0.9 0.5 0.95 0.1 0.9"
     train, _ = load_indexes(write_yolo(tmp_path / "data", {"1": doubtful, "2": f"{plain}\n0 0.2 0.1 0.9 0.1 0.9 0.9 0.5 0.95 0.1 0.9"}))
     assert len(train.images[0].boxes) == 1 and len(train.images[1].boxes) == 2
+
+
+def turned_back(picture: Image.Image, orientation: int) -> Image.Image:
+    """As a camera stores it that was held so."""
+    moves = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # of PIL.Image.Transpose; those of 6 and 8 undo each other
+    return picture if orientation == 1 else picture.transpose(Image.Transpose(moves[orientation]))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_refer_to_what_the_annotator_saw(orientation: int, suffix: str, tmp_path: Path) -> None:
+    """Loss: a phone's pictures are learned lying on their side, with boxes that stand."""
+    config = write_yolo(tmp_path / "data", {"1": ROW})
+    seen = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    seen[12:24, 16:32] = (250, 20, 20)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for split in ("train", "val"):
+        (tmp_path / "data" / "images" / split / "1.jpg").unlink()
+        path = tmp_path / "data" / "images" / split / f"1.{suffix}"
+        turned_back(Image.fromarray(seen), orientation).save(path, exif=exif)
+        assert np.abs(np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB")).astype(int) - seen).mean() < 9
+    train, _ = load_indexes(config)
+    (record,) = train.images
+    assert (record.width, record.height, record.boxes.tolist()) == (WIDTH, HEIGHT, [BOX])
+    for cache in ("none", "ram", "disk"):
+        image = ImageSource([record], WIDTH, cache, tmp_path / "cache").load(0)
+        assert image is not None and np.abs(image.astype(int) - seen).mean() < 9
+    assert counted(train) == ({} if orientation == 1 else {"image that its EXIF data turns": 1})
+
+
+def test_an_annotated_size_says_whether_boxes_are_of_the_pixels_as_stored(tmp_path: Path) -> None:
+    """Loss: boxes of COCO's own images, whose sizes are those of the pixels, are turned away from their objects."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for split, size in (("train", (WIDTH, HEIGHT)), ("val", (HEIGHT, WIDTH))):
+        write_image(tmp_path / "images" / split / "1.jpg")
+        Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "images" / split / "1.jpg", exif=exif)
+        content = {
+            "images": [{"id": 1, "file_name": "1.jpg", "width": size[0], "height": size[1]}],
+            "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [16, 12, 16, 12]}],
+            "categories": [{"id": 1, "name": "a"}],
+        }
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        (tmp_path / "annotations" / f"{split}.json").write_text(json.dumps(content))
+    train, val = load_indexes(DataConfig(path=tmp_path, cache_folder=tmp_path / "cache"))
+    assert [(one.images[0].width, one.images[0].height, one.images[0].orientation) for one in (train, val)] == [(64, 48, 1), (48, 64, 6)]
+    assert [one.problems[0].action for one in (train, val)] == [
+        "not turned, as its annotated size wants it",
+        "turned upright, which its boxes refer to",
+    ]
 
 
 def test_a_box_that_is_written_twice_counts_once(tmp_path: Path) -> None:

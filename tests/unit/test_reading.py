@@ -200,7 +200,7 @@ def test_index_waits_for_the_disk_and_skips_no_image(error: int, write_images: W
         return path.open("rb")
 
     monkeypatch.setattr(reading, "open_file", open_file)
-    assert image_size(record.path, Doubt()) == (record.width, record.height) and failures == []
+    assert image_size(record.path, Doubt()) == (record.width, record.height, 1) and failures == []
     monkeypatch.setattr(reading, "PATIENCE", 0.2)
     failures += [error] * 100
     with pytest.raises(CannotRead):
