@@ -12,9 +12,10 @@ from typing import Any
 
 from gai_yolo.assembly import announce, assemble, make_loaders, make_plan, make_state
 from gai_yolo.config import Config
+from gai_yolo.data.images import check_decodable
 from gai_yolo.data.index import Index
 from gai_yolo.data.reading import CannotRead
-from gai_yolo.data.sources import load_indexes
+from gai_yolo.data.sources import BUILT_IN, load_indexes
 from gai_yolo.elastic import outcome, quick_torch
 from gai_yolo.elastic.goodput import Recorder, process_started
 from gai_yolo.elastic.metadata import CloudWatch
@@ -253,7 +254,10 @@ def go_on(
     tell_if_far_ahead(site, found, plan.steps_per_epoch)
     recipe = make_recipe(config.training, len(indexes[0].categories), plan.steps_per_epoch)
     make = partial(make_state, config, recipe, len(indexes[0].categories), site, found)
-    state = make() if found is None else None  # weights that are refused are refused before any process begins to work
+    state = None
+    if found is None:  # what can be refused is refused before any process begins to work
+        state = make()
+        site.world.from_first(lambda: check_images(config, indexes))
     loaders = make_loaders(config, indexes, plan, site, found, closing)
     state = state or make()  # while the loaders work
     if found is not None and judges_anew(found, identity):
@@ -267,6 +271,13 @@ def go_on(
     else:
         site.world.from_first(lambda: renew_best(site, state.best_since))
     return state
+
+
+def check_images(config: Config, indexes: tuple[Index, Index]) -> None:
+    """Refuse splits whose images cannot be decoded. On rank 0 only: all nodes have the same."""
+    if config.data.path != BUILT_IN:
+        for index in indexes:
+            check_decodable(index, config.data.image_size, config.data.max_bad_fraction)
 
 
 def is_on_disk(state: TrainingState) -> bool:

@@ -59,7 +59,8 @@ class DataConfig(Section):
     val: SplitConfig = SplitConfig()
     """Where the validation split lies, if not in a usual place."""
     max_bad_fraction: Fraction = 0.1
-    """Share of missing or unreadable images that is skipped and counted; beyond it the data set is refused."""
+    """Share of missing or unreadable images that is skipped and counted; beyond it the data set is refused. Before a training begins up to
+    100 images of a split are decoded, and held to it as well."""
     image_size: int = Field(default=640, ge=64, le=4096, multiple_of=32, json_schema_extra=FIXED)
     """Side of the square network input, in pixels; a multiple of 32, at least 64."""
     workers: int = Field(default=2, ge=0, le=256, json_schema_extra=LOCAL)

@@ -19,10 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gai_yolo.data.check import SIDES_CHANGE, expand
-from gai_yolo.data.index import ImageRecord
+from gai_yolo.data.index import ImageRecord, Index
 from gai_yolo.data.reading import patiently, read_file
 from gai_yolo.errors import DataError, refused_by
 from gai_yolo.machine import available_cores, available_memory
+
+# OpenCV's lines about files that it cannot decode name none of them; this program does.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 Image = NDArray[np.uint8]
 """(H, W, 3) RGB."""
@@ -32,6 +35,8 @@ GREY = 114
 CHECKSUM = struct.Struct("<4xI")
 NO_MEMORY = -4
 """OpenCV's `Error::StsNoMem`."""
+MOST_TRIED = 100
+"""Images of a split that are decoded before a training begins."""
 MEMORY_SHARE = 0.6
 """At most this part of the available memory is given to cached images."""
 
@@ -87,6 +92,24 @@ def turned(image: Any, orientation: int) -> Any:
         case 8:
             return cv2.rotate(image, cv2.ROTATE_90_COUNTERCLOCKWISE)
     return image
+
+
+def check_decodable(index: Index, image_size: int, max_bad_fraction: float) -> None:
+    """Decode some images, all of a small split, before a training begins: their headers may be right, and the rest unreadable.
+
+    Raises:
+        DataError: of those that were decoded more than `max_bad_fraction` cannot be.
+        CannotRead: as `decode`.
+    """
+    positions = np.unique(np.linspace(0, len(index) - 1, min(MOST_TRIED, len(index))).round().astype(int)).tolist()
+    with ThreadPoolExecutor(available_cores()) as pool:
+        images = pool.map(lambda position: decode(index.images[position], image_size) is None, positions)
+        bad = [index.images[position].path for position, is_bad in zip(positions, images, strict=True) if is_bad]
+    if len(bad) > max_bad_fraction * len(positions) or len(bad) == len(positions):
+        raise DataError(
+            f"{index.source}: {len(bad)} of {len(positions)} images that were tried cannot be decoded, more than data.max_bad_fraction = "
+            f"{max_bad_fraction:g} allows (first: {bad[0]}); restore the files, or convert them to jpg or png with 8 bits."
+        )
 
 
 class ImageSource:

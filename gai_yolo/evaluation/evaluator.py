@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ class Evaluation:
     metrics: CocoMetrics
     detections: list[ImageDetections]
     """Of every image on rank 0, empty on the others."""
+    unreadable: list[int]
+    """Ids of images that could not be decoded, sorted; nothing could be found in them, so the metrics leave them out."""
 
 
 class Evaluator:
@@ -62,17 +64,21 @@ class Evaluator:
         """
         sums: dict[int, list[float]] = {}
         detections: list[ImageDetections] = []
+        unreadable: set[int] = set()
         for number, batch in zip(self.loader.numbers, watched(self.loader), strict=True):
             batch_sums, found = self._evaluate(model, batch.to(self.world.device))
             sums[number] = batch_sums.tolist()
             detections += found
-        parts = self.world.gather((sums, detections))
+            unreadable.update(batch.unreadable.tolist())
+        parts = self.world.gather((sums, detections, unreadable))
         # Added up in the order of batches, so that the rounding is the same for every world size.
-        all_sums = {number: row for part, _ in parts for number, row in part.items()}
+        all_sums = {number: row for part, _, _ in parts for number, row in part.items()}
         total = torch.tensor([all_sums[number] for number in sorted(all_sums)], dtype=torch.float64).sum(dim=0)
-        all_detections = [found for _, part in parts for found in part]
-        metrics = self.world.from_first(lambda: coco_metrics(self.index, all_detections))
-        return Evaluation(normalised(total), metrics, all_detections if self.world.is_first else [])
+        all_detections = [found for _, part, _ in parts for found in part]
+        left_out = {image_id for _, _, part in parts for image_id in part}
+        index = replace(self.index, images=tuple(record for record in self.index.images if record.image_id not in left_out))
+        metrics = self.world.from_first(lambda: coco_metrics(index, all_detections))
+        return Evaluation(normalised(total), metrics, all_detections if self.world.is_first else [], sorted(left_out))
 
     def _evaluate(self, model: YOLO12, batch: Batch) -> tuple[Tensor, list[ImageDetections]]:
         height, width = batch.images.shape[-2:]

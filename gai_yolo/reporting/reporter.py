@@ -51,6 +51,7 @@ class Reporter:
         self.folder, self.config, self.index, self.rank = folder, config, index, rank
         self.console, self._open_tensorboard = console, open_tensorboard
         self._unreadable: set[int] = set()
+        self._told_left_out = False
         self._measured = 0
         self._ledger = folder.ledger / f"rank_{rank}.jsonl" if config.ledger else None
         if config.ledger:
@@ -119,6 +120,13 @@ class Reporter:
     def evaluated(self, epoch: int, step: int, evaluation: Evaluation) -> None:
         """The weights after `step` steps were evaluated."""
         metrics = evaluation.metrics
+        if evaluation.unreadable and not self._told_left_out:
+            self._told_left_out = True
+            (first,) = (record.path for record in self.index.images if record.image_id == evaluation.unreadable[0])
+            self.console.warning(
+                f"{len(evaluation.unreadable)} of {len(self.index)} validation images cannot be decoded and are left out of the metrics "
+                f"(first: {first})"
+            )
         self.console.evaluation(epoch, metrics.stats, metrics.per_class, evaluation.losses["total"])
         if self.tensorboard:
             self.tensorboard.evaluation(step, evaluation.losses, metrics.stats, metrics.per_class)

@@ -6,6 +6,7 @@ import json
 import os
 import unicodedata
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,18 @@ import pytest
 from PIL import Image, ImageOps
 
 from gai_yolo.config import load_config
-from gai_yolo.data.images import ImageSource
+from gai_yolo.data.dataset import EvaluationSet
+from gai_yolo.data.images import ImageSource, check_decodable
 from gai_yolo.data.index import Index
+from gai_yolo.data.loader import EvaluationLoader
 from gai_yolo.data.sources import load_index, load_indexes
+from gai_yolo.detector import YOLO12
+from gai_yolo.detector.loss import DetectionLoss
+from gai_yolo.elastic.process import World
 from gai_yolo.errors import DataError
-from gai_yolo.sections import DataConfig
+from gai_yolo.evaluation.coco_metrics import coco_metrics
+from gai_yolo.evaluation.evaluator import Evaluator
+from gai_yolo.sections import DataConfig, EvaluationConfig
 
 WIDTH, HEIGHT = 64, 48
 ROW = "0 0.375 0.375 0.25 0.25"
@@ -326,6 +334,37 @@ def test_xml_in_whatever_encoding_it_names(encoding: str, tmp_path: Path) -> Non
         write_image(path.with_suffix(".jpg"))
     train, _ = load_indexes(config)
     assert train.class_names == [name] and boxes(train) == {"1.jpg": [BOX]}
+
+
+@pytest.mark.parametrize(("bad", "refused"), [(1, False), (2, True), (10, True)])
+def test_what_only_the_decoder_finds_is_held_against_max_bad_fraction(bad: int, refused: bool, tmp_path: Path) -> None:
+    """Loss: a training of days on grey without boxes, because the headers of TIFFs of 32 bits are in order."""
+    config = write_yolo(tmp_path / "data", {str(number): ROW for number in range(10)})
+    for number in range(bad):
+        path = tmp_path / "data" / "images" / "train" / f"{number}.jpg"
+        path.unlink()
+        Image.fromarray(np.zeros((HEIGHT, WIDTH), np.float32)).save(path.with_suffix(".tif"))
+    train, _ = load_indexes(config)
+    assert len(train) == 10
+    if refused:
+        with pytest.raises(DataError, match=rf"{bad} of 10 images that were tried cannot be decoded, .*\(first: .*0\.tif\)"):
+            check_decodable(train, WIDTH, config.max_bad_fraction)
+    else:
+        check_decodable(train, WIDTH, config.max_bad_fraction)
+
+
+def test_a_validation_image_that_cannot_be_decoded_is_left_out_of_the_metrics(tmp_path: Path, world: World) -> None:
+    """Loss: its boxes count as missed, and a data set with damaged files has a worse model."""
+    config = write_yolo(tmp_path / "data", {str(number): ROW for number in range(4)})
+    path = tmp_path / "data" / "images" / "val" / "2.jpg"
+    path.unlink()
+    Image.fromarray(np.zeros((HEIGHT, WIDTH), np.float32)).save(path.with_suffix(".tif"))
+    _, val = load_indexes(config)
+    loader = EvaluationLoader(EvaluationSet(ImageSource(val.images, WIDTH, "none", tmp_path)), 2, 0, 1, 0, False)
+    evaluation = Evaluator(loader, val, DetectionLoss(), world, EvaluationConfig(), "none", False)(YOLO12("n", 1).eval())
+    assert evaluation.unreadable == [3]
+    rest = replace(val, images=tuple(record for record in val.images if record.image_id != 3))
+    assert evaluation.metrics.stats == coco_metrics(rest, evaluation.detections).stats
 
 
 # --- nothing to learn or to measure --------------------------------------------------------------------------------------------------
