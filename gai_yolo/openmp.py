@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import MutableMapping
 
-SPIN_COUNT = 4000
-"""Turns of libgomp's waiting loop, some 0.1 ms. Between two operations of a step threads wait for less, and waking up a sleeping one takes
-as long. Its own 300,000 turns keep a core busy for milliseconds, which whoever else computes there needs: with a busy neighbour the
+SPIN_COUNT = 2000
+"""Turns of libgomp's waiting loop, some 0.05 ms. Between two operations of a step most threads wait for less, and waking up a sleeping one
+takes as long. Its own 300,000 turns keep a core busy for milliseconds, which whoever else computes there needs: with a busy neighbour the
 thread that has work waits behind one that only waits for it. Figures: docs/benchmarks.md."""
 SAID_BY = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Environment variables with which a user says it."""
