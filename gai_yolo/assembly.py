@@ -14,10 +14,11 @@ import yaml
 from gai_yolo.config import Config, fingerprint
 from gai_yolo.data.check import expand
 from gai_yolo.data.dataset import EvaluationSet, TrainingSet
-from gai_yolo.data.images import ImageSource
+from gai_yolo.data.images import ImageSource, check_decodable
 from gai_yolo.data.index import Index
 from gai_yolo.data.loader import EvaluationLoader, TrainingLoader
 from gai_yolo.data.order import Plan
+from gai_yolo.data.sources import BUILT_IN
 from gai_yolo.detector import YOLO12
 from gai_yolo.detector.loss import DetectionLoss
 from gai_yolo.detector.weights import load_weights
@@ -176,6 +177,13 @@ def make_state(config: Config, recipe: Recipe, num_classes: int, site: Site, fou
         except CheckpointError as error:
             raise CheckpointError(f"{found.path}: {error}") from None
     return state
+
+
+def check_images(config: Config, indexes: tuple[Index, Index]) -> None:
+    """Refuse splits whose images cannot be decoded. On rank 0 only: all nodes have the same."""
+    if config.data.path != BUILT_IN:
+        for index in indexes:
+            check_decodable(index, config.data.image_size, config.data.max_bad_fraction)
 
 
 def make_images(config: Config, index: Index, console: Silent) -> ImageSource:

@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from gai_yolo.assembly import announce, assemble, make_loaders, make_plan, make_state
+from gai_yolo.assembly import announce, assemble, check_images, make_loaders, make_plan, make_state
 from gai_yolo.config import Config
-from gai_yolo.data.images import check_decodable
 from gai_yolo.data.index import Index
 from gai_yolo.data.reading import CannotRead
-from gai_yolo.data.sources import BUILT_IN, load_indexes
+from gai_yolo.data.sources import load_indexes
 from gai_yolo.elastic import outcome, quick_torch
 from gai_yolo.elastic.goodput import Recorder, process_started
 from gai_yolo.elastic.metadata import CloudWatch
@@ -271,13 +270,6 @@ def go_on(
     else:
         site.world.from_first(lambda: renew_best(site, state.best_since))
     return state
-
-
-def check_images(config: Config, indexes: tuple[Index, Index]) -> None:
-    """Refuse splits whose images cannot be decoded. On rank 0 only: all nodes have the same."""
-    if config.data.path != BUILT_IN:
-        for index in indexes:
-            check_decodable(index, config.data.image_size, config.data.max_bad_fraction)
 
 
 def is_on_disk(state: TrainingState) -> bool:

@@ -7,11 +7,7 @@ real image sizes, clips boxes and leaves out impossible ones. Everything that wa
 
 from __future__ import annotations
 
-import fnmatch
 import math
-import os
-import struct
-import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,42 +15,24 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from gai_yolo.data import reading
-from gai_yolo.data.index import Category, ImageRecord, Index, Problem, make_record
-from gai_yolo.data.reading import Doubt, patiently, read_file
+from gai_yolo.data.folders import Folders
+from gai_yolo.data.header import SIDES_CHANGE, Header, image_size
+from gai_yolo.data.index import Category, ImageRecord, Index, make_record
+from gai_yolo.data.problems import Problems
+from gai_yolo.data.reading import Doubt, read_file
 from gai_yolo.errors import DataError, refused_by
 from gai_yolo.machine import available_cores
 
 Split = Literal["train", "val"]
 SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid", "validation")}
 """What folders and files of a split are called, the most usual name first (Roboflow writes `valid`)."""
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".pgm", ".ppm", ".pbm", ".pnm"}
-)
-OTHER_SUFFIXES = frozenset(
-    {".avif", ".heic", ".heif", ".gif", ".jp2", ".jxl", ".dng", ".raw", ".cr2", ".nef", ".exr", ".hdr", ".psd", ".svg"}
-)
-"""Of pictures that OpenCV does not decode, not everywhere or not as one picture."""
-
-Image.MAX_IMAGE_PIXELS = None  # only headers are read with it; what can be decoded is up to OpenCV
-ORIENTATION, SIDES_CHANGE = 0x0112, 5
-"""EXIF's tag, and from which of its values on width and height change places."""
-MOST_PIXELS, LONGEST_SIDE = 2**30, 2**20
-"""What OpenCV decodes."""
 MIN_SIDE = 1e-3
 """Pixels; a shorter side is what remains of a mis-click or of rounded fractions, and IoU with it is noise."""
 CLIP_TOLERANCE = 0.5
 """Pixels; written decimals are rounded, so less than this beyond the border is clipped without being counted."""
 
-_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "PPM")
-"""Formats that OpenCV decodes as well; a file that only Pillow understands would fail in the loader."""
-
 MISSING = "image file missing"
-UNREADABLE = "image unreadable"
-TOO_LARGE = "image with more pixels than OpenCV decodes"
-UNOPENED = "image file cannot be opened"
 OTHER_SIZE = "image size differs from the annotation"
 TURNED = "image that its EXIF data turns"
 OUTSIDE = "box outside the image"
@@ -63,7 +41,6 @@ NOT_FINITE = "box with a number that is not finite"
 UNKNOWN_CLASS = "box of an unknown class"
 SAME_BOX = "box that is there twice"
 SAME_IMAGE = "image that is named twice"
-NOT_READ = "file that may be an image, of a kind that is not read"
 
 
 class RawBox(NamedTuple):
@@ -95,161 +72,6 @@ class RawImage:
     """Width and height as annotated, if they are."""
     fractions: bool = False
     """The corners are fractions of the sides (YOLO)."""
-
-
-class Problems:
-    """Counts what is wrong in a split, by kind, and keeps the first example of each."""
-
-    def __init__(self) -> None:
-        self._found: dict[tuple[str, str], tuple[int, str]] = {}
-        self.num_bad_images = 0
-        self.first_bad = ""
-
-    def add(self, kind: str, example: str, action: str) -> None:
-        """Count one; `example` is kept if it is the first of its kind."""
-        count, first = self._found.get((kind, action), (0, example))
-        self._found[kind, action] = (count + 1, first)
-
-    def add_bad_image(self, kind: str, example: str) -> None:
-        """Count one image that cannot be used; these are held against `max_bad_fraction`."""
-        self.add(kind, example, "image skipped")
-        self.num_bad_images += 1
-        self.first_bad = self.first_bad or f"{kind}: {example}"
-
-    def freeze(self) -> tuple[Problem, ...]:
-        """All kinds, in the order in which they were first seen."""
-        return tuple(Problem(kind, count, example, action) for (kind, action), (count, example) in self._found.items())
-
-
-class Folders:
-    """Which files are there: one listing for each folder, because network file systems answer single questions slowly.
-
-    Args:
-        doubt: that of the index that is being read; for everything else that is read for it, too.
-    """
-
-    def __init__(self, doubt: Doubt) -> None:
-        self.doubt = doubt
-        self._names: dict[Path, frozenset[str]] = {}
-        self._resolved: dict[Path, Path] = {}
-        self._plain: dict[Path, dict[str, str]] = {}
-
-    def names(self, folder: Path) -> frozenset[str]:
-        """Names in a folder; none if there is no such folder.
-
-        Raises:
-            DataError: the folder is there but may not be read.
-        """
-        if folder not in self._names:
-            try:
-                self._names[folder] = patiently(lambda: frozenset(path.name for path in folder.iterdir()), folder, self.doubt)
-            except (FileNotFoundError, NotADirectoryError):
-                self._names[folder] = frozenset()
-            except OSError as error:
-                raise refused_by(error, DataError(f"{folder}: cannot list the folder ({error.strerror}); check its permissions.")) from None
-        return self._names[folder]
-
-    def matching(self, folder: Path, *patterns: str) -> list[Path]:
-        """Files whose names match one of some patterns, sorted; no hidden ones. (`Path.glob` finds nothing where it may not read.)
-
-        Raises:
-            DataError: as `names`.
-        """
-        return sorted(
-            folder / name
-            for name in self.names(folder)
-            if not is_hidden(name) and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-        )
-
-    def holds(self, path: Path) -> bool:
-        """Whether the file is in its folder's listing."""
-        return path.name in self.names(path.parent)
-
-    def spelled(self, path: Path) -> Path:
-        """A path as its folder spells the name: macOS takes letters with accents apart, so that a text file and a folder may hold the same
-        name in two forms. The path itself if there is no such file."""
-        if self.holds(path):
-            return path
-        if path.parent not in self._plain:
-            self._plain[path.parent] = {unicodedata.normalize("NFC", name): name for name in self.names(path.parent)}
-        return path.with_name(self._plain[path.parent].get(unicodedata.normalize("NFC", path.name), path.name))
-
-    def path_inside(self, root: Path, file_name: str, record: str) -> Path:
-        """`root / file_name`, where the name comes from a file that someone else may have written, on another system: a backslash in it
-        parts folders unless there is a file of that name.
-
-        Folders are resolved, so that a linked folder cannot lead outside; a file that is itself a link is followed,
-        because link farms (git-annex, DVC) are a usual way of keeping images.
-
-        Raises:
-            DataError: the name leads out of `root`.
-        """
-        parts = file_name.replace("\\", "/").split("/")
-        plain = ".." not in parts and "\0" not in file_name and not parts[0].endswith(":") and parts[0] != ""
-        path = root / file_name if plain else root
-        if plain and "\\" in file_name and not self.holds(path):
-            path = root.joinpath(*parts)
-        path = self.spelled(path) if plain and path.name else path
-        if not plain or not self._resolve(path.parent).is_relative_to(self._resolve(root)):
-            raise DataError(f"{record}: the file name {file_name!r} leads out of {root}; write names relative to that folder.")
-        return path
-
-    def real(self, path: Path) -> Path:
-        """The same file by the one name of its folder. Files that are links are not followed: stores that know files by their content (DVC)
-        link equal ones to one, and their annotations may differ."""
-        try:
-            return self._resolve(path.parent) / path.name
-        except DataError:
-            return path
-
-    def _resolve(self, folder: Path) -> Path:
-        if folder not in self._resolved:
-            try:
-                self._resolved[folder] = folder.resolve()
-            except (OSError, ValueError, RuntimeError):  # link loops, names that the file system cannot hold
-                raise DataError(f"{str(folder)!r}: not a folder that can be opened; correct the file names in it.") from None
-        return self._resolved[folder]
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a name is none of a person's: what systems and tools leave behind (`._1.jpg`, `.ipynb_checkpoints`, `__MACOSX`)."""
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def images_under(folder: Path, doubt: Doubt, problems: Problems) -> list[Path]:
-    """All image files in a folder and below, linked folders too, sorted by path. Hidden ones are passed over; what may be an image and is
-    of a kind that is not read is counted.
-
-    Raises:
-        DataError: a folder cannot be read.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    def walk() -> list[Path]:
-        found: list[Path] = []
-        above: dict[str, frozenset[tuple[int, int]]] = {}
-        for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-            status = Path(parent).stat()
-            here, around = (status.st_dev, status.st_ino), above.pop(parent, frozenset())
-            if here in around:  # a link to a folder that it lies in
-                folders.clear()
-                continue
-            folders[:] = [name for name in folders if not is_hidden(name)]
-            above.update((os.path.join(parent, name), around | {here}) for name in folders)  # noqa: PTH118  # as os.walk names them
-            found += [Path(parent, name) for name in names if not is_hidden(name)]
-        return sorted(found)
-
-    try:
-        found = patiently(walk, folder, doubt)
-    except OSError as error:
-        refusal = DataError(f"{error.filename}: cannot list the folder ({error.strerror}); check the path and its permissions.")
-        raise refused_by(error, refusal) from None
-    for path in found:
-        if path.suffix.lower() in OTHER_SUFFIXES:
-            problems.add(NOT_READ, str(path), "left out; convert them to jpg or png")
-    return [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def expand(path: Path) -> Path:
@@ -331,58 +153,6 @@ def build_index(
     _refuse_bad_images(source, total, problems, max_bad_fraction)
     records = [_checked(image, size, problems) for image, size in zip(present, sizes, strict=True) if not isinstance(size, str)]
     return Index(source, tuple(categories), tuple(records), problems.freeze())
-
-
-class Header(NamedTuple):
-    """What the beginning of an image file says."""
-
-    width: int
-    height: int
-    """As stored."""
-    orientation: int = 1
-    """1 to 8: how the stored pixels are to be turned before a person looks at them."""
-
-
-def image_size(path: Path, doubt: Doubt) -> Header | str:
-    """What a file's header says, or what is wrong with it: `UNREADABLE`, `TOO_LARGE`, or `UNOPENED` where the reason is beside the file.
-
-    Raises:
-        CannotRead: the disk or the network fails.
-    """
-
-    def look() -> Header:
-        with reading.open_file(path) as file:
-            try:
-                with Image.open(file, formats=_FORMATS) as image:
-                    return Header(*image.size, _orientation(image))
-            except OSError as error:
-                if error.errno is not None:
-                    raise
-                return Header(0, 0)  # Pillow's own, of what is in the file
-            except (ValueError, SyntaxError, EOFError, OverflowError, struct.error, Image.DecompressionBombError):
-                return Header(0, 0)
-
-    try:
-        header = patiently(look, path, doubt)
-    except (OSError, ValueError):
-        return UNOPENED
-    width, height, _ = header
-    if width * height > MOST_PIXELS or max(width, height) > LONGEST_SIDE:
-        return TOO_LARGE
-    return header if width > 0 and height > 0 else UNREADABLE
-
-
-def _orientation(image: Image.Image) -> int:
-    data = image.info.get("exif")  # what stands before the pixels; Pillow's getexif() decodes a whole PNG for what may stand behind them
-    if not isinstance(data, bytes) or image.format == "TIFF":
-        return 1
-    exif = Image.Exif()
-    try:
-        exif.load(data)
-        value = exif.get(ORIENTATION, 1)
-    except (OSError, ValueError, SyntaxError, EOFError, OverflowError, struct.error, LookupError, TypeError):
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _as_seen(image: RawImage, header: Header, problems: Problems) -> Header:

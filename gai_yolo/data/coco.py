@@ -12,20 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gai_yolo.data.check import (
-    SPLIT_NAMES,
-    UNKNOWN_CLASS,
-    Folders,
-    Problems,
-    RawBox,
-    RawImage,
-    Split,
-    build_index,
-    expand,
-    is_text,
-    read_text,
-)
+from gai_yolo.data.check import SPLIT_NAMES, UNKNOWN_CLASS, RawBox, RawImage, Split, build_index, expand, is_text, read_text
+from gai_yolo.data.folders import Folders
 from gai_yolo.data.index import Category, Index
+from gai_yolo.data.problems import Problems
 from gai_yolo.data.reading import Doubt
 from gai_yolo.errors import DataError
 from gai_yolo.sections import DataConfig, SplitConfig

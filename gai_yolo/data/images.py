@@ -18,7 +18,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from gai_yolo.data.check import SIDES_CHANGE, expand
+from gai_yolo.data.check import expand
+from gai_yolo.data.header import SIDES_CHANGE
 from gai_yolo.data.index import ImageRecord, Index
 from gai_yolo.data.reading import patiently, read_file
 from gai_yolo.errors import DataError, refused_by

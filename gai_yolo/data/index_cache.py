@@ -18,7 +18,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from gai_yolo.data.check import UNOPENED, Split, expand
+from gai_yolo.data.check import Split, expand
+from gai_yolo.data.header import UNOPENED
 from gai_yolo.data.index import Category, ImageRecord, Index, Problem
 from gai_yolo.errors import DataError
 from gai_yolo.sections import DataConfig

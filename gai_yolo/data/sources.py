@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from gai_yolo.data import coco, voc, yolo_txt
-from gai_yolo.data.check import Folders, Split, expand
+from gai_yolo.data.check import Split, expand
 from gai_yolo.data.coco import read_coco
 from gai_yolo.data.content import content_digest
+from gai_yolo.data.folders import Folders
 from gai_yolo.data.index import Index, Problem
 from gai_yolo.data.index_cache import cached
 from gai_yolo.data.reading import Doubt, patiently

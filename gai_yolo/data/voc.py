@@ -19,28 +19,15 @@ recall, whereas VOC's own metric leaves them out.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
-from gai_yolo.data.check import (
-    IMAGE_SUFFIXES,
-    MISSING,
-    SPLIT_NAMES,
-    Folders,
-    Problems,
-    RawBox,
-    RawImage,
-    Split,
-    build_index,
-    expand,
-    is_hidden,
-    read_annotations,
-    read_text,
-)
+from gai_yolo.data.check import MISSING, SPLIT_NAMES, RawBox, RawImage, Split, build_index, expand, read_annotations, read_text
+from gai_yolo.data.folders import IMAGE_SUFFIXES, Folders, is_hidden, plain_name
 from gai_yolo.data.index import Category, Index
+from gai_yolo.data.problems import Problems
 from gai_yolo.data.reading import Doubt
 from gai_yolo.errors import DataError
 from gai_yolo.sections import DataConfig, SplitConfig
@@ -163,7 +150,7 @@ def _choose(
 ) -> list[tuple[Path, VocFile]]:
     """The image and xml of each usable image of a split, sorted by image path."""
     place = config.train if split == "train" else config.val
-    listed = _list_of_names(root, place, split, {_plain(file.path.stem) for file in files}, folders.doubt)
+    listed = _list_of_names(root, place, split, {plain_name(file.path.stem) for file in files}, folders.doubt)
     if listed is not None:
         folder = _image_folder(root, place, split, ("JPEGImages",), ("images", "."))
         chosen = _choose_listed(listed, folder, files, problems, folders)
@@ -188,7 +175,7 @@ def _list_of_names(root: Path, place: SplitConfig, split: Split, known: Set[str]
         raise DataError(f"{candidates[0]}: no such file; correct data.{split}.annotations (relative to data.path).")
     if found is None:
         return None
-    lines = (_plain(line.strip()) for line in read_text(found, "list of names", doubt).splitlines())
+    lines = (plain_name(line.strip()) for line in read_text(found, "list of names", doubt).splitlines())
     return list(dict.fromkeys(line if line in known else _CLASS_COLUMN.sub("", line) for line in lines if line))
 
 
@@ -206,7 +193,7 @@ def _image_folder(root: Path, place: SplitConfig, split: Split, before: Sequence
 def _choose_listed(
     names: list[str], folder: Path, files: Sequence[VocFile], problems: Problems, folders: Folders
 ) -> list[tuple[Path, VocFile]]:
-    images, by_name = _Images(folder, folders), {_plain(file.path.stem): file for file in files}
+    images, by_name = _Images(folder, folders), {plain_name(file.path.stem): file for file in files}
     chosen = []
     for name in names:
         if name not in by_name:
@@ -252,26 +239,23 @@ class _Images:
     def __init__(self, folder: Path, folders: Folders) -> None:
         names = sorted(name for name in folders.names(folder) if Path(name).suffix.lower() in IMAGE_SUFFIXES and not is_hidden(name))
         self.all = [folder / name for name in names]
-        self._by_name = {_plain(path.name): path for path in self.all}
+        self._by_name = {plain_name(path.name): path for path in self.all}
         self._by_stem: dict[str, list[Path]] = {}
         for path in self.all:
-            self._by_stem.setdefault(_plain(path.stem), []).append(path)
+            self._by_stem.setdefault(plain_name(path.stem), []).append(path)
 
     def of(self, file: VocFile) -> Path | None:
         """That of an xml. Only names that the listing has are taken, so an xml cannot lead out of the folder. The xml's own name comes
         first, because tools leave a `filename` without suffix, or of before a renaming; of `1.jpg` and `1.png` it says which."""
-        own = self._by_stem.get(_plain(file.path.stem), [])
-        named = self._by_name.get(_plain(PurePosixPath(file.file_name.replace("\\", "/")).name))
+        own = self._by_stem.get(plain_name(file.path.stem), [])
+        named = self._by_name.get(plain_name(PurePosixPath(file.file_name.replace("\\", "/")).name))
         if named is not None and (named in own or not own):
             return named
         if own:
             return own[0]
-        return self._by_name.get(_plain(file.path.stem)) or next(iter(self._by_stem.get(_plain(Path(file.file_name).stem), [])), None)
-
-
-def _plain(name: str) -> str:
-    """A name in one form, whatever system wrote it."""
-    return unicodedata.normalize("NFC", name)
+        return self._by_name.get(plain_name(file.path.stem)) or next(
+            iter(self._by_stem.get(plain_name(Path(file.file_name).stem), [])), None
+        )
 
 
 def _image(number: int, path: Path, file: VocFile, positions: dict[str, int], problems: Problems) -> RawImage:

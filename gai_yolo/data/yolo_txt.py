@@ -22,22 +22,10 @@ from typing import Any
 
 import yaml
 
-from gai_yolo.data.check import (
-    UNKNOWN_CLASS,
-    Folders,
-    Problems,
-    RawBox,
-    RawImage,
-    Split,
-    build_index,
-    expand,
-    images_under,
-    is_hidden,
-    is_text,
-    read_annotations,
-    read_text,
-)
+from gai_yolo.data.check import UNKNOWN_CLASS, RawBox, RawImage, Split, build_index, expand, is_text, read_annotations, read_text
+from gai_yolo.data.folders import Folders, images_under, is_hidden
 from gai_yolo.data.index import Category, Index
+from gai_yolo.data.problems import Problems
 from gai_yolo.data.reading import Doubt, read_file
 from gai_yolo.errors import DataError
 from gai_yolo.sections import DataConfig

@@ -17,12 +17,11 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from typing import Any
 
 from gai_yolo.launching.board import Notes, pack, unpack
 from gai_yolo.launching.channel import ANSWER_BYTES, HEAD_BYTES, REFUSED, Channel, Greeting, Stranger
+from gai_yolo.launching.requests import ANSWERS, REQUESTS, Add, Count, Read, Request, Swap, Write
 from gai_yolo.launching.secret import Secret
 
 LIVE_SECONDS = 4.0
@@ -54,44 +53,6 @@ class Endpoint:
     def is_loopback(self) -> bool:
         """Whether it can be reached from its own machine only."""
         return self.host in ("localhost", "::1") or self.host.startswith("127.")
-
-
-class _Asked(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class _Read(_Asked):
-    do: Literal["read"]
-    names: list[str]
-
-
-class _Write(_Asked):
-    do: Literal["write"]
-    notes: dict[str, str]
-
-
-class _Add(_Asked):
-    do: Literal["add"]
-    name: str
-    amount: int
-
-
-class _Swap(_Asked):
-    do: Literal["swap"]
-    name: str
-    expected: str
-    value: str
-
-
-class _Count(_Asked):
-    do: Literal["beat", "leave"]
-    job: str
-    launcher: str
-
-
-_Request = _Read | _Write | _Add | _Swap | _Count
-_REQUESTS: TypeAdapter[_Request] = TypeAdapter(Annotated[_Request, Field(discriminator="do")])
-_ANSWERS: TypeAdapter[int | str | list[str | None] | None] = TypeAdapter(int | str | list[str | None] | None)
 
 
 class BoardServer:
@@ -211,8 +172,8 @@ class BoardServer:
                 async with asyncio.timeout(IDLE_SECONDS):
                     head = await reader.readexactly(HEAD_BYTES)
                     content = await reader.readexactly(messages.length(head))
-                    answered = self._answer(_REQUESTS.validate_json(messages.unwrap(head, content)))
-                    writer.write(messages.wrap(_ANSWERS.dump_json(answered)))
+                    answered = self._answer(REQUESTS.validate_json(messages.unwrap(head, content)))
+                    writer.write(messages.wrap(ANSWERS.dump_json(answered)))
                     await writer.drain()
         finally:
             self._members -= 1
@@ -230,19 +191,19 @@ class BoardServer:
         now = self._clock()
         return sum(now - at < LIVE_SECONDS for at in self._seen[job].values())
 
-    def _answer(self, asked: _Request) -> int | str | list[str | None] | None:
+    def _answer(self, asked: Request) -> int | str | list[str | None] | None:
         with self._lock:
             match asked:
-                case _Read():
+                case Read():
                     return [None if note is None else note.decode("latin-1") for note in self._notes.read(asked.names)]
-                case _Write():
+                case Write():
                     self._notes.write(unpack(asked.notes))
                     return None
-                case _Add():
+                case Add():
                     return self._notes.add(asked.name, asked.amount)
-                case _Swap():
+                case Swap():
                     return self._notes.swap(asked.name, asked.expected.encode("latin-1"), asked.value.encode("latin-1")).decode("latin-1")
-                case _Count():
+                case Count():
                     if asked.do == "beat":
                         self._seen[asked.job][asked.launcher] = self._clock()
                     else:
@@ -309,29 +270,29 @@ class RemoteBoard:
 
     def read(self, names: Sequence[str]) -> list[bytes | None]:
         """See `Board`."""
-        answer = self._ask(_Read(do="read", names=list(names)))
+        answer = self._ask(Read(do="read", names=list(names)))
         if not isinstance(answer, list):
             raise ValueError("an answer of another kind")
         return [None if note is None else note.encode("latin-1") for note in answer]
 
     def write(self, notes: Mapping[str, bytes]) -> None:
         """See `Board`."""
-        self._ask(_Write(do="write", notes=pack(notes)))
+        self._ask(Write(do="write", notes=pack(notes)))
 
     def add(self, name: str, amount: int) -> int:
         """See `Board`."""
-        return _number(self._ask(_Add(do="add", name=name, amount=amount)))
+        return _number(self._ask(Add(do="add", name=name, amount=amount)))
 
     def swap(self, name: str, expected: bytes, value: bytes) -> bytes:
         """See `Board`."""
-        found = self._ask(_Swap(do="swap", name=name, expected=expected.decode("latin-1"), value=value.decode("latin-1")))
+        found = self._ask(Swap(do="swap", name=name, expected=expected.decode("latin-1"), value=value.decode("latin-1")))
         if not isinstance(found, str):
             raise ValueError("an answer of another kind")
         return found.encode("latin-1")
 
     def launchers(self, job: str, me: str, attached: bool) -> int:
         """How many launchers of a job are attached; this one from now on, or no more."""
-        return _number(self._ask(_Count(do="beat" if attached else "leave", job=job, launcher=me)))
+        return _number(self._ask(Count(do="beat" if attached else "leave", job=job, launcher=me)))
 
     def close(self) -> None:
         """Give the connection up."""
@@ -339,12 +300,12 @@ class RemoteBoard:
             self._channel.close()
             self._channel = None
 
-    def _ask(self, asked: _Request) -> Any:
+    def _ask(self, asked: Request) -> Any:
         with self._lock:
             if self._channel is None:
                 raise ConnectionError(f"the connection to {self._endpoint} was lost")
             try:
-                return _ANSWERS.validate_json(self._channel.ask(asked.model_dump_json().encode()), strict=True)
+                return ANSWERS.validate_json(self._channel.ask(asked.model_dump_json().encode()), strict=True)
             except BaseException:  # whatever came in between, a signal's exception too: the next answer would be this one's
                 self.close()
                 raise

@@ -84,7 +84,7 @@ def quick_digest(state: TrainingState) -> str:
 
 
 @torch.no_grad()
-def content_digest(content: Mapping[str, Any]) -> str:
+def tensors_digest(content: Mapping[str, Any]) -> str:
     """The same, of the tensors of a checkpoint.
 
     Args:

@@ -18,7 +18,7 @@ from gai_yolo.elastic.process import World
 from gai_yolo.errors import Departure, Ending
 from gai_yolo.store.catalogue import Catalogue, Damaged
 from gai_yolo.store.manifest import Manifest, Position
-from gai_yolo.training.digest import content_digest
+from gai_yolo.training.digest import tensors_digest
 from gai_yolo.training.snapshots import Found, parse
 
 PEER = "another node"
@@ -66,7 +66,7 @@ def agree(world: World, tiers: Mapping[str, Catalogue], tell: Callable[[str], No
 def are_equal(world: World, found: Found | None, tell: Callable[[str], None]) -> bool:
     """Whether all ranks that hold the state hold the same one. Nodes of different processors, or versions, that have trained apart do not.
     A collective."""
-    digests = world.gather(None if found is None else content_digest(found.content))
+    digests = world.gather(None if found is None else tensors_digest(found.content))
     equal = len({digest for digest in digests if digest is not None}) == 1
     if not equal and world.is_first:
         tell("nodes that trained apart, on unlike machines, hold different states of one step; all go on from that of the first")

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from gai_yolo.data import reading
-from gai_yolo.data.check import UNOPENED, UNREADABLE, image_size
 from gai_yolo.data.dataset import EvaluationSet
+from gai_yolo.data.header import UNOPENED, UNREADABLE, image_size
 from gai_yolo.data.images import ImageSource, decode
 from gai_yolo.data.index import ImageRecord, make_record
 from gai_yolo.data.loader import EvaluationLoader

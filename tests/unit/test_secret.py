@@ -413,14 +413,19 @@ def test_secret_comes_from_where_it_was_given(tmp_path: Path, monkeypatch: pytes
         secret_for([*loopback, Endpoint("node1", 3)], None)
 
 
+def be_told_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with a script, and no secret in the environment."""
+    monkeypatch.chdir(folder)
+    for name in (SECRET_VARIABLE, SECRET_FILE_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    (folder / "train.py").touch()
+
+
 def test_tcp_between_hosts_without_a_secret_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Loss: a port on which everybody in the data centre is a node of the job."""
-    monkeypatch.chdir(tmp_path)
-    for name in (SECRET_VARIABLE, SECRET_FILE_VARIABLE):
-        monkeypatch.delenv(name, raising=False)
-    (tmp_path / "train.py").touch()
+    be_told_nothing(tmp_path, monkeypatch)
     words = ["launch", "--nodes", "1:2", "--rendezvous", "node0:29400,node1:29400"]
     assert main([*words, "--", "train.py"]) == 2
     assert "openssl rand -hex 32" in capsys.readouterr().err
@@ -511,10 +516,7 @@ def test_launcher_ends_with_a_sentence_at_a_file_of_a_stranger(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Loss: endless restarts of what only a person can mend; or what stands there, believed."""
-    monkeypatch.chdir(tmp_path)
-    for name in (SECRET_VARIABLE, SECRET_FILE_VARIABLE):
-        monkeypatch.delenv(name, raising=False)
-    (tmp_path / "train.py").touch()
+    be_told_nothing(tmp_path, monkeypatch)
     false_file(tmp_path / "board", tmp_path / "marker", ANOTHER)
     parser = argparse.ArgumentParser()
     add_arguments(parser)
@@ -542,10 +544,7 @@ def test_a_launcher_waits_for_a_disk_that_has_no_room_for_a_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Loss: a job that is over for good because the share was full when its launchers came up; half a secret, refused for ever."""
-    monkeypatch.chdir(tmp_path)
-    for name in (SECRET_VARIABLE, SECRET_FILE_VARIABLE):
-        monkeypatch.delenv(name, raising=False)
-    (tmp_path / "train.py").touch()
+    be_told_nothing(tmp_path, monkeypatch)
     write, tries = os.write, list[float]()
 
     def full(descriptor: int, data: bytes) -> int:
