@@ -62,7 +62,7 @@ def unforeseen(error: Exception) -> str:
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if "gai_yolo" in frame.filename]
     where = f" in {own[-1].name} ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
     words = str(error).strip().splitlines()
-    what = f"{type(error).__name__}{where}{': ' if words else ''}{words[0] if words else ''}"
+    what = f"{type(error).__name__}{where}{': ' if words else ''}{words[0].rstrip('.') if words else ''}"
     return f"{what}; what is saved is complete, and the same command goes on from it. The traceback follows."
 
 

@@ -112,7 +112,8 @@ def end_told(config: Config, recorder: Recorder, console: Silent) -> Iterator[No
         raise
     except Exception as error:
         # A bug, which stays loud; whoever looks at the accounts is to know of it too.
-        words = f"failed: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        said = str(error).strip().splitlines()
+        words = f"failed: {type(error).__name__}{': ' + said[0].rstrip('.') if said else ''}"
         recorder.ended(Ending.FAILED, words)
         outcome.report(Ending.FAILED, words)
         raise

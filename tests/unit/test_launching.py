@@ -513,7 +513,8 @@ def test_a_board_ends_while_others_are_asking(server: Served) -> None:
     time.sleep(0.05)  # in the middle of it
     server[0].close()
     for thread in asking:
-        thread.join()
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in asking), "who asked has noticed it"
 
 
 @pytest.mark.parametrize("bytes_written", [0, 1, 16, 20])
