@@ -81,7 +81,8 @@ class BoardServer:
         self._servers: list[asyncio.Server] = []
         self._loop = asyncio.new_event_loop()
         self._closing = self._loop.create_future()
-        self._thread = threading.Thread(target=self._serve, name="board", daemon=True)
+        # Its own list: `listen` may add to the other before this thread has begun, and a socket is served once.
+        self._thread = threading.Thread(target=self._serve, args=(list(self._sockets),), name="board", daemon=True)
         self._thread.start()
 
     @property
@@ -122,13 +123,13 @@ class BoardServer:
         for one in self._sockets:  # those too that were not served yet
             one.close()
 
-    def _serve(self) -> None:
+    def _serve(self, sockets: Sequence[socket.socket]) -> None:
         asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._accept())
+        self._loop.run_until_complete(self._accept(sockets))
         self._loop.close()
 
-    async def _accept(self) -> None:
-        await self._open(list(self._sockets))
+    async def _accept(self, sockets: Sequence[socket.socket]) -> None:
+        await self._open(sockets)
         await self._closing
         for server in self._servers:
             server.close()

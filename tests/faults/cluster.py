@@ -164,9 +164,8 @@ class Cluster:
         self.shared = folder / "shared"
         self.shared.mkdir(parents=True)
         self._prefix = f"gai{os.getpid() % 100000}-{number}"
-        self._bridge = f"g{os.getpid() % 100000}b{number}"
-        # A network for each process of a parallel test run.
-        self._network = (os.getpid() * 7 + number) % 200 + 1
+        self._network = _claim_network() if self.namespaces else 0
+        self._bridge = _bridge(self._network)
         self.nodes = [self._make(place) for place in range(num_nodes)]
 
     def _make(self, place: int) -> Node:
@@ -184,7 +183,6 @@ class Cluster:
 
     def __enter__(self) -> Cluster:
         if self.namespaces:
-            _ip("link", "add", self._bridge, "type", "bridge")
             _ip("addr", "add", f"{self.outside}/24", "dev", self._bridge)
             _ip("link", "set", self._bridge, "up")
             for place, node in enumerate(self.nodes):
@@ -257,6 +255,19 @@ def filled(folder: Path) -> Iterator[int]:
         yield size
     finally:
         ballast.unlink()
+
+
+def _bridge(network: int) -> str:
+    return f"gai-net{network}"
+
+
+def _claim_network() -> int:
+    """A network that no other test has, of this process or of another: the kernel makes a bridge of one name only once."""
+    for network in range(1, 255):
+        with contextlib.suppress(subprocess.CalledProcessError):
+            _ip("link", "add", _bridge(network), "type", "bridge")
+            return network
+    raise RuntimeError("all networks are taken by bridges of tests that were killed: ip link del gai-net1 and so on")
 
 
 def _ip(*arguments: str) -> str:

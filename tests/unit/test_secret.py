@@ -781,6 +781,22 @@ def test_address_that_cannot_be_bound_closes_no_other(endpoint: Endpoint) -> Non
     BoardServer(endpoint, SECRET, ["127.0.0.2", "127.0.0.3", "127.0.0.4"]).close()
 
 
+def test_address_that_comes_before_the_thread_has_begun_is_served_once(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss: on a busy machine the board ends with an exception of a socket that was closed twice."""
+    late: list[threading.Thread] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", lambda thread: late.append(thread))  # a function, so that it is bound
+        server = BoardServer(endpoint, SECRET, ["127.0.0.2"])
+        assert server.listen(["127.0.0.3"]) == []
+    late[0].start()
+    raised: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+    for host in ("127.0.0.2", "127.0.0.3"):
+        assert RemoteBoard(Endpoint(host, endpoint.port), SECRET, 5.0).read(["a"]) == [None]
+    server.close()
+    assert raised == []
+
+
 def test_server_listens_where_it_was_told(endpoint: Endpoint) -> None:
     """Loss: `::` in the list of what listens."""
     server = BoardServer(endpoint, SECRET, ["127.0.0.2", "127.0.0.3"])
