@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path("/")
+OWN_DISKS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "bcachefs", "tmpfs", "ramfs", "overlay"})
+"""File systems whose bytes lie in the machine that has mounted them."""
 UNLIMITED = 2**62
 """Bytes, where the system does not say."""
 
@@ -104,6 +106,20 @@ def _is_below(path: str, top: str) -> bool:
     return path == top or path.startswith(top.rstrip("/") + "/")
 
 
+def is_on_this_machine(path: Path, root: Path = ROOT) -> bool:
+    """Whether a file's disk, or memory, belongs to this machine. A kind of file system that is not known may be anywhere.
+
+    Args:
+        root: folder in which /proc is looked for.
+    """
+    real, kind, length = str(path.resolve()), "", 0
+    for where, what in _mounted(root):
+        place = where[4].encode().decode("unicode_escape")  # a space is \\040
+        if _is_below(real, place) and len(place) >= length:  # of two at one place the later covers the other
+            kind, length = what[0], len(place)
+    return kind in OWN_DISKS
+
+
 def _groups(root: Path) -> dict[str, str]:
     """Path of this process's group by controller; under an empty name that of version 2."""
     groups: dict[str, str] = {}
@@ -117,11 +133,18 @@ def _groups(root: Path) -> dict[str, str]:
 
 def _mounts(root: Path) -> Iterator[tuple[str, list[str], str, str]]:
     """File system type, controllers, root within the hierarchy, and mount point of what is mounted of control groups."""
+    for where, what in _mounted(root):
+        if what[0] in ("cgroup", "cgroup2"):
+            yield what[0], what[2].split(","), where[3], where[4]
+
+
+def _mounted(root: Path) -> Iterator[tuple[list[str], list[str]]]:
+    """The fields before and behind the dash of each mount (proc_pid_mountinfo(5))."""
     for line in _text(root / "proc/self/mountinfo").splitlines():
         before, _, after = line.partition(" - ")
         where, what = before.split(), after.split()
-        if len(where) >= 5 and len(what) >= 3 and what[0] in ("cgroup", "cgroup2"):
-            yield what[0], what[2].split(","), where[3], where[4]
+        if len(where) >= 5 and len(what) >= 3:
+            yield where, what
 
 
 def _text(path: Path) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 
 from gai_yolo.data.folders import Folders
 from gai_yolo.data.header import SIDES_CHANGE, Header, image_size
-from gai_yolo.data.index import Category, ImageRecord, Index, make_record
+from gai_yolo.data.index import Category, ImageRecord, Index, Records, make_record
 from gai_yolo.data.problems import Problems
 from gai_yolo.data.reading import Doubt, read_file
 from gai_yolo.errors import DataError, refused_by
@@ -152,7 +152,7 @@ def build_index(
             problems.add_bad_image(size, str(image.path))
     _refuse_bad_images(source, total, problems, max_bad_fraction)
     records = [_checked(image, size, problems) for image, size in zip(present, sizes, strict=True) if not isinstance(size, str)]
-    return Index(source, tuple(categories), tuple(records), problems.freeze())
+    return Index(source, tuple(categories), Records.of(records), problems.freeze())
 
 
 def _as_seen(image: RawImage, header: Header, problems: Problems) -> Header:

@@ -9,51 +9,83 @@ folders that the files lie in.
 from __future__ import annotations
 
 import hashlib
+import heapq
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-from gai_yolo.data.index import ImageRecord
+import numpy as np
+from numpy.typing import NDArray
+
+from gai_yolo.data.index import Records
 from gai_yolo.data.reading import open_file, patiently
 
 SAMPLE = 256
 """Files whose bytes are read."""
+PIECE = 4096
+"""Files that one thread looks at in a row."""
 PART = 256 << 10
 """Bytes at the beginning and at the end of a file that are read."""
 
 
-def content_digest(images: Sequence[ImageRecord]) -> str:
-    """SHA-256 over the sizes of all files and the bytes of a fixed sample, the same whatever node looks at whatever copy.
+def look(images: Records) -> NDArray[np.int64]:
+    """(N, 2) size in bytes and modification time in ns of each file.
 
     Raises:
         CannotRead: the disk or the network fails.
     """
-    # Which ones is drawn by a hash, so that it does not depend on the order, and follows no pattern that a data set may have.
-    chosen = sorted(range(len(images)), key=lambda position: _draw(images[position]))[:SAMPLE]
+    paths = list(images.paths())
+    pieces = [paths[start : start + PIECE] for start in range(0, len(paths), PIECE)]
+    # Threads are of use where a question waits for a server; where it does not, they are in each other's way, hence few and large pieces.
     with ThreadPoolExecutor(max_workers=min(32, 4 * (os.cpu_count() or 1))) as pool:
-        sizes = list(pool.map(_size, images))
-        parts = list(pool.map(lambda position: _bytes_digest(images[position]), sorted(chosen)))
-    digest = hashlib.sha256(repr(sizes).encode())
+        found = list(pool.map(lambda piece: [_stamp(path) for path in piece], pieces))
+    return np.array([stamp for part in found for stamp in part], dtype=np.int64).reshape(-1, 2)
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)  # noqa: PTH116 -- a Path for each would cost more than the question
+    except OSError:
+        status = patiently(Path(path).stat, Path(path))
+    return status.st_size, status.st_mtime_ns
+
+
+def sample_positions(images: Records) -> NDArray[np.int64]:
+    """Which files' bytes are read, ascending. Drawn by a hash, so that it does not depend on the order, and follows no pattern that a data
+    set may have."""
+    drawn = heapq.nsmallest(SAMPLE, range(len(images)), key=lambda position: _draw(int(images.image_ids[position]), images.name(position)))
+    return np.array(sorted(drawn), dtype=np.int64)
+
+
+def content_digest(images: Records, stamps: NDArray[np.int64], sample: NDArray[np.int64]) -> str:
+    """SHA-256 over the sizes of all files and the bytes of a fixed sample, the same whatever node looks at whatever copy.
+
+    Args:
+        stamps: as `look` has found them.
+        sample: `sample_positions`.
+
+    Raises:
+        CannotRead: the disk or the network fails.
+    """
+    with ThreadPoolExecutor(max_workers=min(32, 4 * (os.cpu_count() or 1))) as pool:
+        parts = list(pool.map(lambda position: _bytes_digest(images[position].path), sample.tolist()))
+    digest = hashlib.sha256(repr(stamps[:, 0].tolist()).encode())
     for part in parts:
         digest.update(part)
     return digest.hexdigest()
 
 
-def _draw(record: ImageRecord) -> bytes:
-    return hashlib.sha256(f"{record.image_id} {record.path.name}".encode(errors="surrogateescape")).digest()
+def _draw(image_id: int, name: str) -> bytes:
+    return hashlib.sha256(f"{image_id} {name}".encode(errors="surrogateescape")).digest()
 
 
-def _size(record: ImageRecord) -> int:
-    return patiently(lambda: record.path.stat().st_size, record.path)
-
-
-def _bytes_digest(record: ImageRecord) -> bytes:
+def _bytes_digest(path: Path) -> bytes:
     def read() -> bytes:
-        with open_file(record.path) as file:
+        with open_file(path) as file:
             digest = hashlib.sha256(file.read(PART))
             size = file.seek(0, os.SEEK_END)
             file.seek(max(PART, size - PART))
             digest.update(file.read(PART))
         return digest.digest()
 
-    return patiently(read, record.path)
+    return patiently(read, path)

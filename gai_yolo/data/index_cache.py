@@ -1,68 +1,170 @@
 """The index of a big data set from one file, instead of a look at every image: what a start after a crash has no time for.
 
-The key is made of the configuration and of the name, size and modification time of every file in the data set's folders, so a
-changed, new or missing file makes another key. A cache that cannot be read or written is as good as none, and nobody is told.
+The key is made of the configuration, of the names of all files in the data set's folders, and of size and modification time of those that
+are no images. Of the images the cache itself holds both, and whoever looks at them (`content.look`) compares. So a changed, new or
+missing file is seen. A cache that cannot be read or written is as good as none, and nobody is told.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import os
-import zipfile
+import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import BinaryIO
 
-import numpy as np
+from filelock import FileLock, Timeout
 
 from gai_yolo.data.check import Split, expand
+from gai_yolo.data.columns import map_columns, write_columns
+from gai_yolo.data.content import look, sample_positions
+from gai_yolo.data.folders import IMAGE_SUFFIXES
 from gai_yolo.data.header import UNOPENED
-from gai_yolo.data.index import Category, ImageRecord, Index, Problem
+from gai_yolo.data.index import Category, Index, Problem, Recorded, Records
 from gai_yolo.errors import DataError
 from gai_yolo.sections import DataConfig
 from gai_yolo.store.atomic import publish
 
-FORMAT = 3
+FORMAT = 4
 """Raised whenever a reader finds something else in the same files."""
 LEAST_IMAGES = 2000
 """A smaller data set is read as fast as its cache would be looked up."""
 MOST_KEPT = 8
 """Caches in one folder."""
-DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
+SUFFIX = ".index"
+ANOTHER_READS = 600.0
+"""Seconds for which a process waits for another one of its machine that reads the same data set."""
+DAMAGE = (OSError, ValueError, LookupError, TypeError)
 """What a damaged or foreign file raises."""
 
 
-def cached(config: DataConfig, split: Split, read: Callable[[], Index]) -> Index:
-    """The index that `read` returns, from the cache if it was read before and no file has changed since.
+class IndexCache:
+    """The caches of a data set.
+
+    Args:
+        config: what the data set is, and where the caches are.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self._config = config
+        try:
+            self._roots = folders_of(config)
+            self._folder = expand(config.cache_folder) / "index"
+            self._listed = listing_digest(self._roots)
+        except (OSError, DataError):
+            self._roots = []  # whoever reads says what is wrong with the data set's folder; without one for caches each start reads anew
+
+    def get(self, split: Split, read: Callable[[], Index]) -> Index:
+        """The index that `read` returns, from the cache if it was read before and none of the files has changed since that it was read
+        from; images may have, see `Index.recorded`.
+
+        Raises:
+            Whatever `read` does.
+        """
+        if not self._roots:
+            return read()
+        path = self._path(split)
+        with contextlib.suppress(*DAMAGE):
+            return load(path)
+        with _alone(path):
+            with contextlib.suppress(*DAMAGE):
+                return load(path)  # another process has read it meanwhile
+            started = time.time_ns()
+            index = read()
+            if len(index) >= LEAST_IMAGES and is_whole(index, self._roots):
+                with contextlib.suppress(*DAMAGE):
+                    index = keep(index, path, started)
+        return index
+
+    def forget(self, split: Split) -> None:
+        """Have a split read anew."""
+        if self._roots:
+            with contextlib.suppress(OSError):
+                self._path(split).unlink(missing_ok=True)
+
+    def _path(self, split: Split) -> Path:
+        relevant = self._config.model_dump(mode="json", include={"path", "format", "train", "val", "max_bad_fraction"})
+        key = json.dumps([FORMAT, split, relevant, [str(root.absolute()) for root in self._roots], self._listed])
+        return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}{SUFFIX}"
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process of a machine reads at a time; the others find what it has read. Where that cannot be had, each reads."""
+    lock = FileLock(path.with_suffix(".lock"), timeout=ANOTHER_READS)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except (OSError, Timeout, NotImplementedError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+        with contextlib.suppress(OSError):
+            Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def keep(index: Index, path: Path, started: int) -> Index:
+    """Write a cache, unless one of the images may have changed while it was read; returns what is mapped from it, or the index as it is.
+
+    Args:
+        started: `time.time_ns()` when reading began.
 
     Raises:
-        Whatever `read` does.
+        OSError: the disk refuses.
     """
-    try:
-        roots = folders_of(config)
-        path = expand(config.cache_folder) / "index" / f"{key_of(config, split, roots)}.npz" if roots else None
-    except (OSError, DataError):
-        path = None  # `read` says what is wrong with the data set's folder; without one for the cache each start reads anew
-    if path is None:
-        return read()
-    with contextlib.suppress(*DAMAGE):
-        return unpack(path.read_bytes())
-    index = read()
-    if len(index) >= LEAST_IMAGES and is_whole(index, roots):
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            publish(path, lambda file: file.write(pack(index)))
-            forget_all_but_newest(path.parent)
-    return index
+    stamps = look(index.images)
+    if stamps[:, 1].max(initial=0) >= started:
+        return index
+    recorded = Recorded(index.digest(), sample_positions(index.images), stamps)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    publish(path, lambda file: save(replace(index, recorded=recorded), file))
+    forget_all_but_newest(path.parent)
+    return load(path)
+
+
+def save(index: Index, file: BinaryIO) -> None:
+    """Write an index with what is recorded of it.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    assert index.recorded is not None
+    described = {
+        "format": FORMAT,
+        "source": index.source,
+        "categories": [[category.id, category.name] for category in index.categories],
+        "problems": [asdict(problem) for problem in index.problems],
+        "folders": index.images.folders,
+        "digest": index.recorded.digest,
+    }
+    write_columns(file, described, {**index.images.columns, "sample": index.recorded.sample, "stamps": index.recorded.stamps})
+
+
+def load(path: Path) -> Index:
+    """The reverse of `save`, mapped; raises one of `DAMAGE` for other files."""
+    described, columns = map_columns(path)
+    if described["format"] != FORMAT:
+        raise ValueError("another format")
+    return Index(
+        source=described["source"],
+        categories=tuple(Category(number, name) for number, name in described["categories"]),
+        images=Records(columns, described["folders"]),
+        problems=tuple(Problem(**problem) for problem in described["problems"]),
+        recorded=Recorded(described["digest"], columns["sample"], columns["stamps"]),
+    )
 
 
 def is_whole(index: Index, roots: Sequence[Path]) -> bool:
     """Whether the key would see any change of what an index follows from: not of images elsewhere, to which a description may lead, nor
     when a file can be opened that could not be."""
-    within = all(any(folder.is_relative_to(root) for root in roots) for folder in {image.path.parent for image in index.images})
+    within = all(any(Path(folder).is_relative_to(root) for root in roots) for folder in index.images.folders)
     return within and not any(problem.kind == UNOPENED for problem in index.problems)
 
 
@@ -72,7 +174,9 @@ def forget_all_but_newest(folder: Path) -> None:
     Raises:
         OSError: the disk refuses.
     """
-    for path in sorted(folder.glob("*.npz"), key=lambda path: path.stat().st_mtime_ns)[:-MOST_KEPT]:
+    for path in sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime_ns)[:-MOST_KEPT]:
+        path.unlink(missing_ok=True)
+    for path in folder.glob("*.npz"):  # of versions before format 4
         path.unlink(missing_ok=True)
 
 
@@ -86,75 +190,40 @@ def folders_of(config: DataConfig) -> list[Path]:
     return [root, *(root / expand(place) for place in places if not (root / expand(place)).is_relative_to(root))]
 
 
-def key_of(config: DataConfig, split: Split, roots: list[Path]) -> str:
-    """A digest that changes with the configuration and with any file.
+def listing_digest(roots: Sequence[Path]) -> str:
+    """A digest that changes with the name of any file, and with size and time of any that is no image.
 
     Raises:
         OSError: a folder cannot be read.
     """
-    relevant = config.model_dump(mode="json", include={"path", "format", "train", "val", "max_bad_fraction"})
-    hasher = hashlib.sha256(json.dumps([FORMAT, split, relevant, [str(root.absolute()) for root in roots]]).encode())
+    hasher = hashlib.sha256()
     for root in roots:
-        for name, size, modified in sorted(_files(str(root)) if root.is_dir() else [_file(root)]):
-            hasher.update(f"{name}\0{size}\0{modified}\n".encode(errors="surrogateescape"))
-    return hasher.hexdigest()[:32]
+        if root.is_dir():
+            _add_folder(hasher, str(root), set())
+        else:
+            hasher.update(_stamped(root.name, root.stat()))
+    return hasher.hexdigest()
 
 
-def pack(index: Index) -> bytes:
-    """An index as the bytes of a NumPy archive."""
-    images = index.images
-    described = {
-        "format": FORMAT,
-        "source": index.source,
-        "categories": [[category.id, category.name] for category in index.categories],
-        "problems": [[p.kind, p.count, p.example, p.action] for p in index.problems],
-        "paths": [str(image.path) for image in images],
-    }
-    stream = io.BytesIO()
-    np.savez(
-        stream,
-        described=np.frombuffer(json.dumps(described).encode(), dtype=np.uint8),
-        numbers=np.array([(i.image_id, i.width, i.height, i.orientation, len(i.boxes)) for i in images], dtype=np.int64).reshape(-1, 5),
-        boxes=np.concatenate([image.boxes for image in images]),
-        classes=np.concatenate([image.classes for image in images]),
-        crowd=np.concatenate([image.crowd for image in images]),
-        areas=np.concatenate([image.areas for image in images]),
-    )
-    return stream.getvalue()
-
-
-def unpack(data: bytes) -> Index:
-    """The reverse of `pack`; raises one of `DAMAGE` for other bytes."""
-    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-        parts = {name: archive[name] for name in archive.files}
-    described: dict[str, Any] = json.loads(parts["described"].tobytes())
-    if described["format"] != FORMAT:
-        raise ValueError("another format")
-    ends = np.cumsum(parts["numbers"][:, 4])[:-1]
-    arrays = [np.split(parts[name], ends) for name in ("boxes", "classes", "crowd", "areas")]
-    rows = zip(parts["numbers"].tolist(), described["paths"], *arrays, strict=True)
-    return Index(
-        source=described["source"],
-        categories=tuple(Category(number, name) for number, name in described["categories"]),
-        images=tuple(
-            ImageRecord(image_id, Path(path), width, height, boxes, classes, crowd, areas, orientation)
-            for (image_id, width, height, orientation, _), path, boxes, classes, crowd, areas in cast(Any, rows)
-        ),
-        problems=tuple(Problem(*problem) for problem in described["problems"]),
-    )
-
-
-def _files(folder: str, prefix: str = "") -> Iterator[tuple[str, int, int]]:
+def _add_folder(hasher: hashlib._Hash, folder: str, above: set[tuple[int, int]]) -> None:
+    status = Path(folder).stat()
+    if (status.st_dev, status.st_ino) in above:  # a link that leads back
+        return
+    folders, pictures, others = [], [], []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir():
-                yield from _files(entry.path, f"{prefix}{entry.name}/")
+                folders.append(entry.name)
+            elif f".{entry.name.rpartition('.')[2]}".lower() in IMAGE_SUFFIXES:
+                pictures.append(entry.name)
             else:
                 with contextlib.suppress(FileNotFoundError):  # a link to nowhere
-                    status = entry.stat()
-                    yield f"{prefix}{entry.name}", status.st_size, status.st_mtime_ns
+                    others.append(_stamped(entry.name, entry.stat()))
+    names = "\0".join([folder, *sorted(pictures), "", *sorted(folders)])
+    hasher.update(names.encode(errors="surrogateescape") + b"\0\0" + b"".join(sorted(others)))
+    for name in sorted(folders):
+        _add_folder(hasher, f"{folder}/{name}", above | {(status.st_dev, status.st_ino)})
 
 
-def _file(path: Path) -> tuple[str, int, int]:
-    status = path.stat()
-    return path.name, status.st_size, status.st_mtime_ns
+def _stamped(name: str, status: os.stat_result) -> bytes:
+    return f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape")

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from gai_yolo.data import coco, voc, yolo_txt
 from gai_yolo.data.check import Split, expand
 from gai_yolo.data.coco import read_coco
-from gai_yolo.data.content import content_digest
+from gai_yolo.data.content import content_digest, look, sample_positions
 from gai_yolo.data.folders import Folders
 from gai_yolo.data.index import Index, Problem
-from gai_yolo.data.index_cache import cached
+from gai_yolo.data.index_cache import IndexCache
 from gai_yolo.data.reading import Doubt, patiently
 from gai_yolo.data.shapes import VERSION, ensure_shapes
 from gai_yolo.data.voc import read_voc
@@ -39,14 +40,18 @@ def load_index(config: DataConfig, split: Split) -> Index:
             the training split has no boxes.
         CannotRead: the disk or the network fails.
     """
+    return _from(IndexCache(config), config, split)
+
+
+def _from(cache: IndexCache, config: DataConfig, split: Split) -> Index:
     doubt = Doubt()
     try:
-        index = patiently(lambda: cached(config, split, lambda: _read(config, split, Folders(doubt))), config.path, doubt)
+        index = patiently(lambda: cache.get(split, lambda: _read(config, split, Folders(doubt))), config.path, doubt)
     except OSError as error:
         refusal = DataError(f"data.path {config.path}: {error.filename or 'something there'} cannot be read ({error.strerror}).")
         raise refused_by(error, refusal) from None
-    if split == "train" and not any((~image.crowd).any() for image in index.images):  # crowd regions are not learned
-        crowds = sum(len(image.boxes) for image in index.images)
+    if split == "train" and index.images.crowd.all():  # crowd regions are not learned
+        crowds = len(index.images.boxes)
         told = [f"{crowds} x crowd region, not learned"] if crowds else []
         found = "; ".join([*told, *(f"{p.count} x {p.kind}, {p.action} (first: {p.example})" for p in index.problems)])
         raise DataError(f"{index.source}: none of the {len(index)} training images has a usable box ({found or 'no labels were found'}).")
@@ -55,9 +60,9 @@ def load_index(config: DataConfig, split: Split) -> Index:
 
 def _nothing_there(index: Index, split: Split) -> Iterator[Problem]:
     """What there is nothing of to learn, or to measure."""
-    counts = Counter(int(position) for image in index.images for position in image.classes[~image.crowd])
-    absent = [category.name for position, category in enumerate(index.categories) if not counts[position]]
-    if split == "val" and not counts:
+    counts = index.images.class_counts(len(index.categories))
+    absent = [category.name for category, count in zip(index.categories, counts, strict=True) if not count]
+    if split == "val" and not counts.any():
         yield Problem(NO_BOXES, len(index), index.source, "there will be no metrics, no best epoch and no best.pt")
     elif absent:
         yield Problem(NO_INSTANCE, len(absent), f"{absent[0]} in {index.source}", "not learned" if split == "train" else "not measured")
@@ -72,7 +77,8 @@ def load_indexes(config: DataConfig) -> tuple[Index, Index]:
     Raises:
         DataError: as `load_index`, or the classes of the splits differ.
     """
-    train, val = (_described(load_index(config, split), split, config) for split in SPLITS)
+    cache = IndexCache(config)
+    train, val = (_looked_at(_from(cache, config, split), split, config, cache) for split in SPLITS)
     if train.categories != val.categories:
         ours = {(category.id, category.name) for category in train.categories}
         theirs = {(category.id, category.name) for category in val.categories}
@@ -83,9 +89,18 @@ def load_indexes(config: DataConfig) -> tuple[Index, Index]:
     return train, val
 
 
-def _described(index: Index, split: Split, config: DataConfig) -> Index:
-    # The built-in one follows from its version; its low bits may differ between kinds of processors.
-    content = f"shapes {VERSION}" if config.path == BUILT_IN else content_digest(index.images)
+def _looked_at(index: Index, split: Split, config: DataConfig, cache: IndexCache) -> Index:
+    """With what its image files hold now, and what there is nothing of."""
+    if config.path == BUILT_IN:
+        content = f"shapes {VERSION}"  # it follows from its version; its low bits may differ between kinds of processors
+    else:
+        stamps = look(index.images)
+        if index.recorded is not None and not np.array_equal(stamps, index.recorded.stamps):
+            cache.forget(split)
+            index = _from(cache, config, split)
+            stamps = look(index.images)
+        sample = sample_positions(index.images) if index.recorded is None else index.recorded.sample
+        content = content_digest(index.images, stamps, sample)
     return replace(index, content=content, problems=(*index.problems, *_nothing_there(index, split)))
 
 

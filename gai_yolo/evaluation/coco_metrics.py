@@ -114,7 +114,7 @@ def _truths(index: Index) -> Iterator[dict[str, Any]]:
 
 
 def _results(index: Index, detections: Sequence[ImageDetections]) -> Iterator[dict[str, Any]]:
-    known = {record.image_id for record in index.images}
+    known = set(index.images.image_ids.tolist())
     ids = [found.image_id for found in detections]
     assert len(set(ids)) == len(ids), "an image was evaluated twice"
     number = 1

@@ -53,7 +53,7 @@ class Evaluator:
     ) -> None:
         self.loader, self.index, self.loss, self.world, self.config = loader, index, loss, world, config
         self.amp, self.channels_last = amp, channels_last
-        self._records = {record.image_id: record for record in index.images}
+        self._positions = {image_id: position for position, image_id in enumerate(index.images.image_ids.tolist())}
 
     @torch.inference_mode()
     def __call__(self, model: YOLO12, watched: Callable[[Iterable[Batch]], Iterable[Batch]] = iter) -> Evaluation:
@@ -76,7 +76,7 @@ class Evaluator:
         total = torch.tensor([all_sums[number] for number in sorted(all_sums)], dtype=torch.float64).sum(dim=0)
         all_detections = [found for _, part, _ in parts for found in part]
         left_out = {image_id for _, _, part in parts for image_id in part}
-        index = replace(self.index, images=tuple(record for record in self.index.images if record.image_id not in left_out))
+        index = replace(self.index, images=self.index.images.without(left_out), recorded=None) if left_out else self.index
         metrics = self.world.from_first(lambda: coco_metrics(index, all_detections))
         return Evaluation(normalised(total), metrics, all_detections if self.world.is_first else [], sorted(left_out))
 
@@ -91,7 +91,7 @@ class Evaluator:
         return sums, [self._in_file_pixels(image_id, geometry, one) for image_id, geometry, one in rows]
 
     def _in_file_pixels(self, image_id: int, geometry: Tensor, found: Detections) -> ImageDetections:
-        record = self._records[image_id]
+        record = self.index.images[self._positions[image_id]]
         scale, left, top = geometry.tolist()
         offset = found.boxes.new_tensor([left, top, left, top])
         limit = found.boxes.new_tensor([record.width, record.height, record.width, record.height])

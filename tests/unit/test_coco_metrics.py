@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gai_yolo.data.index import Category, ImageRecord, Index, empty_record, make_record
+from gai_yolo.data.index import Category, ImageRecord, Index, Records, empty_record, make_record
 from gai_yolo.evaluation.coco_metrics import STAT_NAMES, ImageDetections, coco_metrics
 
 CATEGORIES = (Category(7, "cat"), Category(3, "dog"), Category(90, "[unicorn]"))  # sparse ids, not in order; no unicorn anywhere
 
 
 def make_index(*images: ImageRecord) -> Index:
-    return Index("test", CATEGORIES, images)
+    return Index("test", CATEGORIES, Records.of(images))
 
 
 def found(image_id: int, boxes: list[list[float]], scores: list[float], classes: list[int]) -> ImageDetections:
@@ -191,5 +191,5 @@ def test_images_outside_the_index_are_ignored() -> None:
 
 def test_classes_of_one_name_do_not_hide_each_other() -> None:
     """Loss: the table silently shows one class fewer than the network has."""
-    index = Index("test", (Category(1, "cat"), Category(2, "cat")), (make_record(1, Path("a"), 99, 99, [[0, 0, 50, 50]], [1]),))
+    index = Index("test", (Category(1, "cat"), Category(2, "cat")), Records.of([make_record(1, Path("a"), 99, 99, [[0, 0, 50, 50]], [1])]))
     assert coco_metrics(index, []).per_class == {"cat (1)": (-1.0, -1.0), "cat (2)": (0.0, 0.0)}

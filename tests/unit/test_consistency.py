@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gai_yolo.config import Config, shared_values
-from gai_yolo.data.index import Category, Index, empty_record
+from gai_yolo.data.index import Category, Index, Records, empty_record
 from gai_yolo.elastic.goodput import Recorder
 from gai_yolo.elastic.metadata import CloudWatch
 from gai_yolo.elastic.notices import Notices
@@ -134,7 +134,7 @@ def test_every_key_is_compared_but_those_of_a_machine() -> None:
 
 
 def index_of(width: int) -> Index:
-    return Index("here", (Category(1, "a"),), (empty_record(1, Path("a.jpg"), width, 20),))
+    return Index("here", (Category(1, "a"),), Records.of([empty_record(1, Path("a.jpg"), width, 20)]))
 
 
 def test_other_data_are_refused() -> None:

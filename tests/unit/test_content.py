@@ -13,8 +13,8 @@ import pytest
 
 from gai_yolo.config import Config
 from gai_yolo.data import content
-from gai_yolo.data.content import content_digest
-from gai_yolo.data.index import ImageRecord, make_record
+from gai_yolo.data.content import content_digest, look, sample_positions
+from gai_yolo.data.index import Records, make_record
 from gai_yolo.data.sources import load_indexes
 from gai_yolo.errors import CheckpointError
 from gai_yolo.sections import DataConfig
@@ -96,21 +96,24 @@ def test_sizes_of_all_and_bytes_of_a_fixed_sample_are_looked_at(tmp_path: Path, 
     """Loss: hours of reading at each start of a large data set; or a sample that differs between nodes."""
     monkeypatch.setattr(content, "SAMPLE", 10)
     monkeypatch.setattr(content, "PART", 100)
-    records: list[ImageRecord] = []
-    for number in range(200):
-        path = tmp_path / f"{number}.jpg"
+    paths = [tmp_path / f"{number}.jpg" for number in range(200)]
+    for number, path in enumerate(paths):
         path.write_bytes(bytes([number]) * 1000)
-        records.append(make_record(number, path, 8, 8, [], []))
-    before = content_digest(records)
+    images = Records.of(make_record(number, path, 8, 8, [], []) for number, path in enumerate(paths))
+
+    def digest() -> str:
+        return content_digest(images, look(images), sample_positions(images))
+
+    before = digest()
     noticed = 0
-    for record in records:
+    for record in images:
         whole = record.path.read_bytes()
         record.path.write_bytes(bytes([255]) + whole[1:])
-        noticed += content_digest(records) != before
+        noticed += digest() != before
         record.path.write_bytes(whole + b"x")
-        assert content_digest(records) != before, "another size is always noticed"
+        assert digest() != before, "another size is always noticed"
         record.path.write_bytes(whole)
-    assert noticed == 10 and content_digest(records) == before
+    assert noticed == 10 and digest() == before
 
 
 def test_the_best_is_chosen_among_epochs_that_were_judged_alike() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 from gai_yolo.data import index_cache
 from gai_yolo.data.index import Index
-from gai_yolo.data.index_cache import pack, unpack
+from gai_yolo.data.index_cache import keep, load
 from gai_yolo.data.sources import load_index
 from gai_yolo.sections import DataConfig
 
@@ -46,7 +47,7 @@ def config_of(data_set: Path, **more: object) -> DataConfig:
 
 
 def caches(data_set: Path) -> list[Path]:
-    return sorted((data_set.parent / "cache" / "index").glob("*.npz"))
+    return sorted((data_set.parent / "cache" / "index").glob("*.index"))
 
 
 def assert_same(one: Index, other: Index) -> None:
@@ -61,8 +62,14 @@ def assert_same(one: Index, other: Index) -> None:
 def test_an_index_comes_back_as_it_was(data_set: Path) -> None:
     """Loss: a start from the cache trains on other boxes, or no longer tells what is wrong with the data."""
     index = load_index(config_of(data_set), "train")
-    assert len(index) == COUNT and len(index.problems) == 2
-    assert_same(unpack(pack(index)), index)
+    assert len(index) == COUNT and len(index.problems) == 2 and index.recorded is not None
+    plain = load_index(config_of(data_set, cache_folder=data_set / "annotations" / "train.json"), "train")
+    assert plain.recorded is None
+    assert_same(index, plain)
+    kept = keep(plain, data_set.parent / "kept.index", time.time_ns())
+    assert kept.recorded is not None
+    assert_same(kept, plain)
+    assert_same(load(data_set.parent / "kept.index"), plain)
 
 
 def test_no_image_is_opened_a_second_time(data_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,9 +118,10 @@ def test_a_damaged_cache_is_as_good_as_none(kept: float, data_set: Path) -> None
     first = load_index(config_of(data_set), "train")
     (path,) = caches(data_set)
     data = path.read_bytes()
+    path.unlink()  # what is mapped stays as it was
     path.write_bytes(data[: int(kept * len(data))])
     assert_same(load_index(config_of(data_set), "train"), first)
-    assert_same(unpack(path.read_bytes()), first)
+    assert_same(load(path), first)
 
 
 def test_old_caches_go(data_set: Path) -> None:

@@ -107,7 +107,7 @@ def config_of(root: Path) -> DataConfig:
 
 
 def caches(root: Path) -> list[Path]:
-    return list((root.parent / "cache" / "index").glob("*.npz"))
+    return list((root.parent / "cache" / "index").glob("*.index"))
 
 
 @pytest.mark.parametrize("kind", WRITERS)
