@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +17,9 @@ import pytest
 from gai_yolo.data import index_cache
 from gai_yolo.data.index import Index
 from gai_yolo.data.index_cache import keep, load
-from gai_yolo.data.sources import load_index
+from gai_yolo.data.sources import load_index, load_indexes
 from gai_yolo.sections import DataConfig
+from tests.harness import REPOSITORY
 
 COUNT = 6
 
@@ -93,6 +96,52 @@ def same_size(root: Path) -> None:
     path = root / "annotations" / "train.json"
     path.write_text(path.read_text().replace('"cell"', '"bell"'))
     os.utime(path, ns=(1, path.stat().st_mtime_ns + 1))
+
+
+def other_picture(root: Path) -> None:
+    path = root / "images" / "train" / "0.jpg"
+    status = path.stat()
+    assert cv2.imwrite(str(path), np.zeros((40, 44, 3), np.uint8))
+    os.utime(path, ns=(1, status.st_mtime_ns + 1))
+
+
+def test_an_image_that_was_replaced_is_looked_at_again(data_set: Path) -> None:
+    """Loss: boxes beyond the border of a picture that is smaller now, and for ever, because nothing else has changed."""
+    (data_set / "annotations" / "val.json").write_bytes((data_set / "annotations" / "train.json").read_bytes())
+    (data_set / "images" / "val").symlink_to("train")
+    before, _ = load_indexes(config_of(data_set))
+    other_picture(data_set)
+    after, val = load_indexes(config_of(data_set))
+    assert (before.images[0].width, after.images[0].width, val.images[0].width) == (60, 44, 44)
+    assert load_index(config_of(data_set), "train").images[0].width == 44, "the cache is of the new one"
+    assert len(caches(data_set)) == 2
+
+
+def test_an_image_that_changes_while_it_is_read_makes_no_cache(data_set: Path) -> None:
+    """Loss: the size of a picture that was replaced in this moment stays that of the old one."""
+    os.utime(data_set / "images" / "train" / "3.jpg", ns=(1, time.time_ns() + 10**10))
+    load_index(config_of(data_set), "train")
+    assert caches(data_set) == []
+
+
+def test_one_process_of_a_machine_reads_and_the_others_take_what_it_has_read(data_set: Path) -> None:
+    """Loss: eight processes of a node open each image eight times."""
+    code = f"""
+import sys
+from gai_yolo.data import check, index_cache, sources
+from gai_yolo.sections import DataConfig
+index_cache.LEAST_IMAGES = {COUNT}
+opened = []
+real = check.image_size
+check.image_size = lambda path, doubt: (opened.append(path), real(path, doubt))[1]
+config = DataConfig.model_validate(dict(path={str(data_set)!r}, cache_folder={str(data_set.parent / "cache")!r}, max_bad_fraction=0.5))
+index = sources.load_index(config, "train")
+print(len(opened), index.digest())
+"""
+    started = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) for _ in range(3)]
+    said = [process.communicate()[0].split() for process in started]
+    assert sorted(int(words[0]) for words in said) == [0, 0, COUNT] and len({words[1] for words in said}) == 1
+    assert sorted(path.suffix for path in (data_set.parent / "cache" / "index").iterdir()) == [".index"], "no lock is left"
 
 
 @pytest.mark.parametrize("change", [add_image, change_annotations, same_size])
