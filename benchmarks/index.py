@@ -64,7 +64,7 @@ def write(root: Path, split: str, num_images: int, num_boxes: int, rng: np.rando
 
 
 def look(root: Path, cache: Path) -> list[float]:
-    """Seconds until the training index is ready, MB that it takes, seconds of both splits with what the files hold, MB after all was used."""
+    """Seconds until the training index is ready, its MB; seconds of both splits with all files looked at, MB after all was used."""
     done = subprocess.run([sys.executable, "-c", CODE, str(root), str(cache)], check=True, capture_output=True, text=True)
     return [float(word) for word in done.stdout.split()]
 

@@ -188,7 +188,7 @@ def check_images(config: Config, indexes: tuple[Index, Index]) -> None:
 
 def make_images(config: Config, index: Index, console: Silent) -> ImageSource:
     """Decoded images of a split, cached as configured."""
-    images = ImageSource(index.images, config.data.image_size, config.data.cache, config.data.cache_folder)
+    images = ImageSource(index.images, config.data.image_size, config.data.cache, config.data.cache_folder, index.lost)
     if images.note:
         console.warning(images.note)
     return images

@@ -32,6 +32,7 @@ from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.training.continuation import check_continuation, finished_line, identity_of, judges_anew, settle
 from gai_yolo.training.environment import Environment
 from gai_yolo.training.loop import Run, train
+from gai_yolo.training.lost_images import as_it_began, remember_training_set
 from gai_yolo.training.membership import Membership, remember
 from gai_yolo.training.optim import make_recipe
 from gai_yolo.training.site import Site
@@ -172,7 +173,7 @@ def run_in(config: Config, options: Options, site: Site, environment: Environmen
     on all nodes."""
     if config.training.amp == "fp16" and site.world.device.type == "cpu":
         raise ConfigError("training.amp: fp16 needs a GPU; use bf16 or none on a CPU.")
-    indexes = site.world.together(lambda: load_indexes(config.data))
+    indexes = site.world.together(lambda: read_data(config, options, site))
     environment.check_data(site.world, indexes)
     for index in indexes:
         tell_about(index, site.console)
@@ -193,6 +194,14 @@ def run_in(config: Config, options: Options, site: Site, environment: Environmen
     site.console.info(f"checkpoints: {folder.checkpoints}  pictures: {folder.predictions}  TensorBoard: {folder.tensorboard}")
     site.recorder.ended(Ending.FINISHED)
     outcome.report(Ending.FINISHED, Ending.FINISHED)
+
+
+def read_data(config: Config, options: Options, site: Site) -> tuple[Index, Index]:
+    """Training set, as this run began with it, and validation set."""
+    train_index, val_index = load_indexes(config.data)
+    if not options.fresh:
+        train_index = as_it_began(train_index, site.folder, config.data.max_bad_fraction)
+    return train_index, val_index
 
 
 def train_to_the_end(
@@ -249,6 +258,7 @@ def go_on(
     if first:
         run = remember(site, run, found, identity, settlement.values)
         environment.keep(site)  # not before it is known that the run may go on so: it decides which nodes are right
+        remember_training_set(indexes[0], site)
 
     plan = make_plan(config, len(indexes[0]))
     tell_if_far_ahead(site, found, plan.steps_per_epoch)

@@ -57,22 +57,25 @@ def sample_positions(images: Records) -> NDArray[np.int64]:
     return np.array(sorted(drawn), dtype=np.int64)
 
 
-def content_digest(images: Records, stamps: NDArray[np.int64], sample: NDArray[np.int64]) -> str:
-    """SHA-256 over the sizes of all files and the bytes of a fixed sample, the same whatever node looks at whatever copy.
-
-    Args:
-        stamps: as `look` has found them.
-        sample: `sample_positions`.
+def part_digests(images: Records, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """(S, 32) SHA-256 of the first and last bytes of some files.
 
     Raises:
         CannotRead: the disk or the network fails.
     """
     with ThreadPoolExecutor(max_workers=min(32, 4 * (os.cpu_count() or 1))) as pool:
-        parts = list(pool.map(lambda position: _bytes_digest(images[position].path), sample.tolist()))
-    digest = hashlib.sha256(repr(stamps[:, 0].tolist()).encode())
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
+        parts = b"".join(pool.map(lambda position: _bytes_digest(images[position].path), positions.tolist()))
+    return np.frombuffer(parts, dtype=np.uint8).reshape(-1, 32)
+
+
+def content_digest(stamps: NDArray[np.int64], parts: NDArray[np.uint8]) -> str:
+    """SHA-256 over the sizes of all files and the bytes of a fixed sample, the same whatever node looks at whatever copy.
+
+    Args:
+        stamps: as `look` has found them.
+        parts: `part_digests` of `sample_positions`.
+    """
+    return hashlib.sha256(repr(stamps[:, 0].tolist()).encode() + parts.tobytes()).hexdigest()
 
 
 def _draw(image_id: int, name: str) -> bytes:

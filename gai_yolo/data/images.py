@@ -9,7 +9,7 @@ import os
 import struct
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -118,14 +118,18 @@ class ImageSource:
 
     Args:
         cache: `none`, `ram` (filled on construction, shared with forked loader workers) or `disk` (filled on first use).
+        lost: positions of images that are not there any more, see `Index.lost`.
 
     Raises:
         DataError: the cache folder cannot be made.
         CannotRead: as `decode`, while the memory is filled.
     """
 
-    def __init__(self, records: Sequence[ImageRecord], image_size: int, cache: str, cache_folder: Path) -> None:
+    def __init__(
+        self, records: Sequence[ImageRecord], image_size: int, cache: str, cache_folder: Path, lost: Collection[int] = frozenset()
+    ) -> None:
         self.records = records
+        self._lost = lost
         self.image_size = image_size
         self._folder = expand(cache_folder) / "images" if cache == "disk" else None
         self._memory: list[Image | None] | None = None
@@ -142,6 +146,8 @@ class ImageSource:
 
     def load(self, position: int) -> Image | None:
         """The image at a position, longer side `image_size`; None where it cannot be decoded. Not to be written to. Raises as `decode`."""
+        if position in self._lost:
+            return None
         if self._memory is not None:
             return self._memory[position]
         if self._folder is not None:
@@ -155,7 +161,7 @@ class ImageSource:
             self.note = f"data.cache: ram would need {needed / 2**30:.1f} GiB of {share / 2**30:.1f} GiB; going on without a cache"
             return
         with ThreadPoolExecutor(min(32, available_cores() + 4)) as pool:
-            self._memory = list(pool.map(lambda record: decode(record, self.image_size), self.records))
+            self._memory = list(pool.map(self.load, range(len(self.records))))
 
     def _from_disk(self, record: ImageRecord, folder: Path) -> Image | None:
         stat = patiently(record.path.stat, record.path)

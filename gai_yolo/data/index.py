@@ -168,7 +168,9 @@ class Recorded:
     sample: NDArray[np.int64]
     """Positions of the images whose bytes are looked at (`content.sample_positions`)."""
     stamps: NDArray[np.int64]
-    """(N, 2) size in bytes and modification time in ns of each image file when the index was read."""
+    """(N, 2) size in bytes and modification time in ns of each image file when they were looked at."""
+    parts: NDArray[np.uint8] | None = None
+    """`content.part_digests` of the sample; not in a cache of the index, because each start looks anew."""
 
 
 @dataclass(frozen=True)
@@ -181,8 +183,10 @@ class Index:
     images: Records
     problems: tuple[Problem, ...] = field(default=())
     content: str = ""
-    """What the image files hold (`content.content_digest`); not kept in a cache of the index, because each start looks anew."""
+    """What the image files hold (`content.content_digest`); not in a cache of the index, because each start looks anew."""
     recorded: Recorded | None = None
+    lost: frozenset[int] = frozenset()
+    """Positions of images that are gone since the run began; grey is trained on in their place."""
 
     def __len__(self) -> int:
         return len(self.images)

@@ -143,8 +143,12 @@ def save(index: Index, file: BinaryIO) -> None:
         "problems": [asdict(problem) for problem in index.problems],
         "folders": index.images.folders,
         "digest": index.recorded.digest,
+        "content": index.content,
     }
-    write_columns(file, described, {**index.images.columns, "sample": index.recorded.sample, "stamps": index.recorded.stamps})
+    columns = {**index.images.columns, "sample": index.recorded.sample, "stamps": index.recorded.stamps}
+    if index.recorded.parts is not None:
+        columns["parts"] = index.recorded.parts
+    write_columns(file, described, columns)
 
 
 def load(path: Path) -> Index:
@@ -157,7 +161,8 @@ def load(path: Path) -> Index:
         categories=tuple(Category(number, name) for number, name in described["categories"]),
         images=Records(columns, described["folders"]),
         problems=tuple(Problem(**problem) for problem in described["problems"]),
-        recorded=Recorded(described["digest"], columns["sample"], columns["stamps"]),
+        content=described["content"],
+        recorded=Recorded(described["digest"], columns["sample"], columns["stamps"], columns.get("parts")),
     )
 
 

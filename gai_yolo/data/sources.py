@@ -12,9 +12,9 @@ import numpy as np
 from gai_yolo.data import coco, voc, yolo_txt
 from gai_yolo.data.check import Split, expand
 from gai_yolo.data.coco import read_coco
-from gai_yolo.data.content import content_digest, look, sample_positions
+from gai_yolo.data.content import content_digest, look, part_digests, sample_positions
 from gai_yolo.data.folders import Folders
-from gai_yolo.data.index import Index, Problem
+from gai_yolo.data.index import Index, Problem, Recorded
 from gai_yolo.data.index_cache import IndexCache
 from gai_yolo.data.reading import Doubt, patiently
 from gai_yolo.data.shapes import VERSION, ensure_shapes
@@ -91,8 +91,8 @@ def load_indexes(config: DataConfig) -> tuple[Index, Index]:
 
 def _looked_at(index: Index, split: Split, config: DataConfig, cache: IndexCache) -> Index:
     """With what its image files hold now, and what there is nothing of."""
-    if config.path == BUILT_IN:
-        content = f"shapes {VERSION}"  # it follows from its version; its low bits may differ between kinds of processors
+    if config.path == BUILT_IN:  # it follows from its version; its low bits may differ between kinds of processors
+        index = replace(index, content=f"shapes {VERSION}")
     else:
         stamps = look(index.images)
         if index.recorded is not None and not np.array_equal(stamps, index.recorded.stamps):
@@ -100,8 +100,9 @@ def _looked_at(index: Index, split: Split, config: DataConfig, cache: IndexCache
             index = _from(cache, config, split)
             stamps = look(index.images)
         sample = sample_positions(index.images) if index.recorded is None else index.recorded.sample
-        content = content_digest(index.images, stamps, sample)
-    return replace(index, content=content, problems=(*index.problems, *_nothing_there(index, split)))
+        parts = part_digests(index.images, sample)
+        index = replace(index, content=content_digest(stamps, parts), recorded=Recorded(index.digest(), sample, stamps, parts))
+    return replace(index, problems=(*index.problems, *_nothing_there(index, split)))
 
 
 def _listed(categories: set[tuple[int, str]]) -> str:

@@ -32,6 +32,7 @@ class RunFolder:
         self.metrics = self.checkpoints / "training_metrics.json"
         self.config = path / "config.yaml"
         self.environment = path / "environment.json"
+        self.training_set = path / ".training_set.index"
         self.goodput = path / "goodput"
         self._marker = path / ".fresh"
         self.record_path = path / ".run.json"

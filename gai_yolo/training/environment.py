@@ -68,6 +68,7 @@ class Environment:
         """Compare what the data sets hold. A collective; raises as `must_agree`."""
         found = data_facts(indexes)
         must_agree(world, found, self._record)
+        must_agree(world, {"training images that are gone": lost_names(indexes[0])})  # of this start, whatever was there at others
         self._facts.update(found)
 
     def keep(self, site: Site) -> None:
@@ -84,9 +85,7 @@ class Environment:
             except OSError as error:
                 site.tell(f"{path}: cannot be written ({error.strerror}); training goes on")
 
-        site.world.from_first(write)  # first alone, because the folder may be shared
-        if site.world.is_first_on_node and not site.world.is_first:
-            write()
+        site.on_each_node(write)
 
 
 def shared_facts(config: Config, world: World) -> dict[str, Any]:
@@ -112,6 +111,13 @@ def data_facts(indexes: Sequence[Index]) -> dict[str, Any]:
         facts[f"digest of the {name}"] = index.digest()[:16]
         facts[f"digest of the images of the {name}"] = index.content[:16]
     return facts
+
+
+def lost_names(index: Index) -> str:
+    """Some names, and what tells any two sets of images apart."""
+    positions = sorted(index.lost)
+    names = ", ".join(index.images.name(position) for position in positions[:3])
+    return f"{len(positions)} ({names}; {hashlib.sha256(repr(positions).encode()).hexdigest()[:8]})" if positions else "none"
 
 
 def processor_facts(world: World) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gai_yolo.elastic.goodput import Recorder
@@ -35,6 +36,12 @@ class Site:
         """A step is completed, in this epoch (from 1)."""
         self.recorder.step_done(step, epoch)
         self.watchdog.step_done()
+
+    def on_each_node(self, write: Callable[[], None]) -> None:
+        """Write something into each node's run folder. A collective; the first node alone at first, because the folder may be shared."""
+        self.world.from_first(write)
+        if self.world.is_first_on_node and not self.world.is_first:
+            write()
 
     def tell(self, text: str) -> None:
         """A warning from a rank that may not have the console."""

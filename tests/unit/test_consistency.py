@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,17 @@ def test_other_data_are_refused() -> None:
 
     told = on_ranks(3, check)
     assert kinds(told) == "drd" and "digest of the validation set" in str(told[1])
+
+
+def test_a_node_that_has_lost_other_images_than_the_rest_is_refused() -> None:
+    """Loss: grey or the picture, as whoever happens to be given the sample has it; the weights depend on who trained it."""
+
+    def check(world: World) -> None:
+        sets = [replace(index_of(20), lost=frozenset({0} if world.rank == 1 else ())), index_of(20)]
+        Environment({}, {}, None).check_data(world, sets)
+
+    told = on_ranks(3, check)
+    assert kinds(told) == "drd" and "training images that are gone '1 (a.jpg;" in str(told[1])
 
 
 # --- at a start --------------------------------------------------------------------------------------------------------------

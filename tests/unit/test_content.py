@@ -13,7 +13,7 @@ import pytest
 
 from gai_yolo.config import Config
 from gai_yolo.data import content
-from gai_yolo.data.content import content_digest, look, sample_positions
+from gai_yolo.data.content import content_digest, look, part_digests, sample_positions
 from gai_yolo.data.index import Records, make_record
 from gai_yolo.data.sources import load_indexes
 from gai_yolo.errors import CheckpointError
@@ -102,7 +102,7 @@ def test_sizes_of_all_and_bytes_of_a_fixed_sample_are_looked_at(tmp_path: Path, 
     images = Records.of(make_record(number, path, 8, 8, [], []) for number, path in enumerate(paths))
 
     def digest() -> str:
-        return content_digest(images, look(images), sample_positions(images))
+        return content_digest(look(images), part_digests(images, sample_positions(images)))
 
     before = digest()
     noticed = 0

@@ -50,7 +50,7 @@ def test_a_job_whose_peer_is_lost_at_the_very_end_is_not_done(
     memory = NodeMemory(tmp_path, site.folder.path)
     memory.open()
     memory.keep(RunRecord("1-run"))
-    monkeypatch.setattr(job, "load_indexes", lambda _: ())
+    monkeypatch.setattr(job, "read_data", lambda *_: ())
     monkeypatch.setattr(job, "open_run", lambda *_: Membership(RunRecord("1-run"), memory))
     monkeypatch.setattr(job, "train_to_the_end", lambda *_: make_state())
     monkeypatch.setattr(site.world, "wait_for_all", lambda: all_came)
