@@ -28,11 +28,14 @@ NO_INSTANCE = "class without a box"
 SPLITS: tuple[Split, ...] = ("train", "val")
 
 
-def load_index(config: DataConfig, split: Split) -> Index:
+def load_index(config: DataConfig, split: Split, from_cache: bool = True) -> Index:
     """Read one split of the configured data set.
 
     `config.path` is the word `shapes` (the built-in data set, written below `config.cache_folder` when it is first asked
     for; a folder of that name is given as an absolute path), a data set folder, or a YOLO data.yaml.
+
+    Args:
+        from_cache: take the index of a big data set from its cache if there is one; a cache knows no sightings of problems.
 
     Raises:
         DataError: there is no data set, it is damaged beyond `config.max_bad_fraction`, the split has no images, or
@@ -40,8 +43,12 @@ def load_index(config: DataConfig, split: Split) -> Index:
         CannotRead: the disk or the network fails.
     """
     doubt = Doubt()
+
+    def read() -> Index:
+        return _read(config, split, Folders(doubt))
+
     try:
-        index = patiently(lambda: cached(config, split, lambda: _read(config, split, Folders(doubt))), config.path, doubt)
+        index = patiently(lambda: cached(config, split, read) if from_cache else read(), config.path, doubt)
     except OSError as error:
         refusal = DataError(f"data.path {config.path}: {error.filename or 'something there'} cannot be read ({error.strerror}).")
         raise refused_by(error, refusal) from None
@@ -72,7 +79,17 @@ def load_indexes(config: DataConfig) -> tuple[Index, Index]:
     Raises:
         DataError: as `load_index`, or the classes of the splits differ.
     """
-    train, val = (_described(load_index(config, split), split, config) for split in SPLITS)
+    train, val = (described(load_index(config, split), split, config) for split in SPLITS)
+    check_classes(train, val)
+    return train, val
+
+
+def check_classes(train: Index, val: Index) -> None:
+    """Refuse splits that do not belong together.
+
+    Raises:
+        DataError: their classes differ.
+    """
     if train.categories != val.categories:
         ours = {(category.id, category.name) for category in train.categories}
         theirs = {(category.id, category.name) for category in val.categories}
@@ -80,10 +97,10 @@ def load_indexes(config: DataConfig) -> tuple[Index, Index]:
         raise DataError(
             f"{val.source}: its classes differ from those of {train.source} ({'; '.join(differences)}); use the same categories in both."
         )
-    return train, val
 
 
-def _described(index: Index, split: Split, config: DataConfig) -> Index:
+def described(index: Index, split: Split, config: DataConfig) -> Index:
+    """The index with what its image files hold, and what there is nothing of in it; raises as `content_digest`."""
     # The built-in one follows from its version; its low bits may differ between kinds of processors.
     content = f"shapes {VERSION}" if config.path == BUILT_IN else content_digest(index.images)
     return replace(index, content=content, problems=(*index.problems, *_nothing_there(index, split)))
