@@ -63,7 +63,14 @@ def box_chart(indexes: Mapping[Split, Index]) -> Image:
     fractions = np.concatenate([_fractions(index) for index in indexes.values()])
     centres, extents = (fractions[:, :2] + fractions[:, 2:]) / 2, fractions[:, 2:] - fractions[:, :2]
     canvas = page("boxes", list(indexes))
-    histogram(canvas, 0, "square root of a box's width x height, pixels", lengths, powers(lengths, 4), {32: "medium", 96: "large"})
+    histogram(
+        canvas,
+        0,
+        "square root of a box's width x height, pixels",
+        lengths,
+        powers(lengths, 4),
+        {32: "from 32: medium", 96: "from 96: large"},
+    )
     histogram(canvas, 1, "width / height of a box", aspects, powers(aspects, 4))
     heat_map(canvas, 2, "size of boxes, as fractions of the image", extents, ("width", "height"), from_top=False)
     heat_map(canvas, 3, "centres of boxes in the image", centres, ("", ""), from_top=True)
@@ -82,7 +89,9 @@ def image_chart(indexes: Mapping[Split, Index]) -> Image:
     counts: dict[str, Values] = {
         split: np.array([(~image.crowd).sum() for image in index.images], float) for split, index in indexes.items()
     }
-    named = {split: Counter(f"{image.width} x {image.height}" for image in index.images) for split, index in indexes.items()}
+    named: dict[str, Counter[str]] = {
+        split: Counter(f"{image.width} x {image.height}" for image in index.images) for split, index in indexes.items()
+    }
     canvas = page("images", list(indexes))
     ranking(canvas, 0, "images of the most frequent sizes, pixels", named)
     histogram(canvas, 1, "longer side of an image, pixels", longer, powers(longer, 8))

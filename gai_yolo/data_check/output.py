@@ -6,11 +6,11 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from gai_yolo.data.check import Split, expand
+from gai_yolo.data.check import Split
 from gai_yolo.data.index import Index
 from gai_yolo.data_check.charts import box_chart, class_chart, image_chart
 from gai_yolo.data_check.inspection import Findings
-from gai_yolo.data_check.report import Report, as_json
+from gai_yolo.data_check.report import Report, as_json, root_of
 from gai_yolo.data_check.sheets import problem_sheet, sample_sheet
 from gai_yolo.errors import Refusal
 from gai_yolo.reporting.drawing import Image, write_image
@@ -65,8 +65,7 @@ def keep(folder: Path, config: DataConfig, findings: Findings, report: Report) -
 
 
 def _pictures(config: DataConfig, findings: Findings, report: Report) -> dict[str, Image]:
-    path = expand(config.path)
-    wrong = problem_sheet(findings, path.parent if path.is_file() else path)
+    wrong = problem_sheet(findings, root_of(config))
     pictures = {} if wrong is None else {"problems.png": wrong}
     indexes: dict[Split, Index] = {split: found.index for split, found in findings.splits.items() if found.index is not None}
     for split, index in indexes.items():

@@ -105,7 +105,7 @@ def histogram(
     taken = -math.inf
     for value, words in bins.ticks:
         x, half = x_of(value), text_width(words, SMALL_TEXT) / 2
-        if x - half > taken + 6 and x + half <= right + SIDE:
+        if x - half > max(taken + 6, left - SIDE) and x + half <= right + SIDE:
             canvas.draw.line((x, bottom, x, bottom + 4), fill=FAINT)
             canvas.text(x, bottom + 6, words, SMALL_TEXT, FAINT, anchor="ma")
             taken = x + half

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gai_yolo.data.check import Split
+from gai_yolo.data.check import Split, expand
 from gai_yolo.data.index import Category, Index
 from gai_yolo.data_check.inspection import Findings, SplitFindings
 from gai_yolo.sections import DataConfig
@@ -113,6 +114,8 @@ class Report:
     version: int
     path: str
     """`data.path`."""
+    root: str
+    """The data set's folder."""
     trainable: bool
     """Whether training would take the data set."""
     refusals: list[str]
@@ -128,7 +131,18 @@ def make_report(config: DataConfig, findings: Findings) -> Report:
     """Count what was found; nothing is drawn yet."""
     refusals = findings.refusals
     splits = {split: _split_report(found) for split, found in findings.splits.items()}
-    return Report(VERSION, str(config.path), not refusals, refusals, splits, _class_reports(findings), pictures=[])
+    return Report(VERSION, str(config.path), str(root_of(config)), not refusals, refusals, splits, _class_reports(findings), pictures=[])
+
+
+def root_of(config: DataConfig) -> Path:
+    """The data set's folder: that of a YOLO data.yaml, where one is given; whether it is there is not asked."""
+    path = expand(config.path)
+    return path.parent if path.is_file() else path
+
+
+def without_root(text: str, root: Path | str) -> str:
+    """A text with its file names relative to the data set's folder."""
+    return text.replace(f"{root}/", "")
 
 
 def as_json(report: Report) -> str:

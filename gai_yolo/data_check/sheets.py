@@ -12,8 +12,23 @@ from gai_yolo.data.check import MISSING, Split
 from gai_yolo.data.header import TOO_LARGE, UNOPENED, UNREADABLE, image_size
 from gai_yolo.data.index import ImageRecord, Index, Problem, Sighting, empty_record
 from gai_yolo.data.reading import CannotRead, Doubt
-from gai_yolo.data_check.canvas import FAINT, GAP, INK, SMALL_TEXT, TEXT, TITLE, WRONG, Canvas, class_labels, legend_rows, letters, wrapped
+from gai_yolo.data_check.canvas import (
+    FAINT,
+    GAP,
+    INK,
+    OTHERS,
+    SMALL_TEXT,
+    TEXT,
+    TITLE,
+    WRONG,
+    Canvas,
+    class_labels,
+    legend_rows,
+    letters,
+    wrapped,
+)
 from gai_yolo.data_check.inspection import UNDECODABLE, Findings
+from gai_yolo.data_check.report import without_root
 from gai_yolo.data_check.tile import LINE, PICTURE_HEIGHT, WIDTH, Mark, Tile, draw_tile
 from gai_yolo.reporting.drawing import Image, class_colour
 
@@ -61,12 +76,12 @@ def problem_sheet(findings: Findings, root: Path) -> Image | None:
         records = _records(found.index, [sightings[0].path for sightings in group[:number]])
         tiles += [_problem_tile(split, problem, sightings, records.get(sightings[0].path), root) for sightings in group[:number]]
     unseen = [
-        f"not to be seen in an image: {split}: {problem.count} x {problem.kind}, {problem.action} (first: {_short(problem.example, root)})"
+        f"not to be seen in an image: {split}: {problem.count} x {problem.kind}, {problem.action} (first: {without_root(problem.example, root)})"
         for (split, _, problem), group in zip(problems, groups, strict=True)
         if not group
     ]
     total = sum(problem.count for _, _, problem in problems)
-    return _sheet(f"what is wrong: {total} records, {len(problems)} kinds", tiles, PROBLEM_LINES, [], unseen)
+    return _sheet(f"what is wrong: {_counted(total, 'record', 'records')}", tiles, PROBLEM_LINES, [], unseen)
 
 
 def _sheet(title: str, tiles: Sequence[Tile], lines: int, labels: Sequence[str], notes: Sequence[str]) -> Image:
@@ -92,10 +107,16 @@ def _sheet(title: str, tiles: Sequence[Tile], lines: int, labels: Sequence[str],
 
 def _sample(record: ImageRecord, labels: Sequence[str]) -> Tile:
     crowds = int(record.crowd.sum())
-    boxes = f"{len(record.boxes) - crowds} boxes" + (f", {crowds} crowd regions" if crowds else "")
+    boxes = _counted(len(record.boxes) - crowds, "box", "boxes") + (
+        f", {_counted(crowds, 'crowd region', 'crowd regions')}" if crowds else ""
+    )
     return Tile(
         record, list(_marks(record, labels)), [(letters(record.path.name), INK), (f"{record.width} x {record.height}, {boxes}", FAINT)]
     )
+
+
+def _counted(number: int, one: str, several: str) -> str:
+    return f"{number} {one if number == 1 else several}"
 
 
 def _marks(record: ImageRecord, labels: Sequence[str]) -> Iterator[Mark]:
@@ -130,12 +151,12 @@ def _records(index: Index | None, paths: Sequence[Path]) -> dict[Path, ImageReco
 def _problem_tile(split: Split, problem: Problem, sightings: Sequence[Sighting], record: ImageRecord | None, root: Path) -> Tile:
     if record is None and problem.kind not in WITHOUT_PICTURE:
         record = _foreign(sightings[0].path)
-    marks = [] if record is None else [Mark(tuple(corners), FAINT) for corners in record.boxes.tolist()]
+    marks = [] if record is None else [Mark(tuple(corners), OTHERS) for corners in record.boxes.tolist()]
     wrong = [] if record is None else [_in_pixels(one, record) for one in sightings if one.corners]
     marks += [Mark(corners, WRONG, is_wrong=True) for corners in wrong if all(map(math.isfinite, corners))]
     caption = [(letters(problem.kind), WRONG), (letters(f"{split}: {problem.action}; {problem.count} in all"), INK)]
     more = f" and {len(sightings) - 1} more in this image" if len(sightings) > 1 else ""
-    caption += [(line, FAINT) for line in wrapped(letters(_short(sightings[0].record, root) + more), WIDTH, SMALL_TEXT, 2)]
+    caption += [(line, FAINT) for line in wrapped(letters(without_root(sightings[0].record, root) + more), WIDTH, SMALL_TEXT, 2)]
     if wrong and record is not None:
         x1, y1, x2, y2 = (f"{value:.5g}" for value in wrong[0])
         caption.append((f"box {x1}, {y1} to {x2}, {y2} in {record.width} x {record.height} pixels", FAINT))
@@ -154,7 +175,3 @@ def _foreign(path: Path) -> ImageRecord | None:
 def _in_pixels(sighting: Sighting, record: ImageRecord) -> tuple[float, ...]:
     sides = (record.width, record.height) * 2 if sighting.fractions else (1, 1, 1, 1)
     return tuple(value * side for value, side in zip(sighting.corners, sides, strict=True))
-
-
-def _short(record: str, root: Path) -> str:
-    return record.replace(f"{root}/", "")

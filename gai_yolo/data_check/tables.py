@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gai_yolo.data_check.report import ClassCount, ClassReport, Report, SplitReport, Spread
+from gai_yolo.data_check.report import ClassCount, ClassReport, Report, SplitReport, Spread, without_root
 
 MOST_CLASSES = 40
 """Rows of the table of classes; of more, the most frequent and the rarest are shown."""
@@ -117,7 +117,7 @@ def _of_problems(report: Report) -> Table:
         table.add_column(title, justify="right" if title == "count" else "left", overflow="fold")
     for name, split in report.splits.items():
         for problem in split.problems:
-            cells = (name, str(problem.count), problem.kind, problem.action, problem.example)
+            cells = (name, str(problem.count), problem.kind, problem.action, without_root(problem.example, report.root))
             table.add_row(*(Text(cell, style="yellow" if cell is problem.kind else "") for cell in cells))
     return table
 

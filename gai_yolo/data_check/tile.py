@@ -94,7 +94,7 @@ def _draw_picture(canvas: Canvas, area: Rectangle, record: ImageRecord, marks: S
     placed = [(mark, _placed(mark, origin, scale, area)) for mark in marks]
     placed.sort(key=lambda both: (both[0].is_wrong, -_area(both[1])))  # small ones on top of large ones
     for mark, corners in placed:
-        _draw_box(canvas, mark, corners)
+        _draw_box(canvas, mark, corners, area)
     if len(placed) <= MOST_LABELS:
         for mark, corners in placed:
             if mark.label:
@@ -112,10 +112,11 @@ def _area(corners: Rectangle) -> float:
     return (corners[2] - corners[0]) * (corners[3] - corners[1])
 
 
-def _draw_box(canvas: Canvas, mark: Mark, corners: Rectangle) -> None:
+def _draw_box(canvas: Canvas, mark: Mark, corners: Rectangle, area: Rectangle) -> None:
     if mark.is_wrong:
         canvas.draw.rectangle(corners, outline=INK, width=5)
     canvas.draw.rectangle(corners, outline=mark.colour, width=3 if mark.is_wrong else 2)
     if mark.is_wrong and min(corners[2] - corners[0], corners[3] - corners[1]) < LEAST_SIDE:
-        x, y = (corners[0] + corners[2]) / 2, (corners[1] + corners[3]) / 2
+        x = min(max((corners[0] + corners[2]) / 2, area[0] + RADIUS), area[2] - RADIUS)
+        y = min(max((corners[1] + corners[3]) / 2, area[1] + RADIUS), area[3] - RADIUS)
         canvas.draw.ellipse((x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS), outline=WRONG, width=2)
