@@ -100,7 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {refusal}", file=sys.stderr)
         return refusal.exit_code
     except OSError as error:
-        print(f"error: {error.filename or given.runs[0]}: {error.strerror or error}; nothing complete was lost.", file=sys.stderr)
+        print(
+            f"error: {error.filename or next(iter(given.runs), 'output')}: {error.strerror or error}; nothing complete was lost.",
+            file=sys.stderr,
+        )
         return Refusal.exit_code
     return code
 

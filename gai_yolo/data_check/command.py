@@ -85,9 +85,9 @@ def _check(config: DataConfig, output: Path, most: int | None, as_json_text: boo
         raise _cannot_write(output, error) from None
     if as_json_text:
         _say(sys.stdout, as_json(report))
-        _say(sys.stderr, "".join(f"refused: {sentence}\n" for sentence in report.refusals))
+        _say(sys.stderr, "".join(f"refused: {sentence}\n" for sentence in report.refusals))  # escapes what is no text by itself
     else:
-        _say(sys.stdout, rendered(report))
+        _say(sys.stdout, rendered(report, sys.stdout))
     return 0 if report.trainable else 1
 
 
@@ -95,12 +95,18 @@ def _cannot_write(output: Path, error: OSError) -> Refusal:
     return Refusal(f"{error.filename or output}: cannot be written ({error.strerror}); give --output another folder.")
 
 
-def _say(stream: TextIO, text: str) -> None:
-    """Write to somebody who may have gone (`| head`): what was found decides the exit code all the same."""
-    encoding = stream.encoding or "utf-8"
+def _say(stream: TextIO | None, text: str) -> None:
+    """Write to somebody who may have gone (`| head`, `>&-`): what was found decides the exit code all the same.
+
+    Raises:
+        Refusal: the disk behind it is full.
+    """
+    if stream is None:
+        return
     try:
-        # A file's name need not be text, and a terminal may know few letters.
-        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        stream.write(text)
         stream.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # or Python's own last flush changes the exit code
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # or Python's own last flush fails as well, and changes the exit code
+        if not isinstance(error, BrokenPipeError):
+            raise Refusal(f"the output cannot be written ({error.strerror}); what was found is in the folder of --output.") from None

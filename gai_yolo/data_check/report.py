@@ -157,7 +157,7 @@ def box_array(index: Index) -> NDArray[np.float32]:
 
 def _split_report(found: SplitFindings) -> SplitReport:
     index = found.index
-    images = () if index is None else index.images
+    images = [] if index is None else list(index.images)
     none = np.zeros(0, dtype=np.float32)
     boxes = none.reshape(-1, 4) if index is None else box_array(index)
     areas = np.concatenate([image.areas[~image.crowd] for image in images]) if images else none

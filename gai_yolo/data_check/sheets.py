@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -71,12 +71,18 @@ def problem_sheet(findings: Findings, root: Path) -> Image | None:
         return None
     groups = [_by_image(problem) for _, _, problem in problems]
     chosen = _in_turns([len(group) for group in groups], MOST_TILES)
-    tiles: list[Tile] = []
-    for (split, found, problem), group, number in zip(problems, groups, chosen, strict=True):
-        records = _records(found.index, [sightings[0].path for sightings in group[:number]])
-        tiles += [_problem_tile(split, problem, sightings, records.get(sightings[0].path), root) for sightings in group[:number]]
+    shown = [
+        (split, problem, sightings)
+        for (split, _, problem), group, number in zip(problems, groups, chosen, strict=True)
+        for sightings in group[:number]
+    ]
+    records = {
+        split: _records(found.index, {sightings[0].path for of_split, _, sightings in shown if of_split == split})
+        for split, found in findings.splits.items()
+    }
+    tiles = [_problem_tile(split, problem, group, records[split].get(group[0].path), root) for split, problem, group in shown]
     unseen = [
-        f"not to be seen in an image: {split}: {problem.count} x {problem.kind}, {problem.action} (first: {without_root(problem.example, root)})"
+        f"no image: {split}: {problem.count} x {problem.kind}, {problem.action} (first: {without_root(problem.example, root)})"
         for (split, _, problem), group in zip(problems, groups, strict=True)
         if not group
     ]
@@ -142,10 +148,9 @@ def _in_turns(sizes: Sequence[int], most: int) -> list[int]:
     return taken
 
 
-def _records(index: Index | None, paths: Sequence[Path]) -> dict[Path, ImageRecord]:
+def _records(index: Index | None, paths: Set[Path]) -> dict[Path, ImageRecord]:
     """What the index says of images."""
-    wanted = set(paths)
-    return {} if index is None else {record.path: record for record in index.images if record.path in wanted}
+    return {} if index is None else {record.path: record for record in index.images if record.path in paths}
 
 
 def _problem_tile(split: Split, problem: Problem, sightings: Sequence[Sighting], record: ImageRecord | None, root: Path) -> Tile:

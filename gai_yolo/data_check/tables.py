@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import sys
+import io
 from collections.abc import Iterator, Sequence
+from typing import TextIO
 
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from gai_yolo.data.check import Split
 from gai_yolo.data_check.report import ClassCount, ClassReport, Report, SplitReport, Spread, without_root
 
 MOST_CLASSES = 40
@@ -19,19 +21,24 @@ PLAIN_WIDTH = 120
 """Columns of a report that goes to a file or a pipe."""
 
 
-def rendered(report: Report) -> str:
-    """All of a report as text, with colours if standard output is a terminal."""
-    console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
-    with console.capture() as captured:
-        console.print(view(report))
-    return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+def rendered(report: Report, stream: TextIO | None) -> str:
+    """All of a report as text for a stream: in its letters, with colours if it is a terminal."""
+    is_terminal = stream is not None and stream.isatty()
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    # A file's name need not be text, and a terminal may know few letters.
+    sheet = io.TextIOWrapper(io.BytesIO(), encoding, errors="backslashreplace")
+    width = None if is_terminal else PLAIN_WIDTH
+    console = Console(file=sheet, force_terminal=is_terminal, highlight=False, markup=False, emoji=False, width=width)
+    console.print(view(report))
+    sheet.seek(0)
+    return "".join(f"{line.rstrip()}\n" for line in sheet.read().splitlines())
 
 
 def view(report: Report) -> RenderableType:
     """All of a report: tables, then the verdict."""
-    parts: list[RenderableType] = [Text(f"data set {report.path}", style="bold", overflow="fold"), _of_splits(report)]
+    parts: list[RenderableType] = [Text(f"data set {report.path}", style="bold", overflow="fold")]
     if report.classes:
-        parts.append(_of_classes(report))
+        parts += [_of_splits(report), _of_classes(report)]
     if any(split.problems for split in report.splits.values()):
         parts.append(_of_problems(report))
     parts += [Text(path, style="dim", overflow="fold") for path in report.pictures]
@@ -56,23 +63,26 @@ def num_boxes(count: ClassCount | None) -> int:
 
 def _of_splits(report: Report) -> Table:
     table = _table("", *report.splits)
-    for name, *values in zip(*[_rows_of_split(report, split) for split in report.splits.values()], strict=True):
-        table.add_row(Text(name[0]), *(Text(value) for _, value in (name, *values)))
+    columns = [dict(_rows_of(report, name, split)) for name, split in report.splits.items()]
+    for title in max(columns, key=len):
+        table.add_row(Text(title), *(Text(column.get(title, "-")) for column in columns))
     return table
 
 
-def _rows_of_split(report: Report, split: SplitReport) -> Iterator[tuple[str, str]]:
-    """Name and value of each row."""
-    is_there = split.source is not None
-    here = [one.train if split is report.splits["train"] else one.val for one in report.classes]
+def _rows_of(report: Report, name: Split, split: SplitReport) -> Iterator[tuple[str, str]]:
+    """Title and value of each row; only that there are none of a split that could not be read."""
+    if split.source is None:
+        yield "images", "refused"
+        return
+    here = [one.train if name == "train" else one.val for one in report.classes]
     present, all_classes = sum(num_boxes(count) > 0 for count in here), sum(count is not None for count in here)
-    yield "images", str(split.images) if is_there else "refused"
+    yield "images", str(split.images)
     yield "  without a box", str(split.background_images)
     yield "  of which decoded", str(split.decoded)
     yield "  cannot be decoded", str(split.undecodable)
     yield "boxes", str(split.boxes)
-    for name, text in (("small", "  small (below 32 x 32 px)"), ("medium", "  medium"), ("large", "  large (from 96 x 96 px)")):
-        yield text, str(split.box_sizes[name])
+    for size, title in (("small", "  small (below 32 x 32 px)"), ("medium", "  medium"), ("large", "  large (from 96 x 96 px)")):
+        yield title, str(split.box_sizes[size])
     yield "crowd regions", str(split.crowds)
     yield "classes with boxes", f"{present} of {all_classes}"
     yield "boxes per image", _range(split.boxes_per_image)
