@@ -42,7 +42,7 @@ def check(given: argparse.Namespace) -> int:
     try:
         return _check(config, given.output, given.images, given.json)
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return INTERRUPTED
 
 

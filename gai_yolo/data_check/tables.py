@@ -36,13 +36,13 @@ def rendered(report: Report, stream: TextIO | None) -> str:
 
 def view(report: Report) -> RenderableType:
     """All of a report: tables, then the verdict."""
-    parts: list[RenderableType] = [Text(f"data set {report.path}", style="bold", overflow="fold")]
+    parts: list[RenderableType] = [_text(f"data set {report.path}", style="bold")]
     if report.classes:
         parts += [_of_splits(report), _of_classes(report)]
     if any(split.problems for split in report.splits.values()):
         parts.append(_of_problems(report))
-    parts += [Text(path, style="dim", overflow="fold") for path in report.pictures]
-    parts += [Text(f"refused: {sentence}", style="bold red", overflow="fold") for sentence in report.refusals]
+    parts += [_text(path, style="dim") for path in report.pictures]
+    parts += [_text(f"refused: {sentence}", style="bold red") for sentence in report.refusals]
     if report.trainable:
         parts.append(Text("A training would take this data set.", style="green"))
     return Group(*parts)
@@ -98,8 +98,8 @@ def _range(spread: Spread | None) -> str:
     if spread is None:
         return "-"
     if spread.min == spread.max:
-        return f"{spread.min:.6g}"
-    return f"{spread.min:.4g} .. {spread.median:.4g} .. {spread.max:.4g}"
+        return f"{spread.min:.7g}"
+    return " .. ".join(f"{value:.0f}" if value >= 1000 else f"{value:.4g}" for value in (spread.min, spread.median, spread.max))
 
 
 def _of_classes(report: Report) -> Table:
@@ -115,7 +115,7 @@ def _of_classes(report: Report) -> Table:
 
 
 def _class_row(one: ClassReport) -> Iterator[Text]:
-    yield Text(one.name)
+    yield _text(one.name)
     for count in (one.train, one.val):
         for number in ("-", "-") if count is None else (count.boxes, count.images):
             yield Text(str(number), style="yellow" if number == 0 else "")
@@ -128,7 +128,7 @@ def _of_problems(report: Report) -> Table:
     for name, split in report.splits.items():
         for problem in split.problems:
             cells = (name, str(problem.count), problem.kind, problem.action, without_root(problem.example, report.root))
-            table.add_row(*(Text(cell, style="yellow" if cell is problem.kind else "") for cell in cells))
+            table.add_row(*(_text(cell, style="yellow" if cell is problem.kind else "") for cell in cells))
     return table
 
 
@@ -137,3 +137,9 @@ def _table(*titles: str) -> Table:
     for place, title in enumerate(titles):
         table.add_column(title, justify="right" if place else "left", overflow="fold")
     return table
+
+
+def _text(text: str, style: str = "") -> Text:
+    """A text from somebody's files, without what would steer the terminal."""
+    shown = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    return Text(shown, style=style, overflow="fold")
