@@ -10,7 +10,7 @@ from PIL import Image
 from gai_yolo.data.images import decode
 from gai_yolo.data.index import ImageRecord
 from gai_yolo.data.reading import CannotRead
-from gai_yolo.data_check.canvas import FAINT, INK, PANEL, SMALL_TEXT, TEXT, WRONG, Canvas, shortened_to
+from gai_yolo.data_check.canvas import BACKGROUND, FAINT, INK, PANEL, SMALL_TEXT, TEXT, WRONG, Canvas, shortened_to
 from gai_yolo.reporting.drawing import Colour
 
 WIDTH, PICTURE_HEIGHT, LINE = 400, 300, 18
@@ -113,8 +113,8 @@ def _area(corners: Rectangle) -> float:
 
 
 def _draw_box(canvas: Canvas, mark: Mark, corners: Rectangle, area: Rectangle) -> None:
-    if mark.is_wrong:
-        canvas.draw.rectangle(corners, outline=INK, width=5)
+    # A line in another brightness beside it, because the image may have the box's colour.
+    canvas.draw.rectangle(corners, outline=INK if mark.is_wrong else BACKGROUND, width=5 if mark.is_wrong else 3)
     canvas.draw.rectangle(corners, outline=mark.colour, width=3 if mark.is_wrong else 2)
     if mark.is_wrong and min(corners[2] - corners[0], corners[3] - corners[1]) < LEAST_SIDE:
         x = min(max((corners[0] + corners[2]) / 2, area[0] + RADIUS), area[2] - RADIUS)

@@ -19,6 +19,8 @@ import pytest
 from PIL import Image
 
 from gai_yolo import cli
+from gai_yolo.config import load_config
+from gai_yolo.data import index_cache
 from gai_yolo.data.index import ImageRecord
 from gai_yolo.data.sources import load_indexes
 from gai_yolo.data_check import inspection, tables
@@ -210,6 +212,19 @@ def test_what_is_wrong_is_counted_as_training_counts_it_and_shown(wrong: Path, t
     red = np.argwhere((tile == (255, 92, 92)).all(axis=2))
     assert red.max(axis=0)[0] > 290 - 20 and red.max(axis=0)[1] > 370, "the box ends where the picture does"
     assert (tile[150, 60] == (90, 90, 90)).all(), "its image is there"
+
+
+def test_the_cache_of_the_index_is_not_asked(
+    wrong: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss: of a data set that was trained on before nothing wrong is shown, because its cache keeps counts only."""
+    monkeypatch.setattr(index_cache, "LEAST_IMAGES", 1)
+    config = tmp_path / "config.yaml"
+    config.write_text(f"data:\n  path: {wrong}\n  cache_folder: {tmp_path}/cache\n")
+    load_indexes(load_config(config).data)
+    assert list((tmp_path / "cache" / "index").iterdir()), "the cache is filled"
+    check(capsys, tmp_path, "--config", config)
+    assert count_of(picture(tmp_path, "problems.png"), (255, 92, 92)) > 5000, "boxes, beside captions"
 
 
 def test_pictures_of_an_earlier_check_go(wrong: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
