@@ -224,7 +224,7 @@ def test_the_cache_of_the_index_is_not_asked(
     load_indexes(load_config(config).data)
     assert list((tmp_path / "cache" / "index").iterdir()), "the cache is filled"
     check(capsys, tmp_path, "--config", config)
-    assert count_of(picture(tmp_path, "problems.png"), (255, 92, 92)) > 5000, "boxes, beside captions"
+    assert picture(tmp_path, "problems.png").shape[0] > 2 * 400, "rows of images, not only that of which nothing can be decoded"
 
 
 def test_pictures_of_an_earlier_check_go(wrong: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
