@@ -2,8 +2,9 @@
 
 `gai-yolo snapshots ls | verify | prune | adopt | rollback RUN_FOLDER` shows, checks, thins out and repairs the checkpoints of a run, and
 goes back to an older one; `gai-yolo digest RUN_FOLDER ...` prints what its state is, to compare runs; `gai-yolo status RUN_FOLDER` says
-where it is and what its interruptions cost; `gai-yolo launch -- SCRIPT ...` keeps a job going on this node. Exit codes: 0 all is well, 1
-`verify` found a bad one or the runs of `digest` differ, 2 refused with one line that says why; those of `launch` are in its `--help`.
+where it is and what its interruptions cost; `gai-yolo launch -- SCRIPT ...` keeps a job going on this node; `gai-yolo data check PATH`
+looks at a data set. Exit codes: 0 all is well, 1 `verify` found a bad one, the runs of `digest` differ or training would refuse the data
+set, 2 refused with one line that says why; those of `launch` are in its `--help`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gai_yolo.config import load_config
+from gai_yolo.data_check import command as data_check
 from gai_yolo.errors import CheckpointError, Refusal
 from gai_yolo.launching.arguments import add_arguments
 from gai_yolo.launching.launch import main as launch
@@ -79,7 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     launching = tools.add_parser("launch", help=text, description=text)
     add_arguments(launching)
     launching.set_defaults(function=launch, runs=[])
-    for one in (*commands.choices.values(), digest, status):
+    data = tools.add_parser("data", help="the data set of a training").add_subparsers(dest="command", required=True)
+    text = "read a data set as training would; show what is in it and what is wrong with it, in tables, report.json and pictures"
+    checking = data.add_parser("check", help=text, description=text)
+    data_check.add_arguments(checking)
+    checking.set_defaults(function=data_check.check, runs=[])
+    for one in (*commands.choices.values(), digest, status, checking):
         one.add_argument("--json", action="store_true", help="print JSON in place of a table")
     given = parser.parse_args(arguments)
     try:
@@ -93,7 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {refusal}", file=sys.stderr)
         return refusal.exit_code
     except OSError as error:
-        print(f"error: {error.filename or given.runs[0]}: {error.strerror or error}; nothing complete was lost.", file=sys.stderr)
+        print(
+            f"error: {error.filename or next(iter(given.runs), 'output')}: {error.strerror or error}; nothing complete was lost.",
+            file=sys.stderr,
+        )
         return Refusal.exit_code
     return code
 

@@ -143,13 +143,13 @@ def build_index(
     present = [image for image in images if folders.holds(image.path)]
     for image in images:
         if not folders.holds(image.path):
-            problems.add_bad_image(MISSING, str(image.path))
+            problems.add_bad_image(MISSING, str(image.path), image.path)
     # Opening a header is waiting for the disk or the network, hence more threads than cores.
     with ThreadPoolExecutor(max_workers=min(32, 4 * available_cores())) as pool:
         sizes = list(pool.map(lambda image: image_size(image.path, folders.doubt), present))
     for image, size in zip(present, sizes, strict=True):
         if isinstance(size, str):
-            problems.add_bad_image(size, str(image.path))
+            problems.add_bad_image(size, str(image.path), image.path)
     _refuse_bad_images(source, total, problems, max_bad_fraction)
     records = [_checked(image, size, problems) for image, size in zip(present, sizes, strict=True) if not isinstance(size, str)]
     return Index(source, tuple(categories), Records.of(records), problems.freeze())
@@ -162,9 +162,9 @@ def _as_seen(image: RawImage, header: Header, problems: Problems) -> Header:
         return header
     changes, told = orientation >= SIDES_CHANGE, image.size
     if changes and told is not None and told[0] != told[1] and width != height and (told[0] > told[1]) == (width > height):
-        problems.add(TURNED, str(image.path), "not turned, as its annotated size wants it")
+        problems.add(TURNED, str(image.path), "not turned, as its annotated size wants it", image.path)
         return Header(width, height)
-    problems.add(TURNED, str(image.path), "turned upright, which its boxes refer to")
+    problems.add(TURNED, str(image.path), "turned upright, which its boxes refer to", image.path)
     return Header(height, width, orientation) if changes else header
 
 
@@ -174,9 +174,8 @@ def _each_once(images: Sequence[RawImage], folders: Folders, problems: Problems)
     for image in images:
         first = found.setdefault(folders.real(image.path), image)
         if first is not image:
-            problems.add(
-                SAME_IMAGE, f"{image.path} (image {image.image_id}, and image {first.image_id})", "counted once, with the boxes of both"
-            )
+            example = f"{image.path} (image {image.image_id}, and image {first.image_id})"
+            problems.add(SAME_IMAGE, example, "counted once, with the boxes of both", image.path)
             first.boxes += image.boxes
     return list(found.values())
 
@@ -193,18 +192,19 @@ def _refuse_bad_images(source: str, total: int, problems: Problems, max_bad_frac
 def _checked(image: RawImage, header: Header, problems: Problems) -> ImageRecord:
     width, height, orientation = _as_seen(image, header, problems)
     if image.size is not None and image.size != (width, height):
-        problems.add(OTHER_SIZE, f"{image.path}: {image.size[0]:g} x {image.size[1]:g}, really {width} x {height}", "real size used")
+        example = f"{image.path}: {image.size[0]:g} x {image.size[1]:g}, really {width} x {height}"
+        problems.add(OTHER_SIZE, example, "real size used", image.path)
     scale = (width, height, width, height) if image.fractions else (1, 1, 1, 1)
     kept: list[tuple[RawBox, list[float]]] = []
     seen: set[RawBox] = set()
     for box in image.boxes:
         same = box._replace(record="")
         if same in seen:
-            problems.add(SAME_BOX, f"{image.where} {box.record}", "counted once")
+            problems.add(SAME_BOX, f"{image.where} {box.record}", "counted once", image.path, box.corners, image.fractions)
             continue
         seen.add(same)
         corners = [value * factor for value, factor in zip(box.corners, scale, strict=True)]
-        clipped = _clip(corners, width, height, f"{image.where} {box.record}", problems)
+        clipped = _clip(corners, width, height, image, box, problems)
         if clipped is not None:
             kept.append((box, clipped))
     areas = [(c[2] - c[0]) * (c[3] - c[1]) if box.area is None else box.area for box, c in kept]
@@ -221,15 +221,18 @@ def _checked(image: RawImage, header: Header, problems: Problems) -> ImageRecord
     )
 
 
-def _clip(corners: list[float], width: int, height: int, record: str, problems: Problems) -> list[float] | None:
+def _clip(corners: list[float], width: int, height: int, image: RawImage, box: RawBox, problems: Problems) -> list[float] | None:
+    def add(kind: str, action: str) -> None:
+        problems.add(kind, f"{image.where} {box.record}", action, image.path, box.corners, image.fractions)
+
     if not all(map(math.isfinite, corners)):
-        problems.add(NOT_FINITE, record, "skipped")
+        add(NOT_FINITE, "skipped")
         return None
     limits = (width, height, width, height)
     clipped = [float(np.float32(min(max(value, 0.0), limit))) for value, limit in zip(corners, limits, strict=True)]
     if clipped[2] - clipped[0] <= MIN_SIDE or clipped[3] - clipped[1] <= MIN_SIDE:
-        problems.add(DEGENERATE, record, "skipped")
+        add(DEGENERATE, "skipped")
         return None
     if max(abs(a - b) for a, b in zip(corners, clipped, strict=True)) > CLIP_TOLERANCE:
-        problems.add(OUTSIDE, record, "clipped")
+        add(OUTSIDE, "clipped")
     return clipped

@@ -158,18 +158,20 @@ def _attach_boxes(
     for number, record in enumerate(records):
         key = record.get("id") if isinstance(record, dict) else None
         example = f"{source}, annotation {key!r}" if isinstance(key, (int, str)) else f"{source}, annotations[{number}]"
+        image = images.get(record["image_id"]) if isinstance(record, dict) and _is_id(record.get("image_id")) else None
+        path = None if image is None else image.path
         if not isinstance(record, dict) or not _is_id(record.get("image_id")) or not _is_id(record.get("category_id")):
-            problems.add(MALFORMED, example, "skipped")
+            problems.add(MALFORMED, example, "skipped", path)
         elif isinstance(key, (int, str)) and key in seen:
-            problems.add(DUPLICATE, example, "second skipped")
-        elif record["image_id"] not in images:
+            problems.add(DUPLICATE, example, "second skipped", path, _corners(record))
+        elif image is None:
             problems.add(UNKNOWN_IMAGE, f"{example} (image {record['image_id']})", "skipped")
         elif record["category_id"] not in positions:
-            problems.add(UNKNOWN_CLASS, f"{example} (category {record['category_id']})", "skipped")
+            problems.add(UNKNOWN_CLASS, f"{example} (category {record['category_id']})", "skipped", path, _corners(record))
         elif (box := _box(record, positions[record["category_id"]], key if isinstance(key, (int, str)) else number)) is None:
-            problems.add(MALFORMED, example, "skipped")
+            problems.add(MALFORMED, example, "skipped", path)
         else:
-            images[record["image_id"]].boxes.append(box)
+            image.boxes.append(box)
         if isinstance(key, (int, str)):
             seen.add(key)
 
@@ -185,6 +187,12 @@ def _box(record: dict[str, Any], position: int, key: int | str) -> RawBox | None
     # An area that is not a number is no reason to lose the box; the box's own is the next best.
     usable = area if area is not None and 0.0 < area < float("inf") else None
     return RawBox((x, y, x + width, y + height), position, key, bool(crowd), usable)
+
+
+def _corners(record: dict[str, Any]) -> tuple[float, ...]:
+    """Of a record that is not used, for whoever wants to see it; empty if it has no box."""
+    box = _box(record, 0, 0)
+    return () if box is None else box.corners
 
 
 def _numbers(values: list[Any]) -> Iterator[float]:

@@ -9,7 +9,7 @@ import os
 import struct
 import tempfile
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -99,13 +99,33 @@ def check_decodable(index: Index, image_size: int, max_bad_fraction: float) -> N
     """Decode some images, all of a small split, before a training begins: their headers may be right, and the rest unreadable.
 
     Raises:
-        DataError: of those that were decoded more than `max_bad_fraction` cannot be.
+        DataError: as `refuse_undecodable`.
         CannotRead: as `decode`.
     """
-    positions = np.unique(np.linspace(0, len(index) - 1, min(MOST_TRIED, len(index))).round().astype(int)).tolist()
+    positions = tried_positions(len(index))
     with ThreadPoolExecutor(available_cores()) as pool:
         images = pool.map(lambda position: decode(index.images[position], image_size) is None, positions)
-        bad = [index.images[position].path for position, is_bad in zip(positions, images, strict=True) if is_bad]
+        bad = {position for position, is_bad in zip(positions, images, strict=True) if is_bad}
+    refuse_undecodable(index, bad, max_bad_fraction)
+
+
+def tried_positions(num_images: int) -> list[int]:
+    """Which images of a split are decoded before a training begins: spread over it, both ends included."""
+    positions: list[int] = np.unique(np.linspace(0, num_images - 1, min(MOST_TRIED, num_images)).round().astype(int)).tolist()
+    return positions
+
+
+def refuse_undecodable(index: Index, undecodable: Set[int], max_bad_fraction: float) -> None:
+    """Judge a split by those of its images that are tried before a training begins.
+
+    Args:
+        undecodable: positions of images that cannot be decoded; others than those that are tried do not count.
+
+    Raises:
+        DataError: of those that are tried, more than `max_bad_fraction` cannot be decoded.
+    """
+    positions = tried_positions(len(index))
+    bad = [index.images[position].path for position in positions if position in undecodable]
     if len(bad) > max_bad_fraction * len(positions) or len(bad) == len(positions):
         raise DataError(
             f"{index.source}: {len(bad)} of {len(positions)} images that were tried cannot be decoded, more than data.max_bad_fraction = "

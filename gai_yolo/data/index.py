@@ -41,6 +41,20 @@ class ImageRecord:
 
 
 @dataclass(frozen=True)
+class Sighting:
+    """One record in which something is wrong, for whoever wants to see it."""
+
+    record: str
+    """File and annotation id or line."""
+    path: Path
+    """Of the image; there may be no such file."""
+    corners: tuple[float, ...] = ()
+    """xyxy of the box as it was found, if it is about one: in pixels or fractions, in the image or not, finite or not."""
+    fractions: bool = False
+    """Whether the corners are fractions of the image's sides."""
+
+
+@dataclass(frozen=True)
 class Problem:
     """Something wrong in a data set that did not stop it from being read."""
 
@@ -51,6 +65,8 @@ class Problem:
     """The first record it was seen in: file and annotation id or line."""
     action: str
     """What was done: `clipped`, `skipped`, ..."""
+    sightings: tuple[Sighting, ...] = field(default=(), compare=False, repr=False)
+    """The first few, of those that are about an image; a cache of the index does not keep them."""
 
 
 class Records(Sequence[ImageRecord]):

@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -140,7 +140,7 @@ def save(index: Index, file: BinaryIO) -> None:
         "format": FORMAT,
         "source": index.source,
         "categories": [[category.id, category.name] for category in index.categories],
-        "problems": [asdict(problem) for problem in index.problems],
+        "problems": [[problem.kind, problem.count, problem.example, problem.action] for problem in index.problems],
         "folders": index.images.folders,
         "digest": index.recorded.digest,
         "content": index.content,
@@ -160,7 +160,7 @@ def load(path: Path) -> Index:
         source=described["source"],
         categories=tuple(Category(number, name) for number, name in described["categories"]),
         images=Records(columns, described["folders"]),
-        problems=tuple(Problem(**problem) for problem in described["problems"]),
+        problems=tuple(Problem(*problem) for problem in described["problems"]),
         content=described["content"],
         recorded=Recorded(described["digest"], columns["sample"], columns["stamps"], columns.get("parts")),
     )

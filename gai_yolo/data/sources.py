@@ -29,24 +29,31 @@ NO_INSTANCE = "class without a box"
 SPLITS: tuple[Split, ...] = ("train", "val")
 
 
-def load_index(config: DataConfig, split: Split) -> Index:
+def load_index(config: DataConfig, split: Split, from_cache: bool = True) -> Index:
     """Read one split of the configured data set.
 
     `config.path` is the word `shapes` (the built-in data set, written below `config.cache_folder` when it is first asked
     for; a folder of that name is given as an absolute path), a data set folder, or a YOLO data.yaml.
+
+    Args:
+        from_cache: take the index of a big data set from its cache if there is one; a cache knows no sightings of problems.
 
     Raises:
         DataError: there is no data set, it is damaged beyond `config.max_bad_fraction`, the split has no images, or
             the training split has no boxes.
         CannotRead: the disk or the network fails.
     """
-    return _from(IndexCache(config), config, split)
+    return _from(IndexCache(config) if from_cache else None, config, split)
 
 
-def _from(cache: IndexCache, config: DataConfig, split: Split) -> Index:
+def _from(cache: IndexCache | None, config: DataConfig, split: Split) -> Index:
     doubt = Doubt()
+
+    def read() -> Index:
+        return _read(config, split, Folders(doubt))
+
     try:
-        index = patiently(lambda: cache.get(split, lambda: _read(config, split, Folders(doubt))), config.path, doubt)
+        index = patiently(lambda: read() if cache is None else cache.get(split, read), config.path, doubt)
     except OSError as error:
         refusal = DataError(f"data.path {config.path}: {error.filename or 'something there'} cannot be read ({error.strerror}).")
         raise refused_by(error, refusal) from None
@@ -78,7 +85,17 @@ def load_indexes(config: DataConfig) -> tuple[Index, Index]:
         DataError: as `load_index`, or the classes of the splits differ.
     """
     cache = IndexCache(config)
-    train, val = (_looked_at(_from(cache, config, split), split, config, cache) for split in SPLITS)
+    train, val = (described(_from(cache, config, split), split, config, cache) for split in SPLITS)
+    check_classes(train, val)
+    return train, val
+
+
+def check_classes(train: Index, val: Index) -> None:
+    """Refuse splits that do not belong together.
+
+    Raises:
+        DataError: their classes differ.
+    """
     if train.categories != val.categories:
         ours = {(category.id, category.name) for category in train.categories}
         theirs = {(category.id, category.name) for category in val.categories}
@@ -86,16 +103,19 @@ def load_indexes(config: DataConfig) -> tuple[Index, Index]:
         raise DataError(
             f"{val.source}: its classes differ from those of {train.source} ({'; '.join(differences)}); use the same categories in both."
         )
-    return train, val
 
 
-def _looked_at(index: Index, split: Split, config: DataConfig, cache: IndexCache) -> Index:
-    """With what its image files hold now, and what there is nothing of."""
+def described(index: Index, split: Split, config: DataConfig, cache: IndexCache | None = None) -> Index:
+    """The index with what its image files hold now, and what there is nothing of in it; raises as `load_index`.
+
+    Args:
+        cache: that it comes from, and that is not to be believed if an image has changed.
+    """
     if config.path == BUILT_IN:  # it follows from its version; its low bits may differ between kinds of processors
         index = replace(index, content=f"shapes {VERSION}")
     else:
         stamps = look(index.images)
-        if index.recorded is not None and not np.array_equal(stamps, index.recorded.stamps):
+        if cache is not None and index.recorded is not None and not np.array_equal(stamps, index.recorded.stamps):
             cache.forget(split)
             index = _from(cache, config, split)
             stamps = look(index.images)

@@ -159,9 +159,9 @@ def _choose(
     usable: dict[Path, VocFile] = {}
     for path, file in chosen:
         if file.broken:
-            problems.add_bad_image(BROKEN_XML, f"{file.path} (of {path.name})")
+            problems.add_bad_image(BROKEN_XML, f"{file.path} (of {path.name})", path)
         elif path in usable:
-            problems.add(SECOND_XML, str(file.path), "second skipped")
+            problems.add(SECOND_XML, str(file.path), "second skipped", path)
         else:
             usable[path] = file
     return sorted(usable.items())
@@ -201,7 +201,8 @@ def _choose_listed(
             continue
         image = images.of(by_name[name])
         if image is None:
-            problems.add_bad_image(MISSING, str(folder / (Path(by_name[name].file_name).name or f"{name}.jpg")))
+            absent = folder / (Path(by_name[name].file_name).name or f"{name}.jpg")
+            problems.add_bad_image(MISSING, str(absent), absent)
         else:
             chosen.append((image, by_name[name]))
     return chosen
@@ -216,7 +217,7 @@ def _choose_by_folder(
     chosen = [(path, file) for path, file in pairs if path is not None]
     annotated = {path for path, _ in chosen}
     for path in sorted(set(images.all) - annotated):
-        problems.add(NO_XML, str(path), "left out")
+        problems.add(NO_XML, str(path), "left out", path)
     if split == "train":
         _count_orphans(root, config.val, files, {file.path for _, file in chosen}, problems, folders)
     return chosen
@@ -262,7 +263,7 @@ def _image(number: int, path: Path, file: VocFile, positions: dict[str, int], pr
     image = RawImage(number, path, f"{file.path}, object", size=file.size)
     for count, item in enumerate(file.objects, start=1):
         if item.corners is None or not item.name:
-            problems.add(BAD_OBJECT, f"{file.path}, object {count}", "skipped")
+            problems.add(BAD_OBJECT, f"{file.path}, object {count}", "skipped", path)
         else:
             image.boxes.append(RawBox(item.corners, positions[item.name], count))
     return image

@@ -54,15 +54,15 @@ class Rows:
         self.num_outlines = self.num_doubtful = 0
         self.first_doubtful = ""
 
-    def corners(self, values: list[float], record: str, problems: Problems) -> tuple[float, float, float, float] | None:
-        """The box of a row, xyxy; None if there is none to be had."""
+    def corners(self, values: list[float], record: str, image: Path, problems: Problems) -> tuple[float, float, float, float] | None:
+        """The box of a row of an image, xyxy; None if there is none to be had."""
         length = len(values)
         if length == 4 or (self.num_keypoints is not None and length == 4 + self.num_keypoints):
             return _box(values)
         if self.num_keypoints is not None:
             return None
         if length == 5 or (length == 6 and values[5] > 1 and values[5].is_integer()):
-            problems.add(MORE_COLUMNS, record, "its box taken")
+            problems.add(MORE_COLUMNS, record, "its box taken", image, _box(values), fractions=True)
             return _box(values)
         doubtful = length > 8 and any(_are_keypoints(values, dimensions) for dimensions in (2, 3))
         if doubtful:
@@ -253,7 +253,7 @@ def _image(number: int, path: Path, rows: Rows, folders: Folders, problems: Prob
     try:
         text = read_annotations(labels, "labels", folders.doubt).decode("utf-8-sig")
     except UnicodeDecodeError:
-        problems.add(UNREADABLE_LABELS, str(labels), "its boxes skipped")
+        problems.add(UNREADABLE_LABELS, str(labels), "its boxes skipped", path)
         return image
     for line_number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
@@ -268,11 +268,11 @@ def _append_row(image: RawImage, line: str, number: int, rows: Rows, problems: P
     except (ValueError, OverflowError):
         first, position, values = 0.5, 0, []
     record = f"{image.where} {number}"
-    corners = rows.corners(values, record, problems) if position == first else None
+    corners = rows.corners(values, record, image.path, problems) if position == first else None
     if corners is None:
-        problems.add(UNPARSABLE_ROW, record, "skipped")
+        problems.add(UNPARSABLE_ROW, record, "skipped", image.path)
     elif not 0 <= position < rows.num_classes:
-        problems.add(UNKNOWN_CLASS, f"{record} (class {position})", "skipped")
+        problems.add(UNKNOWN_CLASS, f"{record} (class {position})", "skipped", image.path, corners, fractions=True)
     else:
         outline = () if corners == _box(values) else tuple(values)
         image.boxes.append(RawBox(corners, position, number, outline=outline))

@@ -52,8 +52,8 @@ def draw_comparison(
     shown = predicted_scores >= min_score
     # Lowest score first, so that the surest label ends on top; equal scores keep their order.
     order = np.flatnonzero(shown)[np.argsort(predicted_scores[shown], kind="stable")]
-    truth_texts = [_plain(class_names[c], c) for c in truth_classes.tolist()]
-    texts = [f"{_plain(class_names[predicted_classes[i]], int(predicted_classes[i]))} {predicted_scores[i]:.2f}" for i in order]
+    truth_texts = [in_ascii(class_names[c], c) for c in truth_classes.tolist()]
+    texts = [f"{in_ascii(class_names[predicted_classes[i]], int(predicted_classes[i]))} {predicted_scores[i]:.2f}" for i in order]
     truth = _panel(image, truth_boxes, truth_classes, truth_texts, f"ground truth: {_count(len(truth_boxes))}")
     caption = f"predictions: {_count(len(order))} (score >= {min_score:g})"
     predicted = _panel(image, predicted_boxes[order], predicted_classes[order], texts, caption)
@@ -127,7 +127,7 @@ def _caption(text: str, width: int) -> Image:
     return strip
 
 
-def _plain(name: str, position: int) -> str:
+def in_ascii(name: str, position: int) -> str:
     """A name in the ASCII letters OpenCV's font has: accents dropped, names in other scripts as `class 3`."""
     bare = "".join(letter for letter in unicodedata.normalize("NFKD", name) if not unicodedata.combining(letter))
     shown = "".join(letter if letter.isascii() and letter.isprintable() else "?" for letter in bare)

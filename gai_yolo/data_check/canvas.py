@@ -1,0 +1,118 @@
+"""Text and colours of a check's pictures. Pillow's own font, so that they look alike on every machine; it has ASCII only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from gai_yolo.reporting.drawing import Colour, class_colour, in_ascii
+
+BACKGROUND: Colour = (24, 26, 30)
+PANEL: Colour = (36, 39, 46)
+INK: Colour = (235, 235, 235)
+FAINT: Colour = (150, 155, 165)
+OTHERS: Colour = (205, 210, 220)
+WRONG: Colour = (255, 92, 92)
+TRAIN: Colour = (86, 156, 255)
+VAL: Colour = (255, 170, 60)
+SPLIT_COLOURS: dict[str, Colour] = {"train": TRAIN, "val": VAL}
+TITLE, TEXT, SMALL_TEXT = 20, 14, 12
+"""Sizes of letters in pixels."""
+GAP = 16
+MOST_IN_LEGEND = 24
+"""Classes that a legend names."""
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+class Canvas:
+    """A dark picture to draw on, RGB."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self.image = Image.new("RGB", (width, height), BACKGROUND)
+        self.draw = ImageDraw.Draw(self.image)
+
+    def text(
+        self, x: float, y: float, text: str, size: int = TEXT, colour: Colour = INK, width: float | None = None, anchor: str = "la"
+    ) -> None:
+        """Write at a place; of what is longer than `width` pixels the middle is left out. `anchor` as in Pillow."""
+        shown = text if width is None else shortened_to(text, width, size)
+        self.draw.text((x, y), shown, fill=colour, font=font(size), anchor=anchor)
+
+    def tag(self, x: float, y: float, text: str, colour: Colour, within: tuple[float, float, float, float]) -> None:
+        """Write on a filled tag above (x, y), moved so far that it lies in a box (xyxy)."""
+        width, height = text_width(text, SMALL_TEXT) + 6, SMALL_TEXT + 4
+        left = max(within[0], min(x, within[2] - width))
+        top = y - height if y - height >= within[1] else max(within[1], min(y, within[3] - height))
+        self.draw.rectangle((left, top, left + width, top + height), fill=colour)
+        bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
+        self.draw.text((left + 3, top + 1), text, fill=(0, 0, 0) if bright else (255, 255, 255), font=font(SMALL_TEXT))
+
+    def array(self) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+        """(H, W, 3) RGB."""
+        return np.asarray(self.image)
+
+
+@cache
+def font(size: int) -> Font:
+    """Pillow's own font; one of a fixed size where Pillow was built without FreeType."""
+    return ImageFont.load_default(size)
+
+
+def text_width(text: str, size: int) -> float:
+    """In pixels."""
+    return font(size).getlength(text)
+
+
+def shortened_to(text: str, width: float, size: int) -> str:
+    """A text in so many pixels: of a longer one the middle is left out, because paths differ at their ends."""
+    if text_width(text, size) <= width:
+        return text
+    for kept in range(len(text) - 1, 0, -1):
+        shown = f"{text[: kept // 3]}...{text[len(text) - (kept - kept // 3) :]}"
+        if text_width(shown, size) <= width:
+            return shown
+    return ""
+
+
+def wrapped(text: str, width: float, size: int, most: int) -> list[str]:
+    """A text in at most so many lines of `width` pixels, broken anywhere if there is no blank; of the last line the middle is left out."""
+    lines: list[str] = []
+    rest = text
+    while rest and len(lines) < most - 1 and text_width(rest, size) > width:
+        fits = next(n for n in range(len(rest), 0, -1) if n == 1 or text_width(rest[:n], size) <= width)
+        blank = rest.rfind(" ", fits // 2, fits + 1)
+        cut = blank if blank > 0 else fits
+        lines.append(rest[:cut].rstrip())
+        rest = rest[cut:].lstrip()
+    return [*lines, shortened_to(rest, width, size)] if rest else lines
+
+
+def letters(text: str) -> str:
+    """A text in the letters that the font has."""
+    return "".join(letter if letter.isascii() and letter.isprintable() else "?" for letter in text)
+
+
+def class_labels(names: Sequence[str]) -> list[str]:
+    """Names of classes in the letters that the font has; `class 3` if few are left of one."""
+    return [in_ascii(name, position) for position, name in enumerate(names)]
+
+
+def legend_rows(labels: Sequence[str], width: float) -> list[list[tuple[float, str, Colour]]]:
+    """Rows of (x, label, colour) that name the colours of the classes."""
+    entries = [(shortened_to(label, 240, TEXT), class_colour(position)) for position, label in enumerate(labels[:MOST_IN_LEGEND])]
+    if len(labels) > MOST_IN_LEGEND:
+        entries.append((f"and {len(labels) - MOST_IN_LEGEND} more", BACKGROUND))
+    rows: list[list[tuple[float, str, Colour]]] = [[]]
+    x = 0.0
+    for label, colour in entries:
+        needed = text_width(label, TEXT) + 42
+        if rows[-1] and x + needed > width:
+            rows.append([])
+            x = 0.0
+        rows[-1].append((x, label, colour))
+        x += needed
+    return rows

@@ -1,0 +1,112 @@
+"""`gai-yolo data check`: look at a data set as training would, and leave tables, a document and pictures.
+
+Exit codes: 0 training would take it, 1 it would refuse it, 2 there is nothing to check, or nowhere to write to, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TextIO
+
+from gai_yolo.config import Config, load_config
+from gai_yolo.errors import INTERRUPTED, Refusal
+from gai_yolo.sections import DataConfig
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("path", type=Path, nargs="?", metavar="PATH", help="a data set folder or a YOLO data.yaml, as data.path")
+    what.add_argument("--config", type=Path, help="YAML file of a training, whose section `data` says what is read")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="with --config: override a value")
+    parser.add_argument("--format", choices=("coco", "yolo", "voc"), help="with PATH: as data.format (default: found out)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("data-check"), help="folder of the pictures and report.json (default: ./%(default)s)"
+    )
+    parser.add_argument(
+        "--images", type=int, metavar="N", help="decode N images of each split, at least the 100 that training tries (default: all)"
+    )
+
+
+def check(given: argparse.Namespace) -> int:
+    """Run the command; returns the exit code.
+
+    Raises:
+        Refusal: there is no such data set or configuration, or the output folder cannot be written to.
+    """
+    # What reads and draws loads NumPy, OpenCV and rich, which the other commands of `gai-yolo` do without: hence the imports below.
+    config = _data_config(given)
+    try:
+        return _check(config, given.output, given.images, given.json)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _data_config(given: argparse.Namespace) -> DataConfig:
+    from gai_yolo.data.check import expand
+    from gai_yolo.data.sources import BUILT_IN
+
+    if given.config is not None and given.format is not None:
+        raise Refusal("--format: the configuration says it; use --set data.format=... with --config.")
+    if given.config is None and given.set:
+        raise Refusal("--set: overrides values of a configuration; give it with --config.")
+    if given.images is not None and given.images < 1:
+        raise Refusal(f"--images {given.images}: give a number from 1 on.")
+    data = load_config(given.config, given.set).data if given.config is not None else Config().data
+    if given.path is not None:
+        data = data.model_copy(update={"path": given.path, "format": given.format or "auto"})
+    if data.path != BUILT_IN and not expand(data.path).exists():
+        raise Refusal(f"{data.path}: there is no such folder or file; give `shapes`, a data set folder, or a YOLO data.yaml.")
+    return data
+
+
+def _check(config: DataConfig, output: Path, most: int | None, as_json_text: bool) -> int:
+    from gai_yolo.data_check.bar import Bar
+    from gai_yolo.data_check.inspection import inspect
+    from gai_yolo.data_check.output import keep, make_ready, refuse_among_images
+    from gai_yolo.data_check.report import as_json, make_report
+    from gai_yolo.data_check.tables import rendered
+
+    try:
+        make_ready(output)
+    except OSError as error:
+        raise _cannot_write(output, error) from None
+    with Bar() as bar:
+        findings = inspect(config, most, bar)
+    refuse_among_images(output, findings)
+    report = make_report(config, findings)
+    try:
+        report = keep(output, config, findings, report)
+    except OSError as error:
+        raise _cannot_write(output, error) from None
+    if as_json_text:
+        _say(sys.stdout, as_json(report))
+        _say(sys.stderr, "".join(f"refused: {sentence}\n" for sentence in report.refusals))  # escapes what is no text by itself
+    else:
+        _say(sys.stdout, rendered(report, sys.stdout))
+    return 0 if report.trainable else 1
+
+
+def _cannot_write(output: Path, error: OSError) -> Refusal:
+    return Refusal(f"{error.filename or output}: cannot be written ({error.strerror}); give --output another folder.")
+
+
+def _say(stream: TextIO | None, text: str) -> None:
+    """Write to somebody who may have gone (`| head`, `>&-`): what was found decides the exit code all the same.
+
+    Raises:
+        Refusal: the disk behind it is full.
+    """
+    if stream is None:
+        return
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # or Python's own last flush fails as well, and changes the exit code
+        if not isinstance(error, BrokenPipeError):
+            raise Refusal(f"the output cannot be written ({error.strerror}); what was found is in the folder of --output.") from None

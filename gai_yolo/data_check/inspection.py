@@ -1,0 +1,130 @@
+"""A data set, read by the functions that training reads it with, and every image decoded.
+
+A split that training would refuse does not keep the other one from being looked at: its sentence is a finding like others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from gai_yolo.data.check import Split
+from gai_yolo.data.images import decode, refuse_undecodable, tried_positions
+from gai_yolo.data.index import Index, Problem, Sighting
+from gai_yolo.data.problems import MOST_SIGHTINGS
+from gai_yolo.data.reading import CannotRead
+from gai_yolo.data.sources import SPLITS, check_classes, described, load_index
+from gai_yolo.errors import DataError
+from gai_yolo.machine import available_cores
+from gai_yolo.sections import DataConfig
+
+UNDECODABLE = "image that cannot be decoded"
+FATE: dict[Split, str] = {"train": "a grey image without boxes", "val": "left out of the metrics"}
+"""What becomes of such an image in a training."""
+
+
+class Progress(Protocol):
+    """Shows how far the decoding is."""
+
+    def begin(self, title: str, total: int) -> None: ...
+
+    def advance(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class SplitFindings:
+    """What was found in a split."""
+
+    split: Split
+    index: Index | None
+    """None if it could not be read."""
+    refusal: str | None
+    """Why training would refuse it."""
+    num_decoded: int = 0
+    """Images that were tried."""
+    undecodable: frozenset[int] = frozenset()
+    """Positions of those of them that cannot be decoded."""
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found in a data set."""
+
+    splits: dict[Split, SplitFindings]
+    mismatch: str | None
+    """Why training would refuse the splits together."""
+
+    @property
+    def refusals(self) -> list[str]:
+        """Every reason for which training would refuse the data set, each once."""
+        told = [*(findings.refusal for findings in self.splits.values()), self.mismatch]
+        return list(dict.fromkeys(sentence for sentence in told if sentence is not None))
+
+
+def inspect(config: DataConfig, most: int | None, progress: Progress) -> Findings:
+    """Read and decode both splits.
+
+    Args:
+        most: images to decode of each split, at least those that training tries; None for all.
+    """
+    splits = {split: _inspect_split(config, split, most, progress) for split in SPLITS}
+    train, val = splits["train"].index, splits["val"].index
+    mismatch = None
+    if train is not None and val is not None:
+        try:
+            check_classes(train, val)
+        except DataError as error:
+            mismatch = str(error)
+    return Findings(splits, mismatch)
+
+
+def _inspect_split(config: DataConfig, split: Split, most: int | None, progress: Progress) -> SplitFindings:
+    try:
+        index = described(load_index(config, split, from_cache=False), split, config)
+    except (DataError, CannotRead) as error:
+        return SplitFindings(split, None, str(error))
+    positions = _chosen(len(index), most)
+    undecodable: list[int] = []
+    refusal = None
+    progress.begin(f"decoding {split}", len(positions))
+    try:
+        for position in _undecodable(index, positions, config.image_size, progress):
+            undecodable.append(position)
+        refuse_undecodable(index, set(undecodable), config.max_bad_fraction)
+    except (DataError, CannotRead, MemoryError) as error:
+        refusal = str(error)
+    problems = (*index.problems, *_told(index, split, undecodable))
+    return SplitFindings(split, index, refusal, len(positions), frozenset(undecodable), problems)
+
+
+def _chosen(num_images: int, most: int | None) -> Sequence[int]:
+    """Positions of the images that are decoded: those that training tries among them."""
+    if most is None or most >= num_images:
+        return range(num_images)
+    spread = np.linspace(0, num_images - 1, most).round().astype(int).tolist()
+    return sorted({*tried_positions(num_images), *spread})
+
+
+def _undecodable(index: Index, positions: Sequence[int], image_size: int, progress: Progress) -> Iterator[int]:
+    """Decode, some at a time in threads; raises as `decode`, without waiting for what has not begun."""
+    pool = ThreadPoolExecutor(min(32, available_cores() + 4))
+    try:
+        results = pool.map(lambda position: decode(index.images[position], image_size) is None, positions)
+        for position, is_bad in zip(positions, results, strict=True):
+            progress.advance()
+            if is_bad:
+                yield position
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _told(index: Index, split: Split, undecodable: Sequence[int]) -> Iterator[Problem]:
+    if undecodable:
+        paths = [index.images[position].path for position in undecodable]
+        sightings = tuple(Sighting(str(path), path) for path in paths[:MOST_SIGHTINGS])
+        yield Problem(UNDECODABLE, len(paths), str(paths[0]), FATE[split], sightings)

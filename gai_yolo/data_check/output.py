@@ -1,0 +1,75 @@
+"""The folder that a check leaves: report.json and pictures."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from gai_yolo.data.check import Split
+from gai_yolo.data.index import Index
+from gai_yolo.data_check.charts import box_chart, class_chart, image_chart
+from gai_yolo.data_check.inspection import Findings
+from gai_yolo.data_check.report import Report, as_json, root_of
+from gai_yolo.data_check.sheets import problem_sheet, sample_sheet
+from gai_yolo.errors import Refusal
+from gai_yolo.reporting.drawing import Image, write_image
+from gai_yolo.sections import DataConfig
+
+DOCUMENT = "report.json"
+PICTURES = ("problems.png", "samples_train.png", "samples_val.png", "classes.png", "boxes.png", "images.png")
+
+
+def make_ready(folder: Path) -> None:
+    """Make the folder if it is not there, and see that it can be written to, before anybody waits for what is to be written.
+
+    Raises:
+        OSError: it cannot.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def refuse_among_images(folder: Path, findings: Findings) -> None:
+    """A training would take the pictures for images of the data set.
+
+    Raises:
+        Refusal: the folder lies in one that holds images of the data set.
+    """
+    parents = {image.path.parent for found in findings.splits.values() if found.index is not None for image in found.index.images}
+    here = folder.resolve()
+    for parent in parents:
+        if here.is_relative_to(parent.resolve()):
+            raise Refusal(f"{folder}: lies among the images of the data set ({parent}); give --output a folder elsewhere.")
+
+
+def keep(folder: Path, config: DataConfig, findings: Findings, report: Report) -> Report:
+    """Draw and write everything; what an earlier check has left and this one does not draw is removed.
+
+    Returns:
+        The report with the pictures' paths, as it was written.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    for name in (*PICTURES, DOCUMENT):
+        (folder / name).unlink(missing_ok=True)
+    written = []
+    for name, image in _pictures(config, findings, report).items():
+        write_image(folder / name, image)
+        written.append(str(folder / name))
+    report = replace(report, pictures=written)
+    (folder / DOCUMENT).write_text(as_json(report), encoding="ascii")
+    return report
+
+
+def _pictures(config: DataConfig, findings: Findings, report: Report) -> dict[str, Image]:
+    wrong = problem_sheet(findings, root_of(config))
+    pictures = {} if wrong is None else {"problems.png": wrong}
+    indexes: dict[Split, Index] = {split: found.index for split, found in findings.splits.items() if found.index is not None}
+    for split, index in indexes.items():
+        pictures[f"samples_{split}.png"] = sample_sheet(split, index)
+    if indexes:
+        pictures |= {"classes.png": class_chart(report), "boxes.png": box_chart(indexes), "images.png": image_chart(indexes)}
+    return pictures

@@ -1,0 +1,145 @@
+"""A check's report as tables for a terminal."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from typing import TextIO
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from gai_yolo.data.check import Split
+from gai_yolo.data_check.report import ClassCount, ClassReport, Report, SplitReport, Spread, without_root
+
+MOST_CLASSES = 40
+"""Rows of the table of classes; of more, the most frequent and the rarest are shown."""
+RAREST = 15
+PLAIN_WIDTH = 120
+"""Columns of a report that goes to a file or a pipe."""
+
+
+def rendered(report: Report, stream: TextIO | None) -> str:
+    """All of a report as text for a stream: in its letters, with colours if it is a terminal."""
+    is_terminal = stream is not None and stream.isatty()
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    # A file's name need not be text, and a terminal may know few letters.
+    sheet = io.TextIOWrapper(io.BytesIO(), encoding, errors="backslashreplace")
+    width = None if is_terminal else PLAIN_WIDTH
+    console = Console(file=sheet, force_terminal=is_terminal, highlight=False, markup=False, emoji=False, width=width)
+    console.print(view(report))
+    sheet.seek(0)
+    return "".join(f"{line.rstrip()}\n" for line in sheet.read().splitlines())
+
+
+def view(report: Report) -> RenderableType:
+    """All of a report: tables, then the verdict."""
+    parts: list[RenderableType] = [_text(f"data set {report.path}", style="bold")]
+    if report.classes:
+        parts += [_of_splits(report), _of_classes(report)]
+    if any(split.problems for split in report.splits.values()):
+        parts.append(_of_problems(report))
+    parts += [_text(path, style="dim") for path in report.pictures]
+    parts += [_text(f"refused: {sentence}", style="bold red") for sentence in report.refusals]
+    if report.trainable:
+        parts.append(Text("A training would take this data set.", style="green"))
+    return Group(*parts)
+
+
+def shortened(classes: Sequence[ClassReport]) -> tuple[list[ClassReport], int, list[ClassReport]]:
+    """The most frequent classes, how many are left out, and the rarest; the most frequent in training first."""
+    ordered = sorted(classes, key=lambda one: (-num_boxes(one.train), -num_boxes(one.val)))
+    if len(ordered) <= MOST_CLASSES:
+        return ordered, 0, []
+    return ordered[: MOST_CLASSES - RAREST], len(ordered) - MOST_CLASSES, ordered[-RAREST:]
+
+
+def num_boxes(count: ClassCount | None) -> int:
+    """Boxes of a class in a split that may not have it."""
+    return 0 if count is None else count.boxes
+
+
+def _of_splits(report: Report) -> Table:
+    table = _table("", *report.splits)
+    columns = [dict(_rows_of(report, name, split)) for name, split in report.splits.items()]
+    for title in max(columns, key=len):
+        table.add_row(Text(title), *(Text(column.get(title, "-")) for column in columns))
+    return table
+
+
+def _rows_of(report: Report, name: Split, split: SplitReport) -> Iterator[tuple[str, str]]:
+    """Title and value of each row; only that there are none of a split that could not be read."""
+    if split.source is None:
+        yield "images", "refused"
+        return
+    here = [one.train if name == "train" else one.val for one in report.classes]
+    present, all_classes = sum(num_boxes(count) > 0 for count in here), sum(count is not None for count in here)
+    yield "images", str(split.images)
+    yield "  without a box", str(split.background_images)
+    yield "  of which decoded", str(split.decoded)
+    yield "  cannot be decoded", str(split.undecodable)
+    yield "boxes", str(split.boxes)
+    for size, title in (("small", "  small (below 32 x 32 px)"), ("medium", "  medium"), ("large", "  large (from 96 x 96 px)")):
+        yield title, str(split.box_sizes[size])
+    yield "crowd regions", str(split.crowds)
+    yield "classes with boxes", f"{present} of {all_classes}"
+    yield "boxes per image", _range(split.boxes_per_image)
+    yield "box width, px", _range(split.box_width)
+    yield "box height, px", _range(split.box_height)
+    yield "image width, px", _range(split.image_width)
+    yield "image height, px", _range(split.image_height)
+    yield "problems", str(sum(problem.count for problem in split.problems))
+
+
+def _range(spread: Spread | None) -> str:
+    """`640`, or `3 .. 12 .. 40`: smallest, median, largest."""
+    if spread is None:
+        return "-"
+    if spread.min == spread.max:
+        return f"{spread.min:.7g}"
+    return " .. ".join(f"{value:.0f}" if value >= 1000 else f"{value:.4g}" for value in (spread.min, spread.median, spread.max))
+
+
+def _of_classes(report: Report) -> Table:
+    table = _table("class", *(f"{split} {what}" for split in report.splits for what in ("boxes", "images")))
+    first, left_out, last = shortened(report.classes)
+    for one in first:
+        table.add_row(*_class_row(one))
+    if left_out:
+        table.add_row(Text(f"... {left_out} more in report.json", style="dim"), *[""] * 4)
+    for one in last:
+        table.add_row(*_class_row(one))
+    return table
+
+
+def _class_row(one: ClassReport) -> Iterator[Text]:
+    yield _text(one.name)
+    for count in (one.train, one.val):
+        for number in ("-", "-") if count is None else (count.boxes, count.images):
+            yield Text(str(number), style="yellow" if number == 0 else "")
+
+
+def _of_problems(report: Report) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("split", "count", "what is wrong", "what is done", "first example"):
+        table.add_column(title, justify="right" if title == "count" else "left", overflow="fold")
+    for name, split in report.splits.items():
+        for problem in split.problems:
+            cells = (name, str(problem.count), problem.kind, problem.action, without_root(problem.example, report.root))
+            table.add_row(*(_text(cell, style="yellow" if cell is problem.kind else "") for cell in cells))
+    return table
+
+
+def _table(*titles: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, title in enumerate(titles):
+        table.add_column(title, justify="right" if place else "left", overflow="fold")
+    return table
+
+
+def _text(text: str, style: str = "") -> Text:
+    """A text from somebody's files, without what would steer the terminal."""
+    shown = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    return Text(shown, style=style, overflow="fold")
