@@ -15,6 +15,9 @@ from gai_yolo.config import Config, load_config
 from gai_yolo.errors import INTERRUPTED, Refusal
 from gai_yolo.sections import DataConfig
 
+MOST_DECODED = 10_000
+"""Images of a split that are decoded unless more are asked for: some minutes, where all of a large data set would take hours."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
@@ -27,7 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", type=Path, default=Path("data-check"), help="folder of the pictures and report.json (default: ./%(default)s)"
     )
     parser.add_argument(
-        "--images", type=int, metavar="N", help="decode N images of each split, at least the 100 that training tries (default: all)"
+        "--images",
+        default=str(MOST_DECODED),
+        metavar="N|all",
+        help="images to decode of each split, at least the 100 that training tries (default: %(default)s)",
     )
 
 
@@ -40,10 +46,18 @@ def check(given: argparse.Namespace) -> int:
     # What reads and draws loads NumPy, OpenCV and rich, which the other commands of `gai-yolo` do without: hence the imports below.
     config = _data_config(given)
     try:
-        return _check(config, given.output, given.images, given.json)
+        return _check(config, given.output, _most_decoded(given.images), given.json)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _most_decoded(said: str) -> int | None:
+    if said == "all":
+        return None
+    if not said.isdecimal() or int(said) < 1:
+        raise Refusal(f"--images {said}: give a number from 1 on, or `all`.")
+    return int(said)
 
 
 def _data_config(given: argparse.Namespace) -> DataConfig:
@@ -54,8 +68,6 @@ def _data_config(given: argparse.Namespace) -> DataConfig:
         raise Refusal("--format: the configuration says it; use --set data.format=... with --config.")
     if given.config is None and given.set:
         raise Refusal("--set: overrides values of a configuration; give it with --config.")
-    if given.images is not None and given.images < 1:
-        raise Refusal(f"--images {given.images}: give a number from 1 on.")
     data = load_config(given.config, given.set).data if given.config is not None else Config().data
     if given.path is not None:
         data = data.model_copy(update={"path": given.path, "format": given.format or "auto"})

@@ -1,4 +1,4 @@
-"""A data set, read by the functions that training reads it with, and every image decoded.
+"""A data set, read by the functions that training reads it with, and its images decoded.
 
 A split that training would refuse does not keep the other one from being looked at: its sentence is a finding like others.
 """

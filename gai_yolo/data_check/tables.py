@@ -78,7 +78,8 @@ def _rows_of(report: Report, name: Split, split: SplitReport) -> Iterator[tuple[
     present, all_classes = sum(num_boxes(count) > 0 for count in here), sum(count is not None for count in here)
     yield "images", str(split.images)
     yield "  without a box", str(split.background_images)
-    yield "  of which decoded", str(split.decoded)
+    left = " (all: --images all)" if split.decoded < split.images else ""
+    yield "  of which decoded", f"{split.decoded}{left}"
     yield "  cannot be decoded", str(split.undecodable)
     yield "boxes", str(split.boxes)
     for size, title in (("small", "  small (below 32 x 32 px)"), ("medium", "  medium"), ("large", "  large (from 96 x 96 px)")):

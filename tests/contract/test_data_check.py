@@ -304,7 +304,12 @@ def test_only_some_images_are_decoded_if_that_is_asked_for(tmp_path: Path, capsy
     root = write_coco(tmp_path / "data", {"train": [BOXES["train"][0]] * 130, "val": BOXES["val"]})
     assert check(capsys, tmp_path, root, "--images", 1)[0] == 0
     assert 100 <= document(tmp_path)["splits"]["train"]["decoded"] <= 101
-    assert check(capsys, tmp_path, root, "--images", 0)[0] == 2
+    code, output, _ = check(capsys, tmp_path, root, "--images", 1)
+    assert "(all: --images all)" in output
+    for wrong in ("0", "-3", "some"):
+        assert check(capsys, tmp_path, root, "--images", wrong)[0] == 2
+    code, output, _ = check(capsys, tmp_path, root, "--images", "all")
+    assert code == 0 and "--images all" not in output and document(tmp_path)["splits"]["train"]["decoded"] == 130
 
 
 def test_pictures_do_not_come_among_the_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
