@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from gai_yolo.data import coco, voc, yolo_txt
+from gai_yolo.data import coco, voc_xml, yolo_txt
 from gai_yolo.data.check import Split, expand
 from gai_yolo.data.coco import read_coco
 from gai_yolo.data.content import content_digest
@@ -127,11 +127,11 @@ def _kind(path: Path, config: DataConfig, folders: Folders) -> Literal["coco", "
         return "coco"
     if yolo_txt.find_yaml(path, folders):
         return "yolo"
-    if voc.find_xml(path, folders):
+    if voc_xml.find_xml(path, folders):
         return "voc"
     raise DataError(
         f"data.path {path}: found no data set there; looked for COCO ({coco.LOOKED_FOR}), YOLO ({yolo_txt.LOOKED_FOR}) "
-        f"and VOC ({voc.LOOKED_FOR})."
+        f"and VOC ({voc_xml.LOOKED_FOR})."
     )
 
 
