@@ -207,10 +207,10 @@ def _checked(image: RawImage, header: Header, problems: Problems) -> ImageRecord
         if same in seen:
             problems.add(SAME_BOX, f"{image.where} {box.record}", "counted once")
             continue
-        seen.add(same)
         corners = [value * factor for value, factor in zip(box.corners, scale, strict=True)]
         clipped = _clip(corners, width, height, f"{image.where} {box.record}", problems)
         if clipped is not None:
+            seen.add(same)
             kept.append((box, clipped))
     areas = [_area(box, corners, width * height, f"{image.where} {box.record}", problems) for box, corners in kept]
     return make_record(

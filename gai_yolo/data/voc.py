@@ -28,7 +28,7 @@ from gai_yolo.data.folders import IMAGE_SUFFIXES, NOT_READ, Folders, plain_name
 from gai_yolo.data.index import Category, Index
 from gai_yolo.data.problems import Problems
 from gai_yolo.data.reading import Doubt
-from gai_yolo.data.voc_images import Names, VocImages, names_of
+from gai_yolo.data.voc_images import Names, VocImages, is_bare, names_of
 from gai_yolo.data.voc_xml import LOOKED_FOR, Place, VocFile, find_xml, parse_voc, place_in, relative
 from gai_yolo.errors import DataError
 from gai_yolo.sections import DataConfig, SplitConfig
@@ -110,13 +110,14 @@ def _choose_listed(root: Path, config: DataConfig, split: Split, files: Files, p
     place = config.train if split == "train" else config.val
     images = VocImages(_image_folder(root, place, split, ("JPEGImages",), ("images", ".")), root, split, folders)
     ours = [(file, where) for file, where in files.values() if where.split in (None, split)]
-    by_name: dict[str, list[VocFile]] = {}
-    for one, _ in ours:
-        for name in names_of(relative(one.path, root)):
-            by_name.setdefault(name, []).append(one)
     source = _list_of_names(root, place, split)
     assert source is not None
-    names, image_of = _listed(source, by_name.keys(), folders.doubt), images.of(ours)
+    names = _listed(source, {name for file, _ in ours for name in names_of(relative(file.path, root), bare=True)}, folders.doubt)
+    by_name: dict[str, list[VocFile]] = {}
+    for one, _ in ours:
+        for name in names_of(relative(one.path, root), is_bare(names)):
+            by_name.setdefault(name, []).append(one)
+    image_of = images.of(ours)
     chosen: Chosen = []
     seen: set[Path | str] = set()
     for name in names:
@@ -156,8 +157,7 @@ def _all_names(root: Path, config: DataConfig, folders: Folders, split: Split) -
 
 def _count_unused(images: VocImages, chosen: Set[Path], ours: Names, named: Names | None, problems: Problems) -> None:
     """Count pictures that nobody names, or that are of a kind that is not read."""
-    unreadable = {path for path in images.others if images.names(path) & ours}
-    for path in sorted({*images.unused(chosen, named), *unreadable}):
+    for path in sorted({*images.unused(chosen, named), *images.named(images.others, ours)}):
         if path.suffix.lower() in IMAGE_SUFFIXES:
             problems.add(NOT_NAMED, str(path), "not used")
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path, PurePath, PurePosixPath
 
 from gai_yolo.data.check import Split
@@ -13,11 +13,16 @@ from gai_yolo.errors import DataError
 Names = frozenset[str]
 
 
-def names_of(path: PurePath) -> Names:
-    """What a list may call a file, given its path below the folder of all that are like it: with its folders, without the split's, or
-    without any."""
+def names_of(path: PurePath, bare: bool) -> Names:
+    """What a list may call a file, given its path below the folder of all that are like it: with its folders, without the split's, or,
+    where the list names no folders (`bare`), without any."""
     place, stem = place_in(path), path.stem
-    return frozenset(plain_name(str(PurePosixPath(*parts, stem))) for parts in (path.parts[:-1], place.folder, ()))
+    return frozenset(plain_name(str(PurePosixPath(*parts, stem))) for parts in (path.parts[:-1], place.folder, *([()] if bare else [])))
+
+
+def is_bare(names: Iterable[str]) -> bool:
+    """Whether a list names files without their folders."""
+    return not any("/" in name for name in names)
 
 
 class VocImages:
@@ -52,28 +57,27 @@ class VocImages:
             DataError: nothing says which of several an xml is of.
         """
         files = list(files)
-        found = {file.path: image for file, place in files if (image := self._beside(file, place)) is not None}
+        found: dict[Path, Path] = {}
+        for by in (self._by_stem, self._by_name):  # of `1.jpg` the xml is `1.xml` or `1.jpg.xml`
+            taken = set(found.values())
+            for file, place in files:
+                if file.path not in found and (image := self._beside(file, place, by, taken)):
+                    found[file.path] = image
         taken, left = set(found.values()), [file for file, _ in files if file.path not in found]
         stems = {plain_name(file.path.stem) for file, _ in files}
         for file in left:
-            own = [path for path in self._of_stem(plain_name(file.path.stem)) if path not in taken]
+            own = self._by_stem.get(plain_name(file.path.stem)) or self._by_name.get(plain_name(file.path.stem), [])
+            own = [path for path in own if path not in taken]
             free = [path for path in self._named(file) if path not in taken and not {plain_name(path.stem), plain_name(path.name)} & stems]
             if image := self._only(file, own or free):
                 found[file.path] = image
         self._refuse_shared(found, left)
         return found
 
-    def _of_stem(self, stem: str, folder: Sequence[str] | None = None) -> list[Path]:
-        """Of `1.jpg` the xml is `1.xml` or `1.jpg.xml`."""
-        for images in (self._by_stem, self._by_name):
-            found = images.get(stem, [])
-            found = [path for path in found if folder is None or [*map(plain_name, self.places[path].folder)] == folder]
-            if found:
-                return found
-        return []
-
-    def _beside(self, file: VocFile, place: Place) -> Path | None:
-        return _best(file, self._of_stem(plain_name(file.path.stem), [*map(plain_name, place.folder)]))
+    def _beside(self, file: VocFile, place: Place, images: dict[str, list[Path]], taken: Set[Path]) -> Path | None:
+        folder = [*map(plain_name, place.folder)]
+        same = [path for path in images.get(plain_name(file.path.stem), []) if path not in taken]
+        return _best(file, [path for path in same if [*map(plain_name, self.places[path].folder)] == folder])
 
     def _named(self, file: VocFile) -> list[Path]:
         name = plain_name(PurePosixPath(file.file_name.replace("\\", "/")).name)
@@ -101,14 +105,17 @@ class VocImages:
         """Those that are not chosen, although they could be: beside one of the same name that is; and unless `named` is None those that
         nobody names."""
         beside = {(self.places[path], plain_name(path.stem)) for path in chosen}
-        unknown = [path for path in self.places if named is not None and not self.names(path) & named]
+        unknown = set() if named is None else self.places.keys() - set(self.named(self.places, named))
         shadowed = [path for path, place in self.places.items() if (place, plain_name(path.stem)) in beside]
         return sorted({*unknown, *shadowed} - chosen)
 
-    def names(self, path: Path) -> Names:
-        """What a list may call one of them."""
-        inside = path.relative_to(self.folder)
-        return names_of(inside) | names_of(inside.with_name(f"{inside.name}.xml"))
+    def named(self, paths: Iterable[Path], names: Names) -> Iterator[Path]:
+        """Those that a list means."""
+        bare = is_bare(names)
+        for path in paths:
+            inside = path.relative_to(self.folder)
+            if any(names_of(one, bare) & names for one in (inside, inside.with_name(f"{inside.name}.xml"))):
+                yield path
 
 
 def _best(file: VocFile, images: Sequence[Path]) -> Path | None:

@@ -248,7 +248,7 @@ def _images_of(path: Path, folders: Folders, problems: Problems) -> list[Path]:
 def _label_file(image: Path, folders: Folders) -> Path:
     """Where an image's labels lie, under whatever form of the name; where they would, if there are none."""
     usual = folders.spelled(label_path(image))
-    upper = usual.with_suffix(".TXT")
+    upper = folders.spelled(label_path(image).with_suffix(".TXT"))
     return upper if not folders.holds(usual) and folders.holds(upper) else usual
 
 
