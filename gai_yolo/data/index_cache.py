@@ -25,7 +25,7 @@ from gai_yolo.errors import DataError
 from gai_yolo.sections import DataConfig
 from gai_yolo.store.atomic import publish
 
-FORMAT = 3
+FORMAT = 4
 """Raised whenever a reader finds something else in the same files."""
 LEAST_IMAGES = 2000
 """A smaller data set is read as fast as its cache would be looked up."""

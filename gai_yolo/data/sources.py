@@ -25,6 +25,9 @@ from gai_yolo.sections import DataConfig, SplitConfig
 BUILT_IN = Path("shapes")
 NO_BOXES = "validation image in a set without any box"
 NO_INSTANCE = "class without a box"
+TOO_MANY = "image with more boxes of a class than COCO's metrics count"
+MOST_COUNTED = 100
+"""Detections of an image and a class that COCO's metrics look at."""
 SPLITS: tuple[Split, ...] = ("train", "val")
 
 
@@ -63,6 +66,17 @@ def _nothing_there(index: Index, split: Split) -> Iterator[Problem]:
         yield Problem(NO_INSTANCE, len(absent), f"{absent[0]} in {index.source}", "not learned" if split == "train" else "not measured")
 
 
+def _beyond_measure(index: Index) -> Iterator[Problem]:
+    """Where even a perfect detector gets less than 1."""
+    many = [
+        image.path
+        for image in index.images
+        if len(image.boxes) > MOST_COUNTED and max(Counter(image.classes[~image.crowd].tolist()).values(), default=0) > MOST_COUNTED
+    ]
+    if many:
+        yield Problem(TOO_MANY, len(many), str(many[0]), f"the best {MOST_COUNTED} detections count, no mAP can reach 1")
+
+
 def load_indexes(config: DataConfig) -> tuple[Index, Index]:
     """Read both splits and check that they belong together.
 
@@ -86,7 +100,8 @@ def load_indexes(config: DataConfig) -> tuple[Index, Index]:
 def _described(index: Index, split: Split, config: DataConfig) -> Index:
     # The built-in one follows from its version; its low bits may differ between kinds of processors.
     content = f"shapes {VERSION}" if config.path == BUILT_IN else content_digest(index.images)
-    return replace(index, content=content, problems=(*index.problems, *_nothing_there(index, split)))
+    told = (*_nothing_there(index, split), *(_beyond_measure(index) if split == "val" else ()))
+    return replace(index, content=content, problems=(*index.problems, *told))
 
 
 def _listed(categories: set[tuple[int, str]]) -> str:

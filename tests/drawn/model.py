@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import unicodedata
 from dataclasses import dataclass, replace
 from functools import cache
@@ -237,6 +238,17 @@ def _alike(found: list[Picture]) -> tuple[Picture, ...]:
         first.setdefault(plain(f"{one.folder}/{one.stem}"), one)
     like = [first[plain(f"{one.folder}/{one.stem}")] for one in found]
     return tuple(one if one is other else replace(one, size=other.seen, orientation=1) for one, other in zip(found, like, strict=True))
+
+
+def tidy(drawn: DataSet) -> DataSet:
+    """What all formats can say, of the same pictures."""
+    found: dict[str, Picture] = {}
+    for one in drawn.pictures:
+        finite = [box for box in one.boxes if box.name is not None and all(map(math.isfinite, box.corners))]
+        boxes = tuple({box.corners: replace(box, crowd=False, area="none", form="box", copies=1) for box in finite}.values())
+        good = replace(one, state="good", told="seen", boxes=boxes, junk=(), named="once", notes="usual")
+        found.setdefault(plain(f"{one.folder}/{one.stem}"), good)
+    return replace(drawn, pictures=tuple(found.values()), split="val", strays=False)
 
 
 def odd(draw: st.DrawFn, one_of: int) -> bool:

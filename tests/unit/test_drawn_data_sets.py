@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +21,7 @@ from tests.drawn.as_coco import write_coco
 from tests.drawn.as_voc import write_voc
 from tests.drawn.as_yolo import write_yolo
 from tests.drawn.expected import Expected
-from tests.drawn.model import DataSet, data_sets
+from tests.drawn.model import DataSet, data_sets, tidy
 
 EXAMPLES = int(os.environ.get("GAI_YOLO_EXAMPLES", "120"))
 WRITERS: dict[str, Callable[[DataSet, Path], Expected]] = {"coco": write_coco, "yolo": write_yolo, "voc": write_voc}
@@ -44,6 +45,18 @@ def perfect(image: ImageRecord) -> ImageDetections:
     return ImageDetections(image.image_id, boxes, 0 * boxes[:, 0] + 1, classes)
 
 
+def said(index: Index, folder: Path) -> dict[str, list[object]]:
+    """What an index says of each image, in an order that formats do not decide."""
+    names = index.class_names
+    return {
+        str(image.path.relative_to(folder)): [
+            (image.width, image.height, image.orientation),
+            *sorted((names[c], [round(value, 2) for value in box]) for c, box in zip(image.classes, image.boxes.tolist(), strict=True)),
+        ]
+        for image in index.images
+    }
+
+
 @pytest.mark.parametrize("form", WRITERS)
 @drawn_often
 @given(drawn=data_sets())
@@ -61,3 +74,14 @@ def test_what_is_read_is_what_was_drawn_or_is_counted(form: str, drawn: DataSet)
         expected.compare(found)
     metrics = coco_metrics(found, [perfect(image) for image in found.images])
     assert metrics.stats["mAP50-95"] == (pytest.approx(1.0) if expected.has_objects else UNDEFINED)
+
+
+@settings(drawn_often, max_examples=EXAMPLES // 4)
+@given(drawn=data_sets().map(tidy))
+def test_the_same_data_set_in_three_formats_is_the_same(drawn: DataSet) -> None:
+    """Loss: results that depend on the form in which the same pictures were annotated."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = {form: read(replace(drawn, layout=1 if form == "voc" else 0), form, Path(folder) / form)[1] for form in WRITERS}
+        coco, *others = (said(index, Path(folder) / form / "images" / "val") for form, index in found.items() if isinstance(index, Index))
+    assert [coco, coco] == others
+    assert len(coco) == len(drawn.pictures)
