@@ -64,14 +64,52 @@ def write_coco(drawn: DataSet, root: Path) -> Expected:
             expected.counts["image that is named twice"] += 1
             expected.total += 1
         expected.picture(folder / picture.inside, picture, picture.told_size, written, crowds=True)
+        if folder / picture.inside in expected.images:
+            expected.ids[folder / picture.inside] = min(ids)
     _expect_unnamed(drawn, expected)
     _write_strays(drawn, folder, expected)
     if drawn.crlf:  # the order of nothing matters
         images.reverse()
     categories = [{"id": category[name], "name": name} for name in drawn.names]
-    _write_json(drawn, root, drawn.split, {"images": images, "annotations": _numbered(annotations), "categories": categories})
+    content: dict[str, Any] = {"images": images, "annotations": _numbered(annotations), "categories": categories}
+    _write_json(drawn, root, drawn.split, content)
+    if drawn.spoiled is not None:
+        expected.spoiled = _spoil(drawn, root, drawn.spoiled)
     _write_other(drawn, root, categories)
     return expected
+
+
+def _spoil(drawn: DataSet, root: Path, number: int) -> str:
+    path = root / ANNOTATIONS[drawn.layout].format(drawn.split)
+    text = path.read_bytes().decode("utf-8-sig")
+    content = json.loads(text)
+    good = {"id": 2**41, "file_name": "added.jpg"}
+    match number:
+        case 0:
+            content["images"] += [good | {"id": "2"}]
+        case 1:
+            content["images"] += [good, good]
+        case 2:
+            content["images"] += [good | {"file_name": "../1.jpg"}]
+        case 3:
+            content["images"] += [good | {"file_name": ""}]
+        case 4:
+            content["categories"] += content["categories"][:1]
+        case 5:
+            del content["annotations"]
+        case 6:
+            content["images"] += [good | {"id": 3.0}]
+    path.write_text(json.dumps(content) if number < 7 else text[: len(text) // 2])
+    return (
+        "needs a whole number `id` and a text `file_name`",
+        "occurs twice",
+        "leads out of",
+        "needs a whole number `id` and a text `file_name`",
+        "occurs twice",
+        "the key `annotations` is missing",
+        "needs a whole number `id` and a text `file_name`",
+        "not valid JSON",
+    )[number]
 
 
 def _annotation(box: Box, image_id: int, category: dict[str, int]) -> dict[str, Any]:

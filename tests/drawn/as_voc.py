@@ -66,7 +66,18 @@ def write_voc(drawn: DataSet, root: Path) -> Expected:
     _write_other(drawn, root)
     if drawn.layout == LISTED:
         _write_list(drawn, root, groups)
+    if drawn.spoiled is not None:
+        expected.spoiled = _spoil(drawn, root)
     return expected
+
+
+def _spoil(drawn: DataSet, root: Path) -> str:
+    if drawn.layout == LISTED:
+        (root / "ImageSets" / "Main" / f"{drawn.split}.txt").write_bytes("Stück".encode("utf-16"))
+        return "the list of names is not UTF-8 text"
+    for path in root.rglob("*.[xX][mM][lL]"):
+        path.write_text("<annotation/>")
+    return "VOC xml files names an object"
 
 
 def _groups(drawn: DataSet) -> list[Group]:

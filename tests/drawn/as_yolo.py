@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.drawn.expected import Expected, Written
 from tests.drawn.model import Box, DataSet, Picture, encoded, plain
@@ -24,6 +25,16 @@ JUNK = (
     "inf 0.5 0.5 0.5 0.5",
     "0 0.5 0.5 0.5 0.5px",
     "0;0.5;0.5;0.5;0.5",
+)
+SPOILED: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"nc": 99}, "`nc` is 99 but `names` has"),
+    ({"nc": 2.0}, "`nc` is 2.0 but `names` has"),
+    ({"names": {0: "a", 2: "b"}}, "without gaps"),
+    ({"names": []}, "`names` must be a list"),
+    ({"path": "nowhere"}, "`path` leads to"),
+    ({"train": "nowhere", "val": "nowhere"}, "which is not there"),
+    ({"train": [], "val": []}, "must be a folder"),
+    ({"kpt_shape": [3, 4]}, "`kpt_shape` must be"),
 )
 
 
@@ -50,12 +61,12 @@ def write_yolo(drawn: DataSet, root: Path) -> Expected:
         for picture in used:
             if drawn.layout == LISTED and picture.named == "twice":
                 expected.counts["image that is named twice"] += 1
-            written = _expect_rows(first, expected) if rows else []
+            written = _expect_rows(drawn, first, expected) if rows else []
             expected.picture(images / picture.inside, picture, None, written)
     if named and not labelled:
         expected.counts["no label file at all"] += 1
     _write_strays(drawn, images, labels, expected)
-    _write_description(drawn, root)
+    _write_description(drawn, root, expected)
     return expected
 
 
@@ -92,22 +103,26 @@ def _row(drawn: DataSet, picture: Picture, box: Box) -> str:
         values = [x1, y1, x2, y1, x2, y2, x1, y2]
     values += {"confidence": [0.75], "track": [0.75, 17]}.get(form, [])
     if form == "decimals":
+        values += [0.5, 0.5, 2, 0, 0, 0] * drawn.keypoints
         return f"{position}\t" + "  ".join(f"{value:.6f}" for value in values)
     return f"{position} " + " ".join(map(repr, values))
 
 
-def _expect_rows(picture: Picture, expected: Expected) -> list[Written]:
+def _expect_rows(drawn: DataSet, picture: Picture, expected: Expected) -> list[Written]:
     """The boxes, whose corners are to be those of the image that they are read for."""
     if picture.notes == "broken":
         expected.counts["unreadable label file"] += 1
         return []
     expected.counts["unparsable label row"] += len(picture.junk)
-    return list(_expect_boxes(picture, expected))
+    return list(_expect_boxes(drawn, picture, expected))
 
 
-def _expect_boxes(picture: Picture, expected: Expected) -> Iterator[Written]:
+def _expect_boxes(drawn: DataSet, picture: Picture, expected: Expected) -> Iterator[Written]:
     for box in picture.boxes:
         form = _form(box)
+        if drawn.keypoints and form not in ("box", "decimals"):
+            expected.counts["unparsable label row"] += box.copies
+            continue
         if form in ("confidence", "track"):
             expected.counts["label row with a confidence or track"] += box.copies
         if box.name is None:
@@ -129,7 +144,7 @@ def _write_strays(drawn: DataSet, images: Path, labels: Path, expected: Expected
             expected.counts["label file without an image"] += 2
 
 
-def _write_description(drawn: DataSet, root: Path) -> None:
+def _write_description(drawn: DataSet, root: Path, expected: Expected) -> None:
     other = "val" if drawn.split == "train" else "train"
     path = root / IMAGES[drawn.layout].format(other) / "of the other split.jpg"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,5 +157,10 @@ def _write_description(drawn: DataSet, root: Path) -> None:
         place = f"{drawn.split}.txt"
         (root / place).write_bytes(drawn.bytes("\n".join([*lines, ""])))
     names = dict(enumerate(drawn.names)) if drawn.flat else list(drawn.names)
-    content = {drawn.split: place, other: IMAGES[drawn.layout].format(other), "names": names, "nc": len(drawn.names)}
-    (root / "data.yaml").write_bytes(drawn.bytes("\n".join(f"{key}: {json.dumps(value)}" for key, value in content.items())))
+    content: dict[str, Any] = {drawn.split: place, other: IMAGES[drawn.layout].format(other), "names": names, "nc": len(drawn.names)}
+    content |= {"kpt_shape": [2, 3]} if drawn.keypoints else {}
+    path = root / "data.yaml"
+    if drawn.spoiled is not None:
+        damage, expected.spoiled = SPOILED[drawn.spoiled]
+        content |= damage
+    path.write_bytes(drawn.bytes("\n".join(f"{key}: {json.dumps(value)}" for key, value in content.items())))

@@ -53,8 +53,12 @@ class Expected:
     max_bad_fraction: float
     images: dict[Path, SeenImage] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
+    ids: dict[Path, int] = field(default_factory=dict)
+    """Where the annotations number images."""
     total: int = 0
     bad: int = 0
+    spoiled: str | None = None
+    """What is said of a damage for which all is refused."""
 
     def bad_image(self, kind: str) -> None:
         self.counts[kind] += 1
@@ -114,6 +118,8 @@ class Expected:
 
     def refusal(self) -> str | None:
         """What the message of the refusal is to hold; None if the split is to be read."""
+        if self.spoiled is not None:
+            return self.spoiled
         if self.total == 0:
             return "the split has no images"
         if self.bad > self.max_bad_fraction * self.total or self.bad == self.total:
@@ -127,6 +133,7 @@ class Expected:
         assert index.class_names == self.class_names
         assert {image.path for image in index.images} == self.images.keys()
         assert len(index.images) == len(self.images) == len({image.image_id for image in index.images})
+        assert self.ids.items() <= {image.path: image.image_id for image in index.images}.items()
         for image in index.images:
             _compare_image(image, self.images[image.path], self.class_names)
         found: Counter[str] = Counter()

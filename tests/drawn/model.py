@@ -126,6 +126,10 @@ class DataSet:
     """All xml in one folder, where no two have one name."""
     file_names: str
     """In xml: right, none, stem, windows, stale."""
+    keypoints: bool
+    """YOLO: the description says that rows have two of three values."""
+    spoiled: int | None
+    """Number of a damage for which the whole is refused."""
 
     def spelled(self, text: str) -> str:
         """As an annotation spells a name."""
@@ -228,6 +232,8 @@ def data_sets(draw: st.DrawFn) -> DataSet:
         encoding=draw(st.sampled_from(("", "utf-8", "utf-16", "latin-1", "gb18030"))),
         flat=draw(st.booleans()),
         file_names=draw(st.sampled_from(("right", "none", "stem", "windows", "stale"))),
+        keypoints=odd(draw, 5),
+        spoiled=draw(st.integers(0, 7)) if odd(draw, 12) else None,
     )
 
 
@@ -248,7 +254,7 @@ def tidy(drawn: DataSet) -> DataSet:
         boxes = tuple({box.corners: replace(box, crowd=False, area="none", form="box", copies=1) for box in finite}.values())
         good = replace(one, state="good", told="seen", boxes=boxes, junk=(), named="once", notes="usual")
         found.setdefault(plain(f"{one.folder}/{one.stem}"), good)
-    return replace(drawn, pictures=tuple(found.values()), split="val", strays=False)
+    return replace(drawn, pictures=tuple(found.values()), split="val", strays=False, keypoints=False, spoiled=None)
 
 
 def odd(draw: st.DrawFn, one_of: int) -> bool:
