@@ -29,8 +29,8 @@ UNREADABLE: tuple[dict[str, Any], ...] = (
 
 def write_coco(drawn: DataSet, root: Path) -> Expected:
     """The split, and another one of one image."""
-    folder, count = root / IMAGES[drawn.layout].format(drawn.split), len(drawn.pictures)
-    category = dict(zip(drawn.names, drawn.ids[2 * count :], strict=True))
+    folder, count = root / IMAGES[drawn.layout].format(drawn.split), len(drawn.names)
+    category = dict(zip(drawn.names, drawn.ids[:count], strict=True))
     expected = Expected(drawn.split, sorted(drawn.names, key=category.__getitem__), drawn.max_bad_fraction)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -39,7 +39,7 @@ def write_coco(drawn: DataSet, root: Path) -> Expected:
         picture.write(folder, root / "store")
         if picture.named == "never":
             continue
-        ids = [drawn.ids[2 * number], drawn.ids[2 * number + 1]][: 2 if picture.named == "twice" else 1]
+        ids = drawn.ids[count + 2 * number :][: 2 if picture.named == "twice" else 1]
         names = [drawn.spelled(picture.inside), "./" + drawn.spelled(picture.inside).replace("/", "\\")]
         for image_id, name in zip(ids, names, strict=False):
             size = {} if picture.told_size is None else dict(zip(("width", "height"), picture.told_size, strict=True))

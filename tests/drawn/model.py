@@ -107,7 +107,7 @@ class DataSet:
     pictures: tuple[Picture, ...]
     layout: int
     ids: tuple[int, ...]
-    """Twice as many as pictures, and then one for each class: COCO's are any numbers."""
+    """One for each class, and then two for each picture: COCO's are any numbers."""
     max_bad_fraction: float
     other_form: bool
     """Annotations spell names in the other form of Unicode than the file system."""
@@ -193,7 +193,7 @@ def pictures(draw: st.DrawFn, names: tuple[str, ...]) -> Picture:
     orientation = draw(st.integers(1, 8)) if suffix in EXIF and odd(draw, 3) else 1
     state = (
         draw(st.sampled_from(("missing", "empty", "noise", "dangling")))
-        if odd(draw, 6)
+        if odd(draw, 9)
         else draw(st.sampled_from(("good", "good", "link")))
     )
     return Picture(
@@ -204,7 +204,7 @@ def pictures(draw: st.DrawFn, names: tuple[str, ...]) -> Picture:
         orientation=orientation,
         state=state,
         told=draw(st.sampled_from(("none", "seen", "seen", "stored", "other"))),
-        boxes=tuple(draw(st.lists(boxes(size if orientation < 5 else size[::-1], names), max_size=5))),
+        boxes=tuple(draw(st.lists(boxes(size if orientation < 5 else size[::-1], names), min_size=not odd(draw, 4), max_size=5))),
         junk=tuple(draw(st.lists(st.integers(0, 9), max_size=2))) if odd(draw, 5) else (),
         named=draw(st.sampled_from(("twice", "never"))) if odd(draw, 6) else "once",
         notes=draw(st.sampled_from(("none", "broken"))) if odd(draw, 10) else "usual",
@@ -214,7 +214,7 @@ def pictures(draw: st.DrawFn, names: tuple[str, ...]) -> Picture:
 @st.composite
 def data_sets(draw: st.DrawFn) -> DataSet:
     names = tuple(draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=4, unique=True)))
-    found = draw(st.lists(pictures(names), min_size=1, max_size=5, unique_by=lambda one: plain(one.inside)))
+    found = draw(st.lists(pictures(names), min_size=draw(st.integers(1, 3)), max_size=5, unique_by=lambda one: plain(one.inside)))
     count = 2 * len(found) + len(names)
     return DataSet(
         split=draw(st.sampled_from(("train", "val"))),
@@ -222,7 +222,7 @@ def data_sets(draw: st.DrawFn) -> DataSet:
         pictures=_alike(found),
         layout=draw(st.integers(0, 3)),
         ids=tuple(draw(st.lists(st.integers(-3, 2**40) | st.integers(0, 90), min_size=count, max_size=count, unique=True))),
-        max_bad_fraction=draw(st.sampled_from((0.0, 0.34, 1.0, 1.0))),
+        max_bad_fraction=draw(st.sampled_from((0.0, 0.34, 1.0, 1.0, 1.0))),
         other_form=draw(st.booleans()),
         crlf=draw(st.booleans()),
         mark=draw(st.booleans()),
@@ -233,7 +233,7 @@ def data_sets(draw: st.DrawFn) -> DataSet:
         flat=draw(st.booleans()),
         file_names=draw(st.sampled_from(("right", "none", "stem", "windows", "stale"))),
         keypoints=odd(draw, 5),
-        spoiled=draw(st.integers(0, 7)) if odd(draw, 12) else None,
+        spoiled=draw(st.integers(0, 7)) if odd(draw, 20) else None,
     )
 
 

@@ -23,7 +23,7 @@ from tests.drawn.as_yolo import write_yolo
 from tests.drawn.expected import Expected
 from tests.drawn.model import DataSet, data_sets, tidy
 
-EXAMPLES = int(os.environ.get("GAI_YOLO_EXAMPLES", "120"))
+EXAMPLES = int(os.environ.get("GAI_YOLO_EXAMPLES", "200"))
 WRITERS: dict[str, Callable[[DataSet, Path], Expected]] = {"coco": write_coco, "yolo": write_yolo, "voc": write_voc}
 drawn_often = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -66,7 +66,7 @@ def test_what_is_read_is_what_was_drawn_or_is_counted(form: str, drawn: DataSet)
     with tempfile.TemporaryDirectory() as folder:
         expected, found = read(drawn, form, Path(folder) / "data")
         refusal = expected.refusal()
-        event("refused" if refusal else f"read, {len(expected.images)} images")
+        event(f"refused: {refusal.lstrip('0123456789')[:16]}" if refusal else f"read, {len(expected.images)} images")
         if refusal is not None:
             assert isinstance(found, str) and refusal in found
             return
