@@ -112,11 +112,15 @@ def _choose_listed(root: Path, config: DataConfig, split: Split, files: Files, p
     ours = [(file, where) for file, where in files.values() if where.split in (None, split)]
     source = _list_of_names(root, place, split)
     assert source is not None
-    names = _listed(source, {name for file, _ in ours for name in names_of(relative(file.path, root), bare=True)}, folders.doubt)
     by_name: dict[str, list[VocFile]] = {}
     for one, _ in ours:
-        for name in names_of(relative(one.path, root), is_bare(names)):
+        for name in names_of(relative(one.path, root), bare=True):
             by_name.setdefault(name, []).append(one)
+    names = _listed(source, by_name.keys(), folders.doubt)
+    if not is_bare(names):
+        by_name = {
+            name: [one for one in found if name in names_of(relative(one.path, root), bare=False)] for name, found in by_name.items()
+        }
     image_of = images.of(ours)
     chosen: Chosen = []
     seen: set[Path | str] = set()

@@ -105,9 +105,10 @@ class VocImages:
         """Those that are not chosen, although they could be: beside one of the same name that is; and unless `named` is None those that
         nobody names."""
         beside = {(self.places[path], plain_name(path.stem)) for path in chosen}
-        unknown = set() if named is None else self.places.keys() - set(self.named(self.places, named))
-        shadowed = [path for path, place in self.places.items() if (place, plain_name(path.stem)) in beside]
-        return sorted({*unknown, *shadowed} - chosen)
+        left = self.places.keys() - chosen
+        unknown = set() if named is None else left - set(self.named(left, named))
+        shadowed = [path for path in left if (self.places[path], plain_name(path.stem)) in beside]
+        return sorted({*unknown, *shadowed})
 
     def named(self, paths: Iterable[Path], names: Names) -> Iterator[Path]:
         """Those that a list means."""

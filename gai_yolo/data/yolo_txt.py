@@ -248,8 +248,10 @@ def _images_of(path: Path, folders: Folders, problems: Problems) -> list[Path]:
 def _label_file(image: Path, folders: Folders) -> Path:
     """Where an image's labels lie, under whatever form of the name; where they would, if there are none."""
     usual = folders.spelled(label_path(image))
-    upper = folders.spelled(label_path(image).with_suffix(".TXT"))
-    return upper if not folders.holds(usual) and folders.holds(upper) else usual
+    if folders.holds(usual):
+        return usual
+    upper = folders.spelled(usual.with_suffix(".TXT"))
+    return upper if folders.holds(upper) else usual
 
 
 def _count_unused(images: Sequence[RawImage], image_folders: Sequence[Path], folders: Folders, problems: Problems) -> None:

@@ -158,3 +158,10 @@ def test_one_configured_folder_of_both_splits(tmp_path: Path) -> None:
     train, val = read(config.model_copy(update={"train": place, "val": place}))
     assert list(boxes(train, tmp_path)) == ["JPEGImages/1.jpg"] and list(boxes(val, tmp_path)) == ["JPEGImages/2.jpg"]
     assert counted(train) == counted(val) == {"no xml for an image": 1}
+
+
+def test_an_xml_of_a_whole_name_leaves_the_image_to_the_one_of_its_stem(tmp_path: Path) -> None:
+    """Loss: boxes of a lost 1.jpg.png on 1.jpg, because `1.jpg.xml` comes before `1.xml`."""
+    xml = {"Annotations/1.jpg": B, "Annotations/1": A, "Annotations/2.jpg": B}
+    train = load_index(write(tmp_path, xml, ["JPEGImages/1.jpg", "JPEGImages/2.jpg"], {"train": "1\n1.jpg\n2.jpg\n"}), "train")
+    assert boxes(train, tmp_path / "JPEGImages") == {"1.jpg": [A], "2.jpg": [B]} and counted(train) == {"image file missing": 1}
