@@ -63,7 +63,9 @@ class VocImages:
             for file, place in files:
                 if file.path not in found and (image := self._beside(file, place, by, taken)):
                     found[file.path] = image
-        taken, left = set(found.values()), [file for file, _ in files if file.path not in found]
+        # One beside a taken one of the same name is nobody's: the xml that says what is in it is that one's.
+        taken = {path for image in found.values() for path in self._by_stem[plain_name(image.stem)] if path.parent == image.parent}
+        left = [file for file, _ in files if file.path not in found]
         stems = {plain_name(file.path.stem) for file, _ in files}
         for file in left:
             own = self._by_stem.get(plain_name(file.path.stem)) or self._by_name.get(plain_name(file.path.stem), [])

@@ -29,6 +29,8 @@ class Group:
     """Pictures that one xml may be of: their names differ in the suffix only. It is written for the first."""
 
     pictures: list[Picture]
+    file_name: str = ""
+    """What the xml says."""
     alone: bool = True
     """No other folder has one of its name: a list that calls it by that alone would mean the other, if only that has an xml."""
 
@@ -40,11 +42,11 @@ class Group:
     def has_xml(self) -> bool:
         return self.first.notes != "none" or not self.alone
 
-    def picture(self, drawn: DataSet) -> Picture | None:
+    def picture(self) -> Picture | None:
         """The one that the xml is read for."""
         there = sorted((one for one in self.pictures if one.there), key=lambda one: one.name)
-        told = self.first if drawn.file_names in ("right", "windows") else None
-        return told if told in there else next(iter(there), None)
+        told = (one for one in there if plain(one.name) == plain(self.file_name.split("\\")[-1]))
+        return next(told, next(iter(there), None))
 
 
 def write_voc(drawn: DataSet, root: Path) -> Expected:
@@ -53,11 +55,11 @@ def write_voc(drawn: DataSet, root: Path) -> Expected:
     expected = Expected(drawn.split, sorted(drawn.names), drawn.max_bad_fraction)
     groups = _groups(drawn)
     images.mkdir(parents=True)
-    for number, group in enumerate(groups):
+    for group in groups:
         for picture in group.pictures:
             picture.write(images, root / "store")
         if group.has_xml:
-            _write_xml(drawn, group, groups[number - 1], _xml_path(drawn, xml, group, groups))
+            _write_xml(drawn, group, _xml_path(drawn, xml, group, groups))
         (_expect_listed if drawn.layout == LISTED else _expect_by_folder)(drawn, group, images, expected)
     if drawn.strays:
         for name in ("._1.jpg", "notes.md", "phone.heic"):
@@ -87,7 +89,10 @@ def _groups(drawn: DataSet) -> list[Group]:
     stems = Counter(plain(group.first.stem) for group in found.values())
     for group in found.values():
         group.alone = stems[plain(group.first.stem)] == 1
-    return list(found.values())
+    groups = list(found.values())
+    for number, group in enumerate(groups):
+        group.file_name = _file_name(drawn, group, groups[number - 1])
+    return groups
 
 
 def _is_flat(drawn: DataSet, groups: list[Group]) -> bool:
@@ -101,15 +106,17 @@ def _xml_path(drawn: DataSet, folder: Path, group: Group, groups: list[Group]) -
     return place / (drawn.spelled(group.first.stem) + (".XML" if drawn.capitals else ".xml"))
 
 
-def _write_xml(drawn: DataSet, group: Group, other: Group, path: Path) -> None:
+def _file_name(drawn: DataSet, group: Group, other: Group) -> str:
+    name = group.first.name
+    stale = other.first.name if other.has_xml else name
+    return {"right": name, "none": "", "stem": group.first.stem, "windows": f"C:\\data\\{name}", "stale": stale}[drawn.file_names]
+
+
+def _write_xml(drawn: DataSet, group: Group, path: Path) -> None:
     picture = group.first
-    stale = other.first.name if other.has_xml and other is not group else picture.name
-    name = {"right": picture.name, "none": "", "stem": picture.stem, "windows": f"C:\\data\\{picture.name}", "stale": stale}[
-        drawn.file_names
-    ]
     size = picture.told_size
     parts = [
-        f"<filename>{escape(drawn.spelled(name))}</filename>",
+        f"<filename>{escape(drawn.spelled(group.file_name))}</filename>",
         SOURCE if drawn.published else "",
         "" if size is None else f"<size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>",
         *(_object(drawn, box) for box in picture.boxes for _ in range(box.copies if box.name is not None else 0)),
@@ -143,8 +150,8 @@ def _written(group: Group) -> list[Written]:
     return [Written(box, (box.corners, box.name)) for box in group.first.boxes if box.name is not None]
 
 
-def _expect_read(drawn: DataSet, group: Group, images: Path, expected: Expected) -> None:
-    picture = group.picture(drawn)
+def _expect_read(group: Group, images: Path, expected: Expected) -> None:
+    picture = group.picture()
     assert picture is not None
     if group.first.notes == "broken":
         expected.bad_image("broken xml")
@@ -154,14 +161,14 @@ def _expect_read(drawn: DataSet, group: Group, images: Path, expected: Expected)
 
 
 def _expect_listed(drawn: DataSet, group: Group, images: Path, expected: Expected) -> None:
-    named, picture = group.first.named != "never", group.picture(drawn)
+    named, picture = group.first.named != "never", group.picture()
     expected.counts["image that is named twice"] += group.first.named == "twice"
     if named and not group.has_xml:
         expected.bad_image("no xml for an image")
     elif named and picture is None:
         expected.bad_image("image file missing")
     elif named:
-        _expect_read(drawn, group, images, expected)
+        _expect_read(group, images, expected)
         expected.counts["image that no annotation names"] += sum(one.there for one in group.pictures) - 1
     elif drawn.split == "train":
         expected.counts["image that no annotation names"] += sum(one.there for one in group.pictures)
@@ -171,7 +178,7 @@ def _expect_by_folder(drawn: DataSet, group: Group, images: Path, expected: Expe
     count = sum(one.there for one in group.pictures)
     expected.counts["no xml for an image"] += count - (group.has_xml and count > 0)
     if group.has_xml and count:
-        _expect_read(drawn, group, images, expected)
+        _expect_read(group, images, expected)
     elif group.has_xml and (drawn.layout != LOOSE or drawn.split == "train"):
         expected.bad_image("image file missing")
 

@@ -165,3 +165,11 @@ def test_an_xml_of_a_whole_name_leaves_the_image_to_the_one_of_its_stem(tmp_path
     xml = {"Annotations/1.jpg": B, "Annotations/1": A, "Annotations/2.jpg": B}
     train = load_index(write(tmp_path, xml, ["JPEGImages/1.jpg", "JPEGImages/2.jpg"], {"train": "1\n1.jpg\n2.jpg\n"}), "train")
     assert boxes(train, tmp_path / "JPEGImages") == {"1.jpg": [A], "2.jpg": [B]} and counted(train) == {"image file missing": 1}
+
+
+def test_an_xml_without_image_takes_none_from_another_folder_that_has_an_xml(tmp_path: Path) -> None:
+    """Loss: boxes of a lost picture on one of another folder."""
+    config = write(tmp_path, {"Annotations/x/1": A, "Annotations/1": B}, ["images/train/1.jpg", "images/train/1.png"])
+    train = load_index(config, "train")
+    assert boxes(train, tmp_path / "images" / "train") == {"1.jpg": [B]}
+    assert counted(train) == {"no xml for an image": 1, "image file missing": 1}
