@@ -169,7 +169,7 @@ def test_an_xml_of_a_whole_name_leaves_the_image_to_the_one_of_its_stem(tmp_path
 
 def test_an_xml_without_image_takes_none_from_another_folder_that_has_an_xml(tmp_path: Path) -> None:
     """Loss: boxes of a lost picture on one of another folder."""
-    config = write(tmp_path, {"Annotations/x/1": A, "Annotations/1": B}, ["images/train/1.jpg", "images/train/1.png"])
+    config = write(tmp_path, {"Annotations/x/1": A, "Annotations/1": B}, ["images/train/1.jpg", "images/train/1.png", "images/val/2.jpg"])
     train = load_index(config, "train")
     assert boxes(train, tmp_path / "images" / "train") == {"1.jpg": [B]}
     assert counted(train) == {"no xml for an image": 1, "image file missing": 1}
