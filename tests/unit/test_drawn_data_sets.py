@@ -23,7 +23,7 @@ from tests.drawn.as_yolo import write_yolo
 from tests.drawn.expected import Expected
 from tests.drawn.model import DataSet, data_sets, tidy
 
-EXAMPLES = int(os.environ.get("GAI_YOLO_EXAMPLES", "200"))
+EXAMPLES = int(os.environ.get("GAI_YOLO_EXAMPLES", "150"))
 WRITERS: dict[str, Callable[[DataSet, Path], Expected]] = {"coco": write_coco, "yolo": write_yolo, "voc": write_voc}
 drawn_often = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 
