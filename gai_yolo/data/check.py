@@ -32,6 +32,9 @@ MIN_SIDE = 1e-3
 CLIP_TOLERANCE = 0.5
 """Pixels; written decimals are rounded, so less than this beyond the border is clipped without being counted."""
 
+NO_AREA = 0.0
+"""For one that is written and not to be used."""
+
 MISSING = "image file missing"
 OTHER_SIZE = "image size differs from the annotation"
 TURNED = "image that its EXIF data turns"
@@ -41,6 +44,8 @@ NOT_FINITE = "box with a number that is not finite"
 UNKNOWN_CLASS = "box of an unknown class"
 SAME_BOX = "box that is there twice"
 SAME_IMAGE = "image that is named twice"
+NO_OBJECTS_AREA = "area that no object in the image can have"
+NOT_NAMED = "image that no annotation names"
 
 
 class RawBox(NamedTuple):
@@ -202,12 +207,12 @@ def _checked(image: RawImage, header: Header, problems: Problems) -> ImageRecord
         if same in seen:
             problems.add(SAME_BOX, f"{image.where} {box.record}", "counted once", image.path, box.corners, image.fractions)
             continue
-        seen.add(same)
         corners = [value * factor for value, factor in zip(box.corners, scale, strict=True)]
         clipped = _clip(corners, width, height, image, box, problems)
         if clipped is not None:
+            seen.add(same)
             kept.append((box, clipped))
-    areas = [(c[2] - c[0]) * (c[3] - c[1]) if box.area is None else box.area for box, c in kept]
+    areas = [_area(box, corners, width * height, image, problems) for box, corners in kept]
     return make_record(
         image.image_id,
         image.path,
@@ -219,6 +224,14 @@ def _checked(image: RawImage, header: Header, problems: Problems) -> ImageRecord
         areas,
         orientation,
     )
+
+
+def _area(box: RawBox, corners: list[float], most: float, image: RawImage, problems: Problems) -> float:
+    if box.area is not None and 0.0 < box.area <= most:
+        return box.area
+    if box.area is not None:
+        problems.add(NO_OBJECTS_AREA, f"{image.where} {box.record}", "that of its box taken", image.path, box.corners, image.fractions)
+    return (corners[2] - corners[0]) * (corners[3] - corners[1])
 
 
 def _clip(corners: list[float], width: int, height: int, image: RawImage, box: RawBox, problems: Problems) -> list[float] | None:

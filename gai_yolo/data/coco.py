@@ -12,7 +12,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gai_yolo.data.check import SPLIT_NAMES, UNKNOWN_CLASS, RawBox, RawImage, Split, build_index, expand, is_text, read_text
+from gai_yolo.data.check import (
+    NO_AREA,
+    NOT_NAMED,
+    SPLIT_NAMES,
+    UNKNOWN_CLASS,
+    RawBox,
+    RawImage,
+    Split,
+    build_index,
+    expand,
+    is_text,
+    read_text,
+)
+from gai_yolo.data.coco_images import image_folder, is_of_one_split, unnamed
 from gai_yolo.data.folders import Folders
 from gai_yolo.data.index import Category, Index
 from gai_yolo.data.problems import Problems
@@ -24,9 +37,6 @@ LOOKED_FOR = "annotations/train.json, annotations/instances_train*.json, train/_
 MALFORMED = "malformed annotation"
 UNKNOWN_IMAGE = "annotation of an unknown image"
 DUPLICATE = "duplicate annotation id"
-
-_PROBED_NAMES = 20
-"""So many file names decide which of the usual image folders is meant."""
 
 
 def read_coco(root: Path, config: DataConfig, split: Split, folders: Folders) -> Index:
@@ -42,8 +52,11 @@ def read_coco(root: Path, config: DataConfig, split: Split, folders: Folders) ->
         raise DataError(f"{root}: found no COCO json of the {split} split (usual: {LOOKED_FOR}); set data.{split}.annotations.")
     content = _load(source, folders.doubt)
     categories = _categories(content["categories"], source)
-    images = _images(content["images"], root, place, split, source, folders)
+    names = _file_names(content["images"], source)
+    folder = image_folder(names, root, place, split, source, folders)
+    images = _images(content["images"], folder, source, folders)
     problems = Problems()
+    _count_not_named(images, folder, root, config, split, source, folders, problems)
     _attach_boxes(content["annotations"], images, categories, problems, source)
     ordered = [images[key] for key in sorted(images)]
     return build_index(str(source), categories, ordered, problems, config.max_bad_fraction, folders)
@@ -108,11 +121,14 @@ def _categories(records: list[Any], source: Path) -> tuple[Category, ...]:
     return tuple(found[key] for key in sorted(found))
 
 
-def _images(records: list[Any], root: Path, place: SplitConfig, split: Split, source: Path, folders: Folders) -> dict[int, RawImage]:
+def _file_names(records: list[Any], source: Path) -> list[str]:
     for position, record in enumerate(records):
         if not isinstance(record, dict) or not _is_id(record.get("id")) or not is_text(record.get("file_name")):
             raise DataError(f"{source}: images[{position}] needs a whole number `id` and a text `file_name`; correct the record.")
-    folder = _image_folder([record["file_name"] for record in records[:_PROBED_NAMES]], root, place, split, source, folders)
+    return [record["file_name"] for record in records]
+
+
+def _images(records: list[Any], folder: Path, source: Path, folders: Folders) -> dict[int, RawImage]:
     where = f"{source}, annotation"
     images: dict[int, RawImage] = {}
     for record in records:
@@ -126,28 +142,29 @@ def _images(records: list[Any], root: Path, place: SplitConfig, split: Split, so
     return images
 
 
-def _image_folder(names: list[str], root: Path, place: SplitConfig, split: Split, source: Path, folders: Folders) -> Path:
-    if place.images is not None:
-        folder = root / expand(place.images)
-        if not folder.is_dir():
-            raise DataError(f"{folder}: no such folder; correct data.{split}.images (relative to data.path).")
-        return folder
-    candidates = [folder for folder in _usual_image_folders(root, split, source) if folder.is_dir()]
-    if not candidates:
-        usual = ", ".join(str(folder.relative_to(root)) for folder in _usual_image_folders(root, split, source))
-        raise DataError(f"{root}: found no image folder of the {split} split (looked for {usual}); set data.{split}.images.")
-    safe = [name for name in names if ".." not in name and not name.startswith("/") and "\0" not in name]
-    holding = (folder for folder in candidates if any(folders.holds(folder / name) for name in safe))
-    return next(holding, candidates[0])
-
-
-def _usual_image_folders(root: Path, split: Split, source: Path) -> list[Path]:
-    suffix = source.stem.removeprefix("instances_")
-    names = [*SPLIT_NAMES[split], f"{split}2017"] if source.stem.startswith("_") else [suffix, *SPLIT_NAMES[split], f"{split}2017"]
-    usual = [root / base / name for name in names for base in ("images", ".")] + [root / "images"]
-    if source.is_relative_to(root):
-        usual.append(source.parent)
-    return list(dict.fromkeys(usual))
+def _count_not_named(
+    images: dict[int, RawImage],
+    folder: Path,
+    root: Path,
+    config: DataConfig,
+    split: Split,
+    source: Path,
+    folders: Folders,
+    problems: Problems,
+) -> None:
+    """Count what lies among a split's images and is none of them; in a folder of both splits that is held against train."""
+    named = [image.path for image in images.values()]
+    if not is_of_one_split(folder, root, config, split, source):
+        if split != "train":
+            return
+        try:
+            other = find_annotations(root, config.val, "val", folders)
+            names = [] if other is None else _file_names(_load(other, folders.doubt)["images"], other)
+            named += [folders.path_inside(folder, name, str(other)) for name in names]
+        except DataError:  # reading that split will tell
+            return
+    for path in unnamed(named, folder, folders):
+        problems.add(NOT_NAMED, str(path), "not used")
 
 
 def _attach_boxes(
@@ -172,8 +189,8 @@ def _attach_boxes(
             problems.add(MALFORMED, example, "skipped", path)
         else:
             image.boxes.append(box)
-        if isinstance(key, (int, str)):
-            seen.add(key)
+            if isinstance(key, (int, str)):
+                seen.add(key)
 
 
 def _box(record: dict[str, Any], position: int, key: int | str) -> RawBox | None:
@@ -184,9 +201,9 @@ def _box(record: dict[str, Any], position: int, key: int | str) -> RawBox | None
     if len(values) != 4:
         return None
     x, y, width, height = values
-    # An area that is not a number is no reason to lose the box; the box's own is the next best.
-    usable = area if area is not None and 0.0 < area < float("inf") else None
-    return RawBox((x, y, x + width, y + height), position, key, bool(crowd), usable)
+    # An area that is not a number is no reason to lose the box.
+    usable = area if area is not None and 0.0 < area < float("inf") else NO_AREA
+    return RawBox((x, y, x + width, y + height), position, key, bool(crowd), None if record.get("area") is None else usable)
 
 
 def _corners(record: dict[str, Any]) -> tuple[float, ...]:

@@ -34,6 +34,7 @@ class Folders:
         self._names: dict[Path, frozenset[str]] = {}
         self._resolved: dict[Path, Path] = {}
         self._plain: dict[Path, dict[str, str]] = {}
+        self._under: dict[Path, list[Path]] = {}
 
     def names(self, folder: Path) -> frozenset[str]:
         """Names in a folder; none if there is no such folder.
@@ -62,15 +63,31 @@ class Folders:
             if not is_hidden(name) and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
         )
 
+    def files_under(self, folder: Path) -> list[Path]:
+        """All files in a folder and below, linked folders too, sorted by path; hidden ones are passed over.
+
+        Raises:
+            DataError: a folder cannot be read.
+        """
+        if folder not in self._under:
+            try:
+                self._under[folder] = patiently(lambda: _walked(folder), folder, self.doubt)
+            except OSError as error:
+                refusal = DataError(f"{error.filename}: cannot list the folder ({error.strerror}); check the path and its permissions.")
+                raise refused_by(error, refusal) from None
+        return self._under[folder]
+
     def holds(self, path: Path) -> bool:
         """Whether the file is in its folder's listing."""
         return path.name in self.names(path.parent)
 
     def spelled(self, path: Path) -> Path:
-        """A path as its folder spells the name: macOS takes letters with accents apart, so that a text file and a folder may hold the same
+        """A path as its folders spell its names: macOS takes letters with accents apart, so that a text file and a folder may hold the same
         name in two forms. The path itself if there is no such file."""
         if self.holds(path):
             return path
+        if not str(path.parent).isascii() and not self.names(path.parent):
+            path = self.spelled(path.parent) / path.name
         if path.parent not in self._plain:
             self._plain[path.parent] = {plain_name(name): name for name in self.names(path.parent)}
         return path.with_name(self._plain[path.parent].get(plain_name(path.name), path.name))
@@ -122,37 +139,37 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def images_under(folder: Path, doubt: Doubt, problems: Problems) -> list[Path]:
-    """All image files in a folder and below, linked folders too, sorted by path. Hidden ones are passed over; what may be an image and is
-    of a kind that is not read is counted.
+def images_under(folder: Path, folders: Folders, problems: Problems) -> list[Path]:
+    """All image files in a folder and below, as `Folders.files_under`. What may be an image and is of a kind that is not read is counted.
 
     Raises:
         DataError: a folder cannot be read.
     """
+    found = folders.files_under(folder)
+    for path in found:
+        if path.suffix.lower() in OTHER_SUFFIXES:
+            problems.add(NOT_READ, str(path), "left out; convert them to jpg or png", path)
+    return [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
 
+
+def is_picture(name: str) -> bool:
+    """Whether a file may be an image, of a kind that is read or not."""
+    return not is_hidden(name) and Path(name).suffix.lower() in IMAGE_SUFFIXES | OTHER_SUFFIXES
+
+
+def _walked(folder: Path) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise error
 
-    def walk() -> list[Path]:
-        found: list[Path] = []
-        above: dict[str, frozenset[tuple[int, int]]] = {}
-        for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-            status = Path(parent).stat()
-            here, around = (status.st_dev, status.st_ino), above.pop(parent, frozenset())
-            if here in around:  # a link to a folder that it lies in
-                folders.clear()
-                continue
-            folders[:] = [name for name in folders if not is_hidden(name)]
-            above.update((os.path.join(parent, name), around | {here}) for name in folders)  # noqa: PTH118  # as os.walk names them
-            found += [Path(parent, name) for name in names if not is_hidden(name)]
-        return sorted(found)
-
-    try:
-        found = patiently(walk, folder, doubt)
-    except OSError as error:
-        refusal = DataError(f"{error.filename}: cannot list the folder ({error.strerror}); check the path and its permissions.")
-        raise refused_by(error, refusal) from None
-    for path in found:
-        if path.suffix.lower() in OTHER_SUFFIXES:
-            problems.add(NOT_READ, str(path), "left out; convert them to jpg or png")
-    return [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
+    found: list[Path] = []
+    above: dict[str, frozenset[tuple[int, int]]] = {}
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        status = Path(parent).stat()
+        here, around = (status.st_dev, status.st_ino), above.pop(parent, frozenset())
+        if here in around:  # a link to a folder that it lies in
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        above.update((os.path.join(parent, name), around | {here}) for name in folders)  # noqa: PTH118  # as os.walk names them
+        found += [Path(parent, name) for name in names if not is_hidden(name)]
+    return sorted(found)

@@ -149,6 +149,11 @@ class Records(Sequence[ImageRecord]):
         """Those with other ids."""
         return Records.of(image for image in self if image.image_id not in image_ids)
 
+    def with_more_than(self, boxes: int) -> list[int]:
+        """Positions of images with more boxes than that, crowd regions among them."""
+        found: list[int] = np.flatnonzero(np.diff(self._first) > boxes).tolist()
+        return found
+
     def class_counts(self, num_classes: int) -> NDArray[np.int64]:
         """(num_classes,) boxes of each class, crowd regions left out."""
         return np.bincount(self.classes[~self.crowd], minlength=num_classes)

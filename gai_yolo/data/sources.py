@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from gai_yolo.data import coco, voc, yolo_txt
+from gai_yolo.data import coco, voc_xml, yolo_txt
 from gai_yolo.data.check import Split, expand
 from gai_yolo.data.coco import read_coco
 from gai_yolo.data.content import content_digest, look, part_digests, sample_positions
@@ -26,6 +26,9 @@ from gai_yolo.sections import DataConfig, SplitConfig
 BUILT_IN = Path("shapes")
 NO_BOXES = "validation image in a set without any box"
 NO_INSTANCE = "class without a box"
+TOO_MANY = "image with more boxes of a class than COCO's metrics count"
+MOST_COUNTED = 100
+"""Detections of an image and a class that COCO's metrics look at."""
 SPLITS: tuple[Split, ...] = ("train", "val")
 
 
@@ -75,6 +78,14 @@ def _nothing_there(index: Index, split: Split) -> Iterator[Problem]:
         yield Problem(NO_INSTANCE, len(absent), f"{absent[0]} in {index.source}", "not learned" if split == "train" else "not measured")
 
 
+def _beyond_measure(index: Index) -> Iterator[Problem]:
+    """Where even a perfect detector gets less than 1."""
+    crowded = [index.images[position] for position in index.images.with_more_than(MOST_COUNTED)]
+    many = [image.path for image in crowded if np.bincount(image.classes[~image.crowd], minlength=1).max() > MOST_COUNTED]
+    if many:
+        yield Problem(TOO_MANY, len(many), str(many[0]), f"the best {MOST_COUNTED} detections count, no mAP can reach 1")
+
+
 def load_indexes(config: DataConfig) -> tuple[Index, Index]:
     """Read both splits and check that they belong together.
 
@@ -122,7 +133,8 @@ def described(index: Index, split: Split, config: DataConfig, cache: IndexCache 
         sample = sample_positions(index.images) if index.recorded is None else index.recorded.sample
         parts = part_digests(index.images, sample)
         index = replace(index, content=content_digest(stamps, parts), recorded=Recorded(index.digest(), sample, stamps, parts))
-    return replace(index, problems=(*index.problems, *_nothing_there(index, split)))
+    told = (*_nothing_there(index, split), *(_beyond_measure(index) if split == "val" else ()))
+    return replace(index, problems=(*index.problems, *told))
 
 
 def _listed(categories: set[tuple[int, str]]) -> str:
@@ -163,11 +175,11 @@ def _kind(path: Path, config: DataConfig, folders: Folders) -> Literal["coco", "
         return "coco"
     if yolo_txt.find_yaml(path, folders):
         return "yolo"
-    if voc.find_xml(path, folders):
+    if voc_xml.find_xml(path, folders):
         return "voc"
     raise DataError(
         f"data.path {path}: found no data set there; looked for COCO ({coco.LOOKED_FOR}), YOLO ({yolo_txt.LOOKED_FOR}) "
-        f"and VOC ({voc.LOOKED_FOR})."
+        f"and VOC ({voc_xml.LOOKED_FOR})."
     )
 
 

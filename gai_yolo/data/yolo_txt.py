@@ -16,13 +16,25 @@ keeps its number. Category ids are the class number + 1, as the COCO form of the
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from gai_yolo.data.check import UNKNOWN_CLASS, RawBox, RawImage, Split, build_index, expand, is_text, read_annotations, read_text
+from gai_yolo.data.check import (
+    SAME_IMAGE,
+    UNKNOWN_CLASS,
+    RawBox,
+    RawImage,
+    Split,
+    build_index,
+    expand,
+    is_text,
+    read_annotations,
+    read_text,
+)
 from gai_yolo.data.folders import Folders, images_under, is_hidden
 from gai_yolo.data.index import Category, Index
 from gai_yolo.data.problems import Problems
@@ -35,6 +47,7 @@ UNPARSABLE_ROW = "unparsable label row"
 NO_LABELS = "no label file at all"
 UNREADABLE_LABELS = "unreadable label file"
 NO_IMAGE = "label file without an image"
+SHARED_LABELS = "image that shares its label file with another"
 NO_LABELS_OF_IMAGES = frozenset({"classes.txt", "train.txt", "val.txt", "test.txt", "README.txt"})
 """What tools leave among the labels."""
 MORE_COLUMNS = "label row with a confidence or track"
@@ -106,8 +119,10 @@ def read_yolo(source: Path, config: DataConfig, split: Split, folders: Folders) 
     images = [_image(number, path, rows, folders, problems) for number, path in enumerate(paths, start=1)]
     rows.check(source)
     entries: list[Any] = given if isinstance(given, list) else [given]
-    if all(_locate(entry, root, split, source).is_dir() for entry in entries):  # a list may choose among images
-        _count_unused(images, folders, problems)
+    places = [_locate(entry, root, split, source) for entry in entries]
+    if all(place.is_dir() for place in places):  # a list may choose among images
+        _count_unused(images, places, folders, problems)
+    _count_shared(paths, folders, problems)
     if paths and not any(folders.holds(_label_file(path, folders)) for path in paths):
         problems.add(NO_LABELS, f"looked for {label_path(paths[0])}", "all images taken as background")
     return build_index(f"{source} ({split})", categories, images, problems, config.max_bad_fraction, folders)
@@ -202,9 +217,10 @@ def _image_paths(given: Any, root: Path, split: Split, source: Path, folders: Fo
     entries: Sequence[Any] = given if isinstance(given, list) else [given]
     if not entries or not all(isinstance(entry, str) and entry for entry in entries):
         raise DataError(f"{source}: `{split}` must be a folder, a list of folders, or a text file that lists images; add it.")
-    paths: set[Path] = set()
-    for entry in entries:
-        paths.update(_images_of(_locate(entry, root, split, source), folders, problems))
+    paths = Counter(path for entry in entries for path in _images_of(_locate(entry, root, split, source), folders, problems))
+    for path, count in paths.items():
+        for _ in range(count - 1):
+            problems.add(SAME_IMAGE, f"{path} ({split} in {source})", "counted once")
     return sorted(paths)
 
 
@@ -220,29 +236,43 @@ def _locate(entry: str, root: Path, split: Split, source: Path) -> Path:
 
 def _images_of(path: Path, folders: Folders, problems: Problems) -> list[Path]:
     if path.is_dir():
-        return images_under(path, folders.doubt, problems)
+        return images_under(path, folders, problems)
     # The list is the user's own file: absolute paths in it are usual, so it may point anywhere.
     lines = (line.strip() for line in read_text(path, "list of images", folders.doubt).replace("\0", "").splitlines())
-    return [folders.spelled(path.parent / line) for line in lines if line]
+    listed = [path.parent / line for line in lines if line]
+    if not all(image.name for image in listed):
+        raise DataError(f"{path}: a line names no file but `/`; correct the list of images.")
+    return [folders.spelled(image) for image in listed]
 
 
 def _label_file(image: Path, folders: Folders) -> Path:
     """Where an image's labels lie, under whatever form of the name; where they would, if there are none."""
     usual = folders.spelled(label_path(image))
-    upper = usual.with_suffix(".TXT")
-    return upper if not folders.holds(usual) and folders.holds(upper) else usual
+    if folders.holds(usual):
+        return usual
+    upper = folders.spelled(usual.with_suffix(".TXT"))
+    return upper if folders.holds(upper) else usual
 
 
-def _count_unused(images: Sequence[RawImage], folders: Folders, problems: Problems) -> None:
-    """Count label files beside those of the images that belong to none of them."""
-    used: dict[Path, set[str]] = {}
-    for image in images:
-        labels = _label_file(image.path, folders)
-        used.setdefault(labels.parent, set()).add(labels.name)
-    for folder, names in used.items():
-        for name in sorted(folders.names(folder) - names - NO_LABELS_OF_IMAGES):
-            if name.lower().endswith(".txt") and not is_hidden(name):
-                problems.add(NO_IMAGE, str(folder / name), "not used")
+def _count_unused(images: Sequence[RawImage], image_folders: Sequence[Path], folders: Folders, problems: Problems) -> None:
+    """Count label files that belong to no image: beside those of images, or where those of the image folders would be."""
+    used = {_label_file(image.path, folders) for image in images}
+    beside = {folder / name for folder in {path.parent for path in used} for name in folders.names(folder)}
+    roots = {folders.spelled(label_path(folder / "x").parent) for folder in image_folders}
+    below = {path for root in roots if root.is_dir() for path in folders.files_under(root)}
+    for path in sorted((beside | below) - used):
+        if path.suffix.lower() == ".txt" and not is_hidden(path.name) and path.name not in NO_LABELS_OF_IMAGES:
+            problems.add(NO_IMAGE, str(path), "not used")
+
+
+def _count_shared(paths: Sequence[Path], folders: Folders, problems: Problems) -> None:
+    """Count images whose labels are another's as well, because their names differ in the suffix only."""
+    first: dict[Path, Path] = {}
+    for path in paths:
+        labels = _label_file(path, folders)
+        other = first.setdefault(labels, path)
+        if other != path and folders.holds(labels):
+            problems.add(SHARED_LABELS, f"{path} (and {other.name})", "the same boxes for both")
 
 
 def _image(number: int, path: Path, rows: Rows, folders: Folders, problems: Problems) -> RawImage:

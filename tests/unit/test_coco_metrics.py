@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from gai_yolo.data.index import Category, ImageRecord, Index, Records, empty_record, make_record
+from gai_yolo.data.sources import load_indexes
 from gai_yolo.evaluation.coco_metrics import STAT_NAMES, ImageDetections, coco_metrics
+from gai_yolo.sections import DataConfig
 
 CATEGORIES = (Category(7, "cat"), Category(3, "dog"), Category(90, "[unicorn]"))  # sparse ids, not in order; no unicorn anywhere
 
@@ -193,3 +196,17 @@ def test_classes_of_one_name_do_not_hide_each_other() -> None:
     """Loss: the table silently shows one class fewer than the network has."""
     index = Index("test", (Category(1, "cat"), Category(2, "cat")), Records.of([make_record(1, Path("a"), 99, 99, [[0, 0, 50, 50]], [1])]))
     assert coco_metrics(index, []).per_class == {"cat (1)": (-1.0, -1.0), "cat (2)": (0.0, 0.0)}
+
+
+def test_more_boxes_of_a_class_than_are_counted_are_told_before_training(tmp_path: Path) -> None:
+    """Loss: a perfect detector that has no mAP of 1, and nobody knows why."""
+    Image.new("RGB", (640, 480)).save(tmp_path / "1.jpg")
+    rows = [f"{place % 2} {(place % 20 + 0.5) / 20} {(place // 20 + 0.5) / 20} 0.04 0.04" for place in range(300)]
+    (tmp_path / "data.yaml").write_text("train: .\nval: .\nnames: [a, b]\n")
+    for count, ceiling in ((200, 1.0), (300, 67 / 101)):  # 100 of 150 is a recall of 0.667, and 67 of 101 points are not beyond
+        (tmp_path / "1.txt").write_text("\n".join(rows[:count]))
+        _, val = load_indexes(DataConfig(path=tmp_path, cache_folder=tmp_path / "cache"))
+        (image,) = val.images
+        metrics = coco_metrics(val, [found(image.image_id, image.boxes.tolist(), [1.0] * count, image.classes.tolist())])
+        assert metrics.stats["mAP50-95"] == pytest.approx(ceiling)
+        assert [problem.kind for problem in val.problems] == ["image with more boxes of a class than COCO's metrics count"] * (count > 200)
