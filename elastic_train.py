@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="say so if there is nothing to continue")
     start.add_argument("--fresh", action="store_true", help="move the old run folder aside and start over")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override a configuration value")
+    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY.PATH=VALUE", help="override configuration values")
     parser.add_argument("--tensorboard", action="store_true", help="serve TensorBoard on localhost while training")
     given = parser.parse_args(arguments)
     try:

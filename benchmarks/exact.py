@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=["n", "s"])
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE")
+    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY.PATH=VALUE")
     given = parser.parse_args()
     if "RANK" not in os.environ:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={given.processes}", "-m", "benchmarks.exact"]

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--neighbours", nargs="+", type=int, default=[0, 1], help="busy processes (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=2, help="steps of a turn (default: %(default)s)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE")
+    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY.PATH=VALUE")
     parser.add_argument("--be-trained", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.be_trained:

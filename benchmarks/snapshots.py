@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--size", choices="nsmlx", default="n")
     parser.add_argument("--seconds", type=float, default=10.0, help="of a window, about")
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE")
+    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY.PATH=VALUE")
     given = parser.parse_args()
     dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     # Not in /tmp, which may be memory.

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("path", type=Path, nargs="?", metavar="PATH", help="a data set folder or a YOLO data.yaml, as data.path")
     what.add_argument("--config", type=Path, help="YAML file of a training, whose section `data` says what is read")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="with --config: override a value")
+    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY.PATH=VALUE", help="with --config: override values")
     parser.add_argument("--format", choices=("coco", "yolo", "voc"), help="with PATH: as data.format (default: found out)")
     parser.add_argument(
         "--output", type=Path, default=Path("data-check"), help="folder of the pictures and report.json (default: ./%(default)s)"

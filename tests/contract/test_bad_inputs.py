@@ -128,6 +128,16 @@ OVERRIDES = {
 }
 
 
+def test_several_overrides_after_one_flag(data: DataSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Loss: the second one is taken for a word that means nothing; or the last flag alone counts."""
+    path = tmp_path / "config.yaml"
+    path.write_text("{}")
+    told = ["--set", f"data.path={data.write()}", "training.epochs=three", "--set", "evaluation.iou=7", "data.workers=0"]
+    assert main(["--config", str(path), *told]) == 2
+    line = refused(capsys)
+    assert "training.epochs" in line and "evaluation.iou" in line
+
+
 @pytest.mark.parametrize("case", OVERRIDES)
 def test_wrong_override_is_refused(case: str, data: DataSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same care for `--set`."""
