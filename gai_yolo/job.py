@@ -18,7 +18,7 @@ from gai_yolo.data.sources import load_indexes
 from gai_yolo.elastic import outcome, quick_torch
 from gai_yolo.elastic.goodput import Recorder, process_started
 from gai_yolo.elastic.metadata import CloudWatch
-from gai_yolo.elastic.notices import Notices
+from gai_yolo.elastic.notices import Notice, Notices
 from gai_yolo.elastic.process import World, environment_local_rank, fix_arithmetic, is_lost_peer, lost_peer_line
 from gai_yolo.elastic.records import Phase, high_water
 from gai_yolo.elastic.watchdog import FIRST_STEP_FACTOR, Watchdog
@@ -162,9 +162,16 @@ def run_at(config: Config, options: Options, site: Site) -> None:
         site.folder.release()
 
 
-def lost_peer(error: RuntimeError, failures: list[str]) -> Departure:
-    """What to raise when another process, or a loader, does not answer any more."""
-    return Departure("; ".join([lost_peer_line(error), *failures]), Ending.PEER_LOST)
+def lost_peer(error: RuntimeError, failures: list[str], notice: Notice | None = None) -> Departure:
+    """What to raise when another process, or a loader, does not answer any more.
+
+    Args:
+        notice: that had come before: the others may have had it too, and have gone first.
+    """
+    line = "; ".join([lost_peer_line(error), *failures])
+    if notice is None:
+        return Departure(line, Ending.PEER_LOST)
+    return Departure(f"{notice.cause}: left, {line}", notice.ending, notice.launcher_knows)
 
 
 def run_in(config: Config, options: Options, site: Site, environment: Environment) -> None:
@@ -309,7 +316,8 @@ def train_watched(run: Run) -> None:
         if not is_lost_peer(error):
             raise
         patience = LEAVING_PATIENCE
-        raise lost_peer(error, run.saver.save_now()) from None
+        notice = site.notices.pending()  # asked before the state is saved: meanwhile an agent ends those that a dead one has left
+        raise lost_peer(error, run.saver.save_now(), notice) from None
     finally:
         site.notices.defer(False)
         site.watchdog.rescue = None
