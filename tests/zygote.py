@@ -125,7 +125,7 @@ class WithSpareWriter(Script):
 
     def run(self) -> None:
         """Run it as the main program of this process."""
-        if not self.is_module:  # a launcher is one
+        if not self.is_module and Path(self.name).name != "keeper.py":  # neither a launcher nor a keeper has one
             spare_writer.offer()
         super().run()
 
