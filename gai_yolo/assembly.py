@@ -22,7 +22,7 @@ from gai_yolo.data.sources import BUILT_IN
 from gai_yolo.detector import YOLO12
 from gai_yolo.detector.loss import DetectionLoss
 from gai_yolo.detector.weights import load_weights
-from gai_yolo.errors import CheckpointError
+from gai_yolo.errors import CheckpointError, ConfigError
 from gai_yolo.evaluation.evaluator import Evaluator
 from gai_yolo.reporting.console import Silent
 from gai_yolo.reporting.reporter import Reporter
@@ -145,7 +145,10 @@ def make_substitute(
     """What saves this node's state if the process dies that keeps it; on the others."""
     if config.elastic.memory_interval_steps is None or site.world.is_first_on_node:
         return None
-    base = config.elastic.memory_folder.expanduser()
+    try:
+        base = config.memory_folder
+    except ConfigError:
+        return None  # which the node's first process has told
     return partial(save_for_the_first, base, site.folder.path, record.run_id, expected_bytes(state)) if base.is_dir() else None
 
 

@@ -66,6 +66,16 @@ class Config(Section):
         except RuntimeError:
             raise ConfigError(f"experiment.folder {self.experiment.folder}: there is no home folder for `~`; write it in full.") from None
 
+    @property
+    def memory_folder(self) -> Path:
+        """Of `elastic`; raises `ConfigError` where `~` has no meaning."""
+        try:
+            return self.elastic.memory_folder.expanduser()
+        except RuntimeError:
+            raise ConfigError(
+                f"elastic.memory_folder {self.elastic.memory_folder}: there is no home folder for `~`; write it in full."
+            ) from None
+
     def dump(self) -> dict[str, Any]:
         """Plain data of the whole configuration, as YAML and checkpoints hold it."""
         return self.model_dump(mode="json")

@@ -18,11 +18,19 @@ from gai_yolo.data.sources import load_indexes
 from gai_yolo.elastic import outcome, quick_torch
 from gai_yolo.elastic.goodput import Recorder, process_started
 from gai_yolo.elastic.metadata import CloudWatch
-from gai_yolo.elastic.notices import Notices
-from gai_yolo.elastic.process import World, environment_local_rank, fix_arithmetic, is_lost_peer, lost_peer_line
+from gai_yolo.elastic.notices import Notice, Notices
+from gai_yolo.elastic.process import (
+    World,
+    check_environment,
+    environment_local_rank,
+    environment_rank,
+    fix_arithmetic,
+    is_lost_peer,
+    lost_peer_line,
+)
 from gai_yolo.elastic.records import Phase, high_water
 from gai_yolo.elastic.watchdog import FIRST_STEP_FACTOR, Watchdog
-from gai_yolo.errors import ConfigError, Departure, Ending, Refusal, Stop
+from gai_yolo.errors import ConfigError, DataError, Departure, Ending, Refusal, Stop
 from gai_yolo.reporting.console import Console, Silent
 from gai_yolo.reporting.reporter import rewind_ledger, write_metrics
 from gai_yolo.sections import ElasticConfig
@@ -55,11 +63,17 @@ def run_job(config: Config, options: Options) -> None:
         Refusal: something the user must mend; raised alike on all ranks.
         Departure: this process ends before the training does.
     """
+    try:
+        check_environment(os.environ)
+    except ConfigError as refusal:
+        print(f"error: {refusal}", file=sys.stderr, flush=True)  # nobody knows who is the first, and speaks for all
+        refusal.told = True
+        raise
     outcome.clear()
     quick_torch.install()
     recorder = Recorder(process_started())
     console = Silent()
-    if os.environ.get("RANK", "0") == "0":
+    if environment_rank() == 0:
         console = Console(config.training.epochs, config.reporting.log_interval)
     cloud = CloudWatch(
         config.elastic.notices if environment_local_rank() == 0 else "none", config.elastic.notices_endpoint, tell=console.warning
@@ -101,7 +115,10 @@ def end_told(config: Config, recorder: Recorder, console: Silent) -> Iterator[No
         yield
     except Departure as departure:
         recorder.ended(departure.ending, departure.reason)
-        console.warning(f"{departure.reason}; the same command goes on from the newest complete state in {config.run_folder}")
+        words = f"{departure.reason}; the same command goes on from the newest complete state in {config.run_folder}"
+        console.warning(words)
+        if environment_rank() != 0 and environment_local_rank() == 0 and not outcome.has_launcher():
+            print(f"warning: {socket.gethostname()}: {words}", file=sys.stderr, flush=True)  # who looks at this node sees no other's words
         outcome.report(departure.ending, departure.reason)
         raise
     except KeyboardInterrupt:
@@ -163,9 +180,16 @@ def run_at(config: Config, options: Options, site: Site) -> None:
         site.folder.release()
 
 
-def lost_peer(error: RuntimeError, failures: list[str]) -> Departure:
-    """What to raise when another process, or a loader, does not answer any more."""
-    return Departure("; ".join([lost_peer_line(error), *failures]), Ending.PEER_LOST)
+def lost_peer(error: RuntimeError, failures: list[str], notice: Notice | None = None) -> Departure:
+    """What to raise when another process, or a loader, does not answer any more.
+
+    Args:
+        notice: that had come before: the others may have had it too, and have gone first.
+    """
+    line = "; ".join([lost_peer_line(error), *failures])
+    if notice is None:
+        return Departure(line, Ending.PEER_LOST)
+    return Departure(f"{notice.cause}: left, {line}", notice.ending, notice.launcher_knows)
 
 
 def run_in(config: Config, options: Options, site: Site, environment: Environment) -> None:
@@ -309,6 +333,10 @@ def train_watched(run: Run) -> None:
             print(f"error: {stop}", file=sys.stderr, flush=True)
         stop.told = True
         raise
+    except DataError:  # no room for the loaders' processes
+        patience = LEAVING_PATIENCE
+        run.saver.save_now()
+        raise
     except CannotRead as error:
         patience = LEAVING_PATIENCE
         raise Departure("; ".join([error.reason, *run.saver.save_now()]), Ending.WAITING) from None
@@ -319,7 +347,8 @@ def train_watched(run: Run) -> None:
         if not is_lost_peer(error):
             raise
         patience = LEAVING_PATIENCE
-        raise lost_peer(error, run.saver.save_now()) from None
+        notice = site.notices.pending()  # asked before the state is saved: meanwhile an agent ends those that a dead one has left
+        raise lost_peer(error, run.saver.save_now(), notice) from None
     finally:
         site.notices.defer(False)
         site.watchdog.rescue = None

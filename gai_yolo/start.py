@@ -87,11 +87,13 @@ def open_run(config: Config, options: Options, site: Site) -> Membership:
 
 def open_memory(config: Config, site: Site) -> NodeMemory | None:
     """This node's memory, if there is such a thing and it is wanted."""
-    folder = config.elastic.memory_folder.expanduser()
-    if config.elastic.memory_interval_steps is None or not folder.is_dir():
-        return None  # not every system has such a folder, and nobody has asked for it
-    memory = NodeMemory(folder, site.folder.path)
+    if config.elastic.memory_interval_steps is None:
+        return None
     try:
+        folder = config.memory_folder
+        if not folder.is_dir():
+            return None  # not every system has such a folder, and nobody has asked for it
+        memory = NodeMemory(folder, site.folder.path)
         memory.open()
     except Refusal as refusal:
         site.tell(f"{refusal} No state is kept in this node's memory.")

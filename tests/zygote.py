@@ -26,6 +26,7 @@ from gai_yolo.elastic import outcome
 from gai_yolo.launching.fork_server import Script, be_server, preload
 from gai_yolo.launching.forking import ForkServer
 from gai_yolo.launching.processes import die_with_parent
+from tests import spare_writer
 
 REPOSITORY = Path(__file__).parents[1]
 AFTER_START = (
@@ -33,6 +34,7 @@ AFTER_START = (
     "PYTHONUNBUFFERED",
     "PYTHONPATH",
     "GAI_YOLO_FAULTS",
+    "GAI_YOLO_ENDING",
     "TROUBLE",
     "TROUBLE_STEP",
     "TROUBLE_RANK",
@@ -118,6 +120,16 @@ def zygote() -> Zygote | None:
     return Zygote() if sys.platform == "linux" else None
 
 
+class WithSpareWriter(Script):
+    """A job's script, whose writer is forked, too."""
+
+    def run(self) -> None:
+        """Run it as the main program of this process."""
+        if not self.is_module and Path(self.name).name != "keeper.py":  # neither a launcher nor a keeper has one
+            spare_writer.offer()
+        super().run()
+
+
 class Twin(ForkServer):
     """A fork server that is itself a fork of the agent, made before the agent has threads."""
 
@@ -128,7 +140,7 @@ class Twin(ForkServer):
         pid = os.fork()
         if pid == 0:
             self._channel.close()
-            script = Script.parse(self._command[2:])
+            script = WithSpareWriter.parse(self._command[2:])
             be_server(theirs, agent, script, lambda: be_child_of(agent, script))
             sys.exit()
         theirs.close()
@@ -177,7 +189,7 @@ def run_job(words: list[str]) -> None:
         sys.argv = words[1:]
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     else:
-        script = Script.parse(words)
+        script = WithSpareWriter.parse(words)
         script.prepare()
         follow_python_path()
         script.run()

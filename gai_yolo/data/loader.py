@@ -27,6 +27,7 @@ from gai_yolo.data.batch import Batch
 from gai_yolo.data.dataset import EvaluationSet, Key, SampleSet, collate
 from gai_yolo.data.order import Plan, split_evenly
 from gai_yolo.data.slots import ParcelSet, Slots, as_it_is
+from gai_yolo.errors import DataError, refused_by
 
 PREFETCHED = 2
 """Batches that a loader process is asked for ahead."""
@@ -49,6 +50,17 @@ class Workers(ForkContext):
         self._made = [one for one in self._made if one.is_alive()]
         self._made.append(ForkProcess(*args, **options))
         return self._made[-1]
+
+    def try_room(self, count: int) -> None:
+        """Make, and throw away, as many queues as so many processes need: where PyTorch's loader can make only some of them it leaves
+        tracebacks behind. They are semaphores, which lie in /dev/shm, and pipes.
+
+        Raises:
+            OSError: there is no room for them.
+        """
+        if not self._made:  # otherwise they are there
+            made: list[Any] = [self.Event()]
+            made += [self.Queue() for _ in range(count + 1)]
 
     def end(self) -> None:
         """Kill them, whatever they are doing: they hold nothing. Takes at most `KILLED_WITHIN` seconds, should one wait for a dead disk."""
@@ -109,15 +121,29 @@ class _Loader:
         self._loader = DataLoader(ParcelSet(dataset, self._slots), collate_fn=as_it_is, worker_init_fn=start, **options)
 
     def bring(self, batches: Iterable[list[Key]]) -> Iterator[Batch]:
-        """These batches, in order, from now on; not those that were asked for before."""
+        """These batches, in order, from now on; not those that were asked for before.
+
+        Raises:
+            DataError: the system has no room for its processes.
+        """
         assert self._loader is not None, "it was closed"
-        if self._slots is None:
+        if self._slots is None or self._workers is None:
             self._requests.batches = batches
             return iter(self._loader)
         slots = self._slots
         slots.clear()
         self._requests.batches = ((slots.take(), keys) for keys in batches)
-        return (one if isinstance(one, Batch) else one.unpacked() for one in iter(self._loader))
+        count = self._loader.num_workers
+        try:
+            self._workers.try_room(count)
+            brought = iter(self._loader)
+        except OSError as error:
+            refusal = DataError(
+                f"data.workers: {count} loader processes cannot be started ({error.strerror or error}); make room for what they need "
+                "(/dev/shm, which is --shm-size in containers; ulimit -n and -u; memory), or set data.workers: 0."
+            )
+            raise refused_by(error, refusal) from None
+        return (one if isinstance(one, Batch) else one.unpacked() for one in brought)
 
     def close(self) -> None:
         """End its processes. To be called in the main thread."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Literal, TypeVar, cast
 
@@ -21,18 +21,48 @@ from gai_yolo.errors import ConfigError, Refusal
 from gai_yolo.machine import available_cores
 
 T = TypeVar("T")
+HOW_TO_START = "start the job with gai-yolo launch or torchrun, which set all that is needed, or unset it."
+"""For who has set some of torchrun's variables by hand."""
 PIECE = 16 << 20
 """Bytes that are sent in one collective at most, so that each is short on a slow network too."""
 
 
 def environment_rank() -> int:
     """Rank from torchrun's environment; 0 without torchrun."""
-    return int(os.environ.get("RANK", "0"))
+    return _number(os.environ, "RANK", 0)
 
 
 def environment_local_rank() -> int:
     """Rank on this node from torchrun's environment; 0 without torchrun."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return _number(os.environ, "LOCAL_RANK", 0)
+
+
+def check_environment(variables: Mapping[str, str]) -> None:
+    """Whether what is set of torchrun's variables makes sense. Others set them too: schedulers, operators, people. Who sets no LOCAL_*
+    has each process on a machine of its own.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    for name in ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        if name in variables and not variables[name].isdecimal():
+            raise ConfigError(f"{name}={variables[name]}: is no whole number; {HOW_TO_START}")
+    world_size = _number(variables, "WORLD_SIZE", 1)
+    if world_size > 1 and (missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not variables.get(name)]):
+        raise ConfigError(f"WORLD_SIZE={world_size} is set, and {', '.join(missing)} not; {HOW_TO_START}")
+    for rank, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
+        number, limit = _number(variables, rank, 0), _number(variables, size, 1)
+        if number >= limit:
+            said = f"{size}={variables[size]}" if size in variables else f"a job without {size}"
+            raise ConfigError(f"{rank}={number} makes no sense in {said}; {HOW_TO_START}")
+    if _number(variables, "LOCAL_WORLD_SIZE", 1) > world_size:
+        raise ConfigError(f"LOCAL_WORLD_SIZE={variables['LOCAL_WORLD_SIZE']} makes no sense in a world of {world_size}; {HOW_TO_START}")
+
+
+def _number(variables: Mapping[str, str], name: str, otherwise: int) -> int:
+    """Of a variable that is one; `check_environment` says when it is not."""
+    text = variables.get(name, "")
+    return int(text) if text.isdecimal() else otherwise
 
 
 def launch_id() -> str | None:
@@ -84,9 +114,9 @@ class World:
         self.rank = environment_rank()
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self.local_rank = environment_local_rank()
-        self.node = int(os.environ.get("GROUP_RANK", "0"))
-        """Number of this machine among the job's."""
         local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self.node = _number(os.environ, "GROUP_RANK", self.rank // local_world_size)
+        """Number of this machine among the job's."""
         self.device = _choose_device(device, self.local_rank, local_world_size)
         self.local_world_size = local_world_size
         self.threads = max(1, available_cores() // local_world_size) if threads == "auto" else threads

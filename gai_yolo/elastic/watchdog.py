@@ -174,6 +174,8 @@ class Watchdog:
         lost = self.others.lost
         self._lost_at = None if lost is None else self._lost_at or self._clock()
         if lost is not None and self._lost_at is not None and self._clock() - self._lost_at >= LOST_PATIENCE:
+            if notice is not None and notice.at <= self._lost_at:  # its peers were told, too, and have gone first
+                self._depart(notice.ending, f"{notice.cause}: {lost}", notice.launcher_knows)
             self._depart(Ending.PEER_LOST, lost)
         hang = self._hang(self._clock())
         if hang is not None:

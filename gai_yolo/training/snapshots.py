@@ -69,6 +69,7 @@ class Snapshots:
         # Made now, so that the first capture does not wait for memory.
         self._first_buffer: StateBuffer | None = StateBuffer(self._expected, pinned)
         self.cadence = Cadence(config.snapshots, state.step, self._expected)
+        self._is_given_up = False
         self.count, self.write_seconds = 0, 0.0
         """Checkpoints that are complete on the disk, and the seconds that writing them took beside the training."""
 
@@ -118,6 +119,7 @@ class Snapshots:
             CheckpointError: it could not be written, for as long as `snapshots.patience_seconds`.
         """
         if not self.writer.drain(self.config.snapshots.patience_seconds, HANGING, while_moving=True):
+            self._is_given_up = True
             raise transient(
                 CheckpointError(
                     f"{', '.join(self.writer.unwritten)}: could not be written within snapshots.patience_seconds; make room and start "
@@ -131,7 +133,9 @@ class Snapshots:
         return f"{self.count} checkpoints and snapshots written, in {self.write_seconds:.1f} s beside the training"
 
     def close(self, patience: float) -> None:
-        """To be called whatever happened; waits at most so many seconds for what is on its way to the disk."""
+        """To be called whatever happened; waits at most so many seconds for what is on its way to the disk, unless `finish` has waited for
+        it in vain."""
+        patience = 0.0 if self._is_given_up else patience
         deadline = time.monotonic() + patience
         self.writer.drain(patience)
         self.writer.close(max(0.0, deadline - time.monotonic()))

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import random
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from tests.faults import faults_of_nodes, faults_of_storage
 from tests.faults.cluster import Cluster
 from tests.faults.cluster_job import ClusterJob, Storage, arguments, disk_of_its_own
 from tests.faults.metadata_servers import AwsServer
-from tests.harness import run
+from tests.harness import Running
 from tests.runs import account, ledger, scalar_steps, state_digest
 
 SEEDS = range(int(os.environ.get("GAI_YOLO_SCHEDULES", "1")))
@@ -24,6 +25,8 @@ SEEDS = range(int(os.environ.get("GAI_YOLO_SCHEDULES", "1")))
 ONLY = [name for name in os.environ.get("GAI_YOLO_ONLY", "").split(",") if name]
 """Names of faults: these alone, in the order of KINDS, on whichever storage is tested."""
 STEPS_PER_EPOCH = 16
+UNDISTURBED = "undisturbed"
+"""Name of the folder of the run that nothing disturbs."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +87,12 @@ def plan(seed: int, storage: Storage, namespaces: bool = True) -> list[Kind]:
 def check_schedule(seed: int, storage: Storage, folder: Path, cache: Path) -> str:
     """Let every fault of a schedule strike the job, and compare its end with that of an undisturbed run; returns what happened."""
     rng, began = random.Random(f"{seed} {storage}"), time.monotonic()
-    with cluster_job(storage, folder, cache, rng) as job:
+    with cluster_job(storage, folder, cache, rng) as job, contextlib.ExitStack() as stack:
         cluster = job.cluster
         kinds = [kind for kind in KINDS if kind.name in ONLY and kind.storage in (None, storage)] or plan(seed, storage, cluster.namespaces)
         epochs = max(math.ceil(sum(kind.steps for kind in kinds) / STEPS_PER_EPOCH), 3)
         job.length = (f"training.max_batches_per_epoch={STEPS_PER_EPOCH}", f"training.epochs={epochs}")
+        alone = stack.enter_context(undisturbed(job))
         for node in cluster.nodes[: rng.choice([2, 3])]:
             job.boot(node)
         fired: list[str] = []
@@ -105,6 +109,7 @@ def check_schedule(seed: int, storage: Storage, folder: Path, cache: Path) -> st
                 job.boot(node)
         cluster.wait_for(lambda: not job.up(), "the end", 600.0)
         assert {node.launcher.returncode for node in cluster.nodes if node.launcher} == {0}, cluster.outputs()
+        assert alone.wait() == 0, alone.output
         end = compare(job, epochs, fired, [kind.name for kind in kinds])
         return f"{storage} storage, schedule {seed}: {fired}; goodput {account(end)['goodput']:.2f}; {time.monotonic() - began:.0f} s"
 
@@ -122,15 +127,28 @@ def cluster_job(storage: Storage, folder: Path, cache: Path, rng: random.Random)
         yield job
 
 
+@contextlib.contextmanager
+def undisturbed(job: ClusterJob) -> Iterator[Running]:
+    """The run of one process that nothing disturbs, beside the other one: it takes what that leaves of the processors, which is much while
+    that waits for a lock or comes up again. So no step of it is too slow."""
+    patient = ("elastic.step_timeout_seconds=3600", "elastic.timeout_seconds=3600")
+    alone = Running("elastic_train.py", arguments(job.cluster.folder / UNDISTURBED, job.cache, *job.length, *patient))
+    os.setpriority(os.PRIO_PROCESS, alone.process.pid, 19)
+    try:
+        yield alone
+    finally:
+        if alone.process.poll() is None:
+            alone.send(signal.SIGKILL)
+            alone.wait()
+
+
 def compare(job: ClusterJob, epochs: int, fired: list[str], names: list[str]) -> Path:
     """The end of a run that was disturbed with that of one that was not; returns a run folder in which it is."""
     last = f"checkpoints/epoch_{epochs:03d}.pt"
     ends = [folder for folder in job.run_folders() if (folder / last).exists()]
     assert ends, job.cluster.outputs()
-    undisturbed = job.cluster.folder / "undisturbed"
-    alone = run("elastic_train.py", arguments(undisturbed, job.cache, *job.length))
-    assert alone.returncode == 0, alone.stdout + alone.stderr
-    wanted = state_digest(undisturbed / "run" / last)
+    alone = job.cluster.folder / UNDISTURBED
+    wanted = state_digest(alone / "run" / last)
     assert {state_digest(end / last) for end in ends} == {wanted}, "\n".join(fired)
     if job.storage == "local":
         return ends[0]  # pictures, ledger and TensorBoard's files lie on the nodes that were rank 0 at the time
@@ -138,7 +156,7 @@ def compare(job: ClusterJob, epochs: int, fired: list[str], names: list[str]) ->
     assert shown == sorted(set(shown)) and set(shown) <= set(expected)
     if not {"full_disk", "full_at_start"} & set(names):
         # TensorBoard and the ledger have nowhere to keep what a full disk does not take.
-        assert ledger(ends[0]) == ledger(undisturbed / "run"), "no sample lost or doubled"
+        assert ledger(ends[0]) == ledger(alone / "run"), "no sample lost or doubled"
         # The moments before a kill, which a survivor's state knows and the killed process's writer thread had not yet written.
         assert len(expected) - len(shown) <= len(fired), set(expected) - set(shown)
     return ends[0]

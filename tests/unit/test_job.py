@@ -12,10 +12,10 @@ from gai_yolo.config import Config
 from gai_yolo.data.index import Index
 from gai_yolo.elastic.goodput import Recorder
 from gai_yolo.elastic.metadata import CloudWatch
-from gai_yolo.elastic.notices import Notices
+from gai_yolo.elastic.notices import Notice, Notices
 from gai_yolo.elastic.process import World
 from gai_yolo.elastic.watchdog import Watchdog
-from gai_yolo.errors import Departure, Ending
+from gai_yolo.errors import LEFT, Departure, Ending
 from gai_yolo.reporting.console import Silent
 from gai_yolo.start import Options
 from gai_yolo.store.node_memory import NodeMemory
@@ -76,3 +76,13 @@ def test_a_state_in_the_middle_of_an_epoch_stays_in_memory_when_the_job_is_done(
     assert not job.is_on_disk(state)
     state.step = 10
     assert job.is_on_disk(state)
+
+
+def test_who_was_told_to_go_and_whose_peer_went_first_has_left() -> None:
+    """Loss: both processes of a node are told to go, one of them in a step that takes too long leaves by itself, and the other one's end is
+    a lost peer's: `gai-yolo launch` ends with 143, as if nothing was saved, and after SIGUSR1 the agent starts the job again."""
+    error = RuntimeError("[gloo/transport/tcp/pair.cc:1] Connection closed by peer")
+    assert job.lost_peer(error, []).ending == Ending.PEER_LOST
+    departure = job.lost_peer(error, ["the disk is full"], Notice("SIGUSR1", LEFT, 0.0, launcher_knows=False))
+    assert (departure.ending, departure.launcher_knows) == (Ending.LEFT, False)
+    assert departure.reason.startswith("SIGUSR1: left, peer lost: ") and departure.reason.endswith("; the disk is full")

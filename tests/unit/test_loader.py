@@ -21,6 +21,7 @@ from gai_yolo.data.images import ImageSource
 from gai_yolo.data.index import ImageRecord
 from gai_yolo.data.loader import EvaluationLoader, TrainingLoader
 from gai_yolo.data.order import Plan
+from gai_yolo.errors import DataError
 from gai_yolo.sections import AugmentConfig
 
 WriteImages = Callable[[int], list[ImageRecord]]
@@ -62,6 +63,16 @@ def few_descriptors(spare: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+@contextlib.contextmanager
+def all_taken() -> Iterator[None]:
+    """Not one more file can be opened."""
+    with contextlib.ExitStack() as files:
+        with contextlib.suppress(OSError):
+            while True:
+                files.enter_context(Path(os.devnull).open())
+        yield
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("busy", [True, False])
 def test_closing_ends_the_processes_whatever_they_do(busy: bool) -> None:
@@ -99,6 +110,20 @@ def test_batches_that_wait_need_no_descriptors() -> None:
         (batches,) = loader.epoch(1)
         assert sorted(int(batch.images[0, 0, 0, 0]) for batch in batches) == list(range(64))
         assert all(int(batch.images.min()) == int(batch.images.max()) == int(batch.image_ids) for batch in batches)
+
+
+def test_what_there_is_no_room_for_is_refused_until_there_is() -> None:
+    """Loss: a limit that a moment's crowd has used up ends the job for good, with half a loader's traceback."""
+    loader = TrainingLoader(Samples(), PLAN, 0, 1, 2, pin_memory=False)
+    with contextlib.closing(loader):
+        with (
+            few_descriptors(3),
+            all_taken(),
+            pytest.raises(DataError, match=r"data.workers: 2 loader .* \(Too many open files\); .* 0\.$") as refused,
+        ):
+            loader.start(1, 0)
+        assert refused.value.is_transient and not children()
+        assert len(next(loader.epoch(1))) == 64
 
 
 def test_a_temporary_folder_of_a_long_name_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from gai_yolo.elastic.process import World, is_lost_peer
-from gai_yolo.errors import CheckpointError
+from gai_yolo.elastic.process import World, check_environment, is_lost_peer
+from gai_yolo.errors import CheckpointError, ConfigError
 from tests.worlds import good, on_ranks
 
 PATIENCE = 1.5
@@ -139,3 +139,34 @@ def test_alone_nobody_is_asked(world: World) -> None:
 def test_a_dead_process_is_told_from_a_bug(error: Exception, lost: bool) -> None:
     """Loss: a loader that the kernel has killed ends in a traceback; or a bug is taken for a lost peer, and tried again and again."""
     assert is_lost_peer(error) == lost
+
+
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
+BY_HAND = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize("variables", [{}, TORCHRUN, BY_HAND, {"RANK": "0"}, {"RANK": "0", "WORLD_SIZE": "1"}, {"MASTER_ADDR": "node0"}])
+def test_an_environment_that_makes_sense_is_taken(variables: dict[str, str]) -> None:
+    """Loss: what an operator sets, of each pod's one process, is refused."""
+    check_environment(variables)
+
+
+def test_every_subset_of_the_variables_is_taken_or_refused_with_a_name() -> None:
+    """Loss: a KeyError, an IndexError, or two processes that both think that they are the first."""
+    for chosen in range(1 << len(TORCHRUN)):
+        given = {name: value for bit, (name, value) in enumerate(TORCHRUN.items()) if chosen >> bit & 1}
+        makes_sense = "LOCAL_RANK" not in given or "LOCAL_WORLD_SIZE" in given
+        makes_sense &= "WORLD_SIZE" in given or not {"RANK", "LOCAL_WORLD_SIZE"} & given.keys()
+        makes_sense &= "WORLD_SIZE" not in given or {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= given.keys()
+        if makes_sense:
+            check_environment(given)
+        else:
+            with pytest.raises(ConfigError, match=r"^[A-Z_]+=\d .*; start the job with gai-yolo launch or torchrun"):
+                check_environment(given)
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"])
+def test_a_variable_that_is_no_number_is_named(name: str) -> None:
+    """Loss: a traceback of int()."""
+    with pytest.raises(ConfigError, match=f"^{name}=: is no whole number"):
+        check_environment({**TORCHRUN, name: ""})

@@ -203,6 +203,23 @@ def test_who_works_when_another_rank_is_lost_is_ended(scene: Scene) -> None:
     assert scene.did[:2] == ["saved", f"{RESTART} peer lost: connection reset; the last step's state is saved (known to the launcher)"]
 
 
+@pytest.mark.parametrize("told_first", [True, False])
+def test_who_was_told_to_go_before_its_peers_went_leaves(told_first: bool, scene: Scene) -> None:
+    """Loss: on a machine that is going the job is started again, or its scheduler takes its end for a failure: 143 in place of 75."""
+    others = Waiting()
+    scene.dog.others, scene.dog.rescue = others, scene.rescue
+    scene.dog.enter(Phase.SNAPSHOT)
+    scene.now += 0.5
+    others.is_waiting, others.lost = False, "peer lost: connection reset"
+    if not told_first:
+        assert not scene.look()  # the agent ends those that are left
+        scene.now += 0.1
+    scene.notices.now = Notice("SIGTERM", LEFT, scene.now, True)
+    assert not scene.look()
+    assert scene.look_after(LOST_PATIENCE)
+    assert scene.did[1].startswith(f"{LEFT} SIGTERM: peer lost" if told_first else f"{RESTART} peer lost")
+
+
 def test_waiting_for_a_disk_that_moves_is_no_hang(scene: Scene) -> None:
     """Loss: a slow disk ends the training, by way of a step that waits for it."""
     for _ in range(3):
