@@ -18,11 +18,19 @@ LOCK_PATIENCE = 10.0
 
 
 class RunFolder:
-    """`experiments/<name>/` and its parts."""
+    """`experiments/<name>/` and its parts.
+
+    Raises:
+        Refusal: a folder above it may not be entered.
+    """
 
     def __init__(self, path: Path) -> None:
-        # One folder has one lock, whatever links lead to it.
-        path = path.resolve() if path.is_symlink() else path
+        try:
+            # One folder has one lock, whatever links lead to it.
+            path = path.resolve() if path.is_symlink() else path
+        except OSError as error:
+            refusal = Refusal(f"{path}: cannot be reached ({error.strerror}); set another experiment.folder.")
+            raise refused_by(error, refusal) from None
         self.path = path
         self.checkpoints = path / FOLDERS["epoch"]
         self.snapshots = path / FOLDERS["step"]

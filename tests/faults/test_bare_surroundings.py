@@ -74,6 +74,15 @@ def open_folder() -> Iterator[Path]:
 
 
 @needs_mounts
+def test_a_run_folder_below_one_that_may_not_be_entered_is_refused(open_folder: Path, tmp_path: Path) -> None:
+    """Loss: a traceback for a wrong path."""
+    closed = open_folder / "closed"
+    closed.mkdir(mode=0o700)
+    code, output = run(job(closed, open_folder / "cache"), as_nameless(tmp_path))
+    assert code == 2 and f"error: {closed}/run: cannot be reached (Permission denied)" in output and "Traceback" not in output, output
+
+
+@needs_mounts
 def test_a_user_without_a_name_or_a_home_trains(open_folder: Path, tmp_path: Path) -> None:
     """Loss: containers that run as any user id (OpenShift does) end with a KeyError of pwd, or a RuntimeError of pathlib."""
     command = job(open_folder, open_folder / "cache", "elastic.memory_folder=~/memory", "data.workers=1")
