@@ -17,7 +17,7 @@ HEADER = """# Configuration
 
 Made by `uv run python -m gai_yolo.config_reference > docs/configuration.md`; a test compares the two.
 
-Every key can be set in the YAML file or with `--set key.path=value`. Keys marked with * define the run: a run that has
+Every key can be set in the YAML file or with `--set key.path=value ...`. Keys marked with * define the run: a run that has
 checkpoints is not continued with another value. A change of any other key is told and accepted.
 
 All nodes of a job must have the same values, which they compare at every start. Keys marked with † are each machine's own affair; whether
