@@ -34,7 +34,17 @@ from gai_yolo.errors import ConfigError, DataError, Departure, Ending, Refusal, 
 from gai_yolo.reporting.console import Console, Silent
 from gai_yolo.reporting.reporter import rewind_ledger, write_metrics
 from gai_yolo.sections import ElasticConfig
-from gai_yolo.start import Options, check_progress, compare_nodes, find, open_record, open_run, read_accounts, tell_if_far_ahead
+from gai_yolo.start import (
+    Options,
+    check_progress,
+    compare_nodes,
+    find,
+    knows_of_start_over,
+    open_record,
+    open_run,
+    read_accounts,
+    tell_if_far_ahead,
+)
 from gai_yolo.store.best import BestCopy
 from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.training.continuation import check_continuation, finished_line, identity_of, judges_anew, settle
@@ -223,7 +233,7 @@ def run_in(config: Config, options: Options, site: Site, environment: Environmen
 def read_data(config: Config, options: Options, site: Site) -> tuple[Index, Index]:
     """Training set, as this run began with it, and validation set."""
     train_index, val_index = load_indexes(config.data)
-    if not options.fresh:
+    if not options.fresh or knows_of_start_over(site):  # else what the folder remembers is the old run's
         train_index = as_it_began(train_index, site.folder, config.data.max_bad_fraction)
     return train_index, val_index
 

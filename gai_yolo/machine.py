@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from pathlib import Path
 ROOT = Path("/")
 OWN_DISKS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "bcachefs", "tmpfs", "ramfs", "overlay"})
 """File systems whose bytes lie in the machine that has mounted them."""
+ESCAPED = re.compile(r"\\([0-7]{3})")
+"""A space, say, in the table of what is mounted."""
 UNLIMITED = 2**62
 """Bytes, where the system does not say."""
 
@@ -114,7 +117,7 @@ def is_on_this_machine(path: Path, root: Path = ROOT) -> bool:
     """
     real, kind, length = str(path.resolve()), "", 0
     for where, what in _mounted(root):
-        place = where[4].encode().decode("unicode_escape")  # a space is \\040
+        place = ESCAPED.sub(lambda letter: chr(int(letter[1], 8)), where[4])
         if _is_below(real, place) and len(place) >= length:  # of two at one place the later covers the other
             kind, length = what[0], len(place)
     return kind in OWN_DISKS

@@ -58,7 +58,7 @@ def map_columns(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     with path.open("rb") as file:
         magic, header_size, checksum = HEAD.unpack(file.read(HEAD.size).ljust(HEAD.size, b"\0"))
         # The checksum is read past the mapping, so that only what is used later counts as this process's memory.
-        if magic != MAGIC or checksum != _checksum(file):
+        if magic != MAGIC or (HEAD.size + header_size) % ALIGNMENT or checksum != _checksum(file):
             raise ValueError("torn, or of another make")
         data: mmap.mmap | bytes
         if is_on_this_machine(path):

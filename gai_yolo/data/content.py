@@ -24,12 +24,16 @@ SAMPLE = 256
 """Files whose bytes are read."""
 PIECE = 4096
 """Files that one thread looks at in a row."""
+GONE = (-1, -1)
 PART = 256 << 10
 """Bytes at the beginning and at the end of a file that are read."""
 
 
-def look(images: Records) -> NDArray[np.int64]:
+def look(images: Records, may_be_gone: bool = False) -> NDArray[np.int64]:
     """(N, 2) size in bytes and modification time in ns of each file.
+
+    Args:
+        may_be_gone: have `GONE` for a file that is not there, instead of waiting for it.
 
     Raises:
         CannotRead: the disk or the network fails.
@@ -38,14 +42,16 @@ def look(images: Records) -> NDArray[np.int64]:
     pieces = [paths[start : start + PIECE] for start in range(0, len(paths), PIECE)]
     # Threads are of use where a question waits for a server; where it does not, they are in each other's way, hence few and large pieces.
     with ThreadPoolExecutor(max_workers=min(32, 4 * (os.cpu_count() or 1))) as pool:
-        found = list(pool.map(lambda piece: [_stamp(path) for path in piece], pieces))
+        found = list(pool.map(lambda piece: [_stamp(path, may_be_gone) for path in piece], pieces))
     return np.array([stamp for part in found for stamp in part], dtype=np.int64).reshape(-1, 2)
 
 
-def _stamp(path: str) -> tuple[int, int]:
+def _stamp(path: str, may_be_gone: bool) -> tuple[int, int]:
     try:
         status = os.stat(path)  # noqa: PTH116 -- a Path for each would cost more than the question
-    except OSError:
+    except OSError as error:
+        if may_be_gone and isinstance(error, FileNotFoundError):
+            return GONE
         status = patiently(Path(path).stat, Path(path))
     return status.st_size, status.st_mtime_ns
 

@@ -35,6 +35,15 @@ class Folders:
         self._resolved: dict[Path, Path] = {}
         self._plain: dict[Path, dict[str, str]] = {}
         self._under: dict[Path, list[Path]] = {}
+        self._others: set[Path] = set()
+
+    def looked_into(self) -> set[Path]:
+        """All folders of which anything was asked."""
+        return {*self._names, *self._under, *self._others}
+
+    def look_into(self, folder: Path) -> None:
+        """Let it be known that a file of a folder is read of which nothing is asked."""
+        self._others.add(folder)
 
     def names(self, folder: Path) -> frozenset[str]:
         """Names in a folder; none if there is no such folder.

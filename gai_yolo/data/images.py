@@ -102,7 +102,7 @@ def check_decodable(index: Index, image_size: int, max_bad_fraction: float) -> N
         DataError: as `refuse_undecodable`.
         CannotRead: as `decode`.
     """
-    positions = tried_positions(len(index))
+    positions = [position for position in tried_positions(len(index)) if position not in index.lost]
     with ThreadPoolExecutor(available_cores()) as pool:
         images = pool.map(lambda position: decode(index.images[position], image_size) is None, positions)
         bad = {position for position, is_bad in zip(positions, images, strict=True) if is_bad}

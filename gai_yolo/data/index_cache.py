@@ -22,12 +22,12 @@ from filelock import FileLock, Timeout
 from gai_yolo.data.check import Split, expand
 from gai_yolo.data.columns import map_columns, write_columns
 from gai_yolo.data.content import look, sample_positions
-from gai_yolo.data.folders import IMAGE_SUFFIXES
+from gai_yolo.data.folders import IMAGE_SUFFIXES, Folders
 from gai_yolo.data.header import UNOPENED
 from gai_yolo.data.index import Category, Index, Problem, Recorded, Records
 from gai_yolo.errors import DataError
 from gai_yolo.sections import DataConfig
-from gai_yolo.store.atomic import publish
+from gai_yolo.store.atomic import is_temporary, publish
 
 FORMAT = 4
 """Raised whenever a reader finds something else in the same files."""
@@ -35,7 +35,9 @@ LEAST_IMAGES = 2000
 """A smaller data set is read as fast as its cache would be looked up."""
 MOST_KEPT = 8
 """Caches in one folder."""
-SUFFIX = ".index"
+SUFFIX, LOCK_SUFFIX = ".index", ".lock"
+ABANDONED = 86400.0
+"""Seconds after which nobody writes a file any more, or holds a lock."""
 ANOTHER_READS = 600.0
 """Seconds for which a process waits for another one of its machine that reads the same data set."""
 DAMAGE = (OSError, ValueError, LookupError, TypeError)
@@ -58,9 +60,12 @@ class IndexCache:
         except (OSError, DataError):
             self._roots = []  # whoever reads says what is wrong with the data set's folder; without one for caches each start reads anew
 
-    def get(self, split: Split, read: Callable[[], Index]) -> Index:
+    def get(self, split: Split, read: Callable[[], Index], folders: Folders) -> Index:
         """The index that `read` returns, from the cache if it was read before and none of the files has changed since that it was read
         from; images may have, see `Index.recorded`.
+
+        Args:
+            folders: with which `read` reads.
 
         Raises:
             Whatever `read` does.
@@ -70,14 +75,20 @@ class IndexCache:
         path = self._path(split)
         with contextlib.suppress(*DAMAGE):
             return load(path)
-        with _alone(path):
+        with _alone(path) as has_waited:
             with contextlib.suppress(*DAMAGE):
                 return load(path)  # another process has read it meanwhile
-            started = time.time_ns()
-            index = read()
-            if len(index) >= LEAST_IMAGES and is_whole(index, self._roots):
-                with contextlib.suppress(*DAMAGE):
-                    index = keep(index, path, started)
+            if not has_waited:
+                return self._read(path, read, folders)
+        # That one could not keep what it has read, and none of those that have waited could: one after the other would take them long.
+        return self._read(path, read, folders)
+
+    def _read(self, path: Path, read: Callable[[], Index], folders: Folders) -> Index:
+        started = time.time_ns()
+        index = read()
+        if len(index) >= LEAST_IMAGES and is_whole(index, folders, self._roots):
+            with contextlib.suppress(*DAMAGE):
+                index = keep(index, path, started)
         return index
 
     def forget(self, split: Split) -> None:
@@ -93,17 +104,23 @@ class IndexCache:
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One process of a machine reads at a time; the others find what it has read. Where that cannot be had, each reads."""
-    lock = FileLock(path.with_suffix(".lock"), timeout=ANOTHER_READS)
+def _alone(path: Path) -> Iterator[bool]:
+    """One process of a machine reads at a time; the others find what it has read. Where that cannot be had, each reads. Gives whether
+    another one had to be waited for."""
+    lock = FileLock(path.with_suffix(LOCK_SUFFIX), timeout=ANOTHER_READS)
+    has_waited = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            has_waited = True
+            lock.acquire()
     except (OSError, Timeout, NotImplementedError):
-        yield
+        yield has_waited
         return
     try:
-        yield
+        yield has_waited
     finally:
         lock.release()
         with contextlib.suppress(OSError):
@@ -166,11 +183,16 @@ def load(path: Path) -> Index:
     )
 
 
-def is_whole(index: Index, roots: Sequence[Path]) -> bool:
-    """Whether the key would see any change of what an index follows from: not of images elsewhere, to which a description may lead, nor
-    when a file can be opened that could not be."""
-    within = all(any(Path(folder).is_relative_to(root) for root in roots) for folder in index.images.folders)
+def is_whole(index: Index, folders: Folders, roots: Sequence[Path]) -> bool:
+    """Whether the key would see any change of what an index follows from: not of images, labels or lists elsewhere, to which a description
+    may lead, nor when a file can be opened that could not be."""
+    places = {*map(Path, index.images.folders), *folders.looked_into()}
+    within = all(any(_is_below(place, root) for root in roots) for place in places)
     return within and not any(problem.kind == UNOPENED for problem in index.problems)
+
+
+def _is_below(path: Path, root: Path) -> bool:
+    return path.is_relative_to(root) and ".." not in path.relative_to(root).parts
 
 
 def forget_all_but_newest(folder: Path) -> None:
@@ -183,6 +205,9 @@ def forget_all_but_newest(folder: Path) -> None:
         path.unlink(missing_ok=True)
     for path in folder.glob("*.npz"):  # of versions before format 4
         path.unlink(missing_ok=True)
+    for path in folder.iterdir():  # of processes that were killed
+        if (is_temporary(path.name) or path.suffix == LOCK_SUFFIX) and path.stat().st_mtime < time.time() - ABANDONED:
+            path.unlink(missing_ok=True)
 
 
 def folders_of(config: DataConfig) -> list[Path]:
@@ -192,7 +217,7 @@ def folders_of(config: DataConfig) -> list[Path]:
         return []
     root = path.parent if path.is_file() else path
     places = [place for split in (config.train, config.val) for place in (split.annotations, split.images) if place is not None]
-    return [root, *(root / expand(place) for place in places if not (root / expand(place)).is_relative_to(root))]
+    return [root, *(root / expand(place) for place in places if not _is_below(root / expand(place), root))]
 
 
 def listing_digest(roots: Sequence[Path]) -> str:

@@ -53,10 +53,13 @@ def _from(cache: IndexCache | None, config: DataConfig, split: Split) -> Index:
     doubt = Doubt()
 
     def read() -> Index:
-        return _read(config, split, Folders(doubt))
+        folders = Folders(doubt)
+        if cache is None:
+            return _read(config, split, folders)
+        return cache.get(split, lambda: _read(config, split, folders), folders)
 
     try:
-        index = patiently(lambda: read() if cache is None else cache.get(split, read), config.path, doubt)
+        index = patiently(read, config.path, doubt)
     except OSError as error:
         refusal = DataError(f"data.path {config.path}: {error.filename or 'something there'} cannot be read ({error.strerror}).")
         raise refused_by(error, refusal) from None
@@ -125,7 +128,8 @@ def described(index: Index, split: Split, config: DataConfig, cache: IndexCache 
     if config.path == BUILT_IN:  # it follows from its version; its low bits may differ between kinds of processors
         index = replace(index, content=f"shapes {VERSION}")
     else:
-        stamps = look(index.images)
+        may_be_old = cache is not None and index.recorded is not None
+        stamps = look(index.images, may_be_gone=may_be_old)  # a name in the listing may be a link to nowhere
         if cache is not None and index.recorded is not None and not np.array_equal(stamps, index.recorded.stamps):
             cache.forget(split)
             index = _from(cache, config, split)

@@ -238,6 +238,7 @@ def _images_of(path: Path, folders: Folders, problems: Problems) -> list[Path]:
     if path.is_dir():
         return images_under(path, folders, problems)
     # The list is the user's own file: absolute paths in it are usual, so it may point anywhere.
+    folders.look_into(path.parent)
     lines = (line.strip() for line in read_text(path, "list of images", folders.doubt).replace("\0", "").splitlines())
     listed = [path.parent / line for line in lines if line]
     if not all(image.name for image in listed):

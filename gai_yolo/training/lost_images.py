@@ -8,6 +8,8 @@ without boxes is trained on where they would have been seen. Put back, they are 
 from __future__ import annotations
 
 import contextlib
+import os
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -80,11 +82,21 @@ def _kept(folder: RunFolder) -> Index | None:
 
 
 def _places(before: Records, now: Records) -> list[int] | None:
-    """Where each of the present images was before, if they are some of those, in the same order."""
+    """Where each of the present images was before, if they are some of those, in the same order: by their paths, because folders may have
+    images of the same names; by what their paths have not in common, where the folder has been moved."""
+    return _aligned(before, now, list(before.paths()), list(now.paths())) or _aligned(before, now, _tails(before), _tails(now))
+
+
+def _tails(images: Records) -> list[str]:
+    folder = os.path.commonpath([os.path.abspath(folder) for folder in images.folders])  # noqa: PTH100  # links are not followed
+    return [os.path.relpath(path, folder) for path in images.paths()]
+
+
+def _aligned(before: Records, now: Records, names_before: Sequence[str], names_now: Sequence[str]) -> list[int] | None:
     places: list[int] = []
     place = 0
-    for record in now:
-        while place < len(before) and not _same(before[place], record):
+    for record, name in zip(now, names_now, strict=True):
+        while place < len(before) and not (names_before[place] == name and _same(before[place], record)):
             place += 1
         if place == len(before):
             return None
@@ -94,9 +106,9 @@ def _places(before: Records, now: Records) -> list[int] | None:
 
 
 def _same(one: ImageRecord, other: ImageRecord) -> bool:
-    """But for the id, which is a number in the row where the annotations have none, and the folder."""
+    """But for the id, which is a number in the row where the annotations have none, and the path."""
     return (
-        (one.path.name, one.width, one.height, one.orientation) == (other.path.name, other.width, other.height, other.orientation)
+        (one.width, one.height, one.orientation) == (other.width, other.height, other.orientation)
         and np.array_equal(one.boxes, other.boxes)
         and np.array_equal(one.classes, other.classes)
         and np.array_equal(one.crowd, other.crowd)

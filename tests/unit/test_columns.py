@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ MOUNTS = """\
 42 22 0:52 / /mnt/strange rw - fuse.something x rw
 43 22 0:53 / /mnt/covered rw - ext4 /dev/vdc rw
 44 22 0:54 / /mnt/covered rw - nfs server:/x rw
+45 22 0:55 / /mnt/größer rw - nfs server:/x rw
 """
 
 
@@ -58,6 +60,18 @@ def test_any_changed_byte_and_any_other_length_is_refused(tmp_path: Path) -> Non
             map_columns(tmp_path / "file")
 
 
+def test_another_length_of_the_header_is_refused(tmp_path: Path) -> None:
+    """Loss: arrays that begin some bytes too early, because a header ends in spaces, and of which the checksum is right."""
+    whole = next(data for size in range(ALIGNMENT) if b" " * 40 in (data := written(tmp_path / "file", {"x": "y" * size}).read_bytes()))
+    (length,) = struct.unpack_from("<I", whole, 8)
+    for other in range(length + 80):
+        if other != length:
+            (tmp_path / "other").unlink(missing_ok=True)
+            (tmp_path / "other").write_bytes(whole[:8] + struct.pack("<I", other) + whole[12:])
+            with pytest.raises(DAMAGE):
+                map_columns(tmp_path / "other")
+
+
 def test_what_is_mapped_stays_when_the_file_is_replaced_or_removed(tmp_path: Path) -> None:
     """Loss: a running job ends, or trains on other boxes, because the next start has written a new cache."""
     _, found = map_columns(written(tmp_path / "file"))
@@ -76,6 +90,7 @@ def test_what_is_mapped_stays_when_the_file_is_replaced_or_removed(tmp_path: Pat
         ("/mnt/home/scratch disk/x", True),
         ("/mnt/strange/x", False),
         ("/mnt/covered/x", False),
+        ("/mnt/größer/x", False),
     ],
 )
 def test_files_of_other_machines_are_not_mapped(path: str, own: bool, tmp_path: Path) -> None:

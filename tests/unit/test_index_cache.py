@@ -6,8 +6,11 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -15,8 +18,11 @@ import numpy as np
 import pytest
 
 from gai_yolo.data import index_cache
-from gai_yolo.data.index import Index
-from gai_yolo.data.index_cache import keep, load
+from gai_yolo.data.folders import Folders
+from gai_yolo.data.header import UNOPENED
+from gai_yolo.data.index import Index, Problem
+from gai_yolo.data.index_cache import IndexCache, keep, load
+from gai_yolo.data.reading import Doubt
 from gai_yolo.data.sources import load_index, load_indexes
 from gai_yolo.sections import DataConfig
 from tests.harness import REPOSITORY
@@ -199,6 +205,82 @@ def test_images_outside_of_the_folder_are_not_cached(data_set: Path) -> None:
     assert cv2.imwrite(str(add_image_to), np.zeros((40, 60, 3), np.uint8))
     assert len(load_index(config_of(data_set, train={"images": elsewhere}), "train")) == COUNT + 1
     assert len(caches(data_set)) == len(before) + 1, "the folder named in the configuration is looked at too"
+
+
+def test_what_a_description_leads_to_elsewhere_is_looked_at(tmp_path: Path) -> None:
+    """Loss: a list of images, or labels (beside the last `images` of a path, which may be above the data set), corrected since."""
+    root, labels, listed = tmp_path / "images" / "set", tmp_path / "labels" / "set" / "train", tmp_path / "list.txt"
+    for folder in (root / "train", root / "labels", labels):
+        folder.mkdir(parents=True)
+    pictures = [root / "train" / f"{number}.jpg" for number in range(COUNT + 1)]
+    for picture in pictures:
+        assert cv2.imwrite(str(picture), np.zeros((40, 60, 3), np.uint8))
+        (labels / f"{picture.stem}.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    listed.write_text("\n".join(map(str, pictures[:COUNT])))
+    (root / "data.yaml").write_text(f"train: train\nval: {listed}\nnames: [cell]\n")
+    config = config_of(root, cache_folder=tmp_path / "cache")
+    train, val = load_index(config, "train"), load_index(config, "val")
+    (labels / f"{COUNT}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    listed.write_text("\n".join(map(str, pictures)))
+    assert load_index(config, "train").digest() != train.digest()
+    assert (len(val), len(load_index(config, "val"))) == (COUNT, COUNT + 1)
+
+
+def test_a_place_that_is_named_from_the_folder_upwards_is_looked_at(data_set: Path) -> None:
+    """Loss: `../annotations/train.json` was corrected long ago."""
+    split = {"annotations": Path("../../annotations/train.json"), "images": Path()}
+    config = config_of(data_set / "images" / "train", cache_folder=data_set.parent / "cache", train=split, format="coco")
+    before = load_index(config, "train")
+    assert len(caches(data_set)) == 1
+    change_annotations(data_set)
+    assert load_index(config, "train").digest() != before.digest()
+
+
+def test_a_link_that_leads_nowhere_any_more_is_a_missing_image(data_set: Path) -> None:
+    """Loss: no start ever again, because the names in the folder are as they were."""
+    (data_set / "annotations" / "val.json").write_bytes((data_set / "annotations" / "train.json").read_bytes())
+    (data_set / "images" / "val").symlink_to("train")
+    stored = (data_set / "images" / "train" / "3.jpg").rename(data_set.parent / "stored.jpg")
+    (data_set / "images" / "train" / "3.jpg").symlink_to(stored)
+    assert len(load_indexes(config_of(data_set))[0]) == COUNT
+    stored.unlink()
+    assert len(load_indexes(config_of(data_set))[0]) == COUNT - 1
+
+
+def test_what_cannot_be_kept_is_not_read_by_one_after_the_other(data_set: Path) -> None:
+    """Loss: eight processes of a node take eight times as long to begin, where there is no room for a cache."""
+    config, folders = config_of(data_set), Folders(Doubt())
+    index, begun, together = load_index(config, "train", from_cache=False), threading.Event(), threading.Barrier(2)
+
+    def read() -> Index:
+        if begun.is_set():
+            together.wait(10.0)
+        begun.set()
+        time.sleep(0.3)
+        return replace(index, problems=(Problem(UNOPENED, 1, "", ""),))
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(IndexCache(config).get, "train", read, folders)
+        assert begun.wait(10.0)
+        others = [pool.submit(IndexCache(config).get, "train", read, folders) for _ in range(2)]
+        assert [len(one.result()) for one in (first, *others)] == [COUNT] * 3
+    assert caches(data_set) == []
+
+
+def test_what_killed_processes_leave_goes(data_set: Path) -> None:
+    """Loss: a home folder that fills up."""
+    folder = data_set.parent / "cache" / "index"
+    folder.mkdir(parents=True)
+    for name in (".a.index~0-none~0.tmp", "a.lock", ".b.index~0-none~0.tmp", "b.lock", "c.other"):
+        (folder / name).touch()
+        if name.strip(".")[0] != "b":
+            os.utime(folder / name, (1, 1))
+    load_index(config_of(data_set), "train")
+    assert {path.name for path in folder.iterdir()} - {path.name for path in caches(data_set)} == {
+        ".b.index~0-none~0.tmp",
+        "b.lock",
+        "c.other",
+    }
 
 
 def test_a_small_data_set_is_read_as_it_is(data_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
