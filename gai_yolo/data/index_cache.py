@@ -25,6 +25,8 @@ from gai_yolo.data.content import look, sample_positions
 from gai_yolo.data.folders import IMAGE_SUFFIXES, Folders
 from gai_yolo.data.header import UNOPENED
 from gai_yolo.data.index import Category, Index, Problem, Recorded, Records
+from gai_yolo.data.reading import Doubt
+from gai_yolo.data.yolo_txt import find_yaml, leads_to
 from gai_yolo.errors import DataError
 from gai_yolo.sections import DataConfig
 from gai_yolo.store.atomic import is_temporary, publish
@@ -216,8 +218,21 @@ def folders_of(config: DataConfig) -> list[Path]:
     if config.path == Path("shapes") or not path.exists():
         return []
     root = path.parent if path.is_file() else path
-    places = [place for split in (config.train, config.val) for place in (split.annotations, split.images) if place is not None]
-    return [root, *(root / expand(place) for place in places if not _is_below(root / expand(place), root))]
+    named = [place for split in (config.train, config.val) for place in (split.annotations, split.images) if place is not None]
+    roots = [root]
+    for place in [*(root / expand(place) for place in named), *_described_by_yaml(path, config)]:
+        if not any(_is_below(place, other) for other in roots):
+            roots.append(place)
+    return roots
+
+
+def _described_by_yaml(path: Path, config: DataConfig) -> list[Path]:
+    """Where a YOLO data.yaml leads, if the data set may have one; whoever reads it says what is wrong with it."""
+    doubt = Doubt()
+    with contextlib.suppress(DataError):
+        source = path if path.is_file() else find_yaml(path, Folders(doubt)) if config.format in ("auto", "yolo") else None
+        return [] if source is None else leads_to(source, doubt)
+    return []
 
 
 def listing_digest(roots: Sequence[Path]) -> str:

@@ -25,6 +25,7 @@ import yaml
 
 from gai_yolo.data.check import (
     SAME_IMAGE,
+    SPLIT_NAMES,
     UNKNOWN_CLASS,
     RawBox,
     RawImage,
@@ -140,6 +141,22 @@ def find_yaml(root: Path, folders: Folders) -> Path | None:
     if len(found) > 1:
         raise DataError(f"{root}: several files describe a data set ({', '.join(p.name for p in found)}); set data.path to one of them.")
     return found[0] if found else None
+
+
+def leads_to(source: Path, doubt: Doubt) -> list[Path]:
+    """The folder that a yaml describes, and the folders and lists of its splits, which may lie elsewhere.
+
+    Raises:
+        DataError: as `read_yolo`, for what is in the yaml.
+    """
+    content = _load(source, doubt)
+    root = _root(content, source)
+    places = [root]
+    for split in SPLIT_NAMES:
+        given = content.get(split)
+        entries = given if isinstance(given, list) else [given]
+        places += [_locate(entry, root, split, source) for entry in entries if isinstance(entry, str) and entry]
+    return places
 
 
 def label_path(image: Path) -> Path:

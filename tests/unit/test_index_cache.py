@@ -226,6 +226,30 @@ def test_what_a_description_leads_to_elsewhere_is_looked_at(tmp_path: Path) -> N
     assert (len(val), len(load_index(config, "val"))) == (COUNT, COUNT + 1)
 
 
+@pytest.mark.parametrize("where", ["../sets/cells", "absolute"])
+def test_a_yaml_that_lies_apart_from_its_data_set_is_as_good(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss: a minute at every start of a big data set whose yaml lies with the configurations, as most do; or old labels."""
+    root = tmp_path / "sets" / "cells"
+    for split in ("train", "val"):
+        for folder in ("images", "labels"):
+            (root / folder / split).mkdir(parents=True)
+        for number in range(COUNT):
+            assert cv2.imwrite(str(root / "images" / split / f"{number}.jpg"), np.zeros((40, 60, 3), np.uint8))
+            (root / "labels" / split / f"{number}.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    description = tmp_path / "configs" / "cells.yaml"
+    description.parent.mkdir()
+    description.write_text(f"path: {root if where == 'absolute' else where}\ntrain: images/train\nval: images/val\nnames: [cell]\n")
+    config = config_of(description, cache_folder=tmp_path / "cache")
+    before = load_index(config, "train").digest()
+    with monkeypatch.context() as patched:
+        patched.setattr("gai_yolo.data.check.image_size", lambda path, _: pytest.fail(f"{path} was opened"))
+        assert load_index(config, "train").digest() == before
+    (root / "labels" / "train" / "0.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    assert load_index(config, "train").digest() != before
+    (root / "images" / "train" / "0.jpg").unlink()
+    assert len(load_index(config, "train")) == COUNT - 1
+
+
 def test_a_place_that_is_named_from_the_folder_upwards_is_looked_at(data_set: Path) -> None:
     """Loss: `../annotations/train.json` was corrected long ago."""
     split = {"annotations": Path("../../annotations/train.json"), "images": Path()}
