@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from gai_yolo.data import png
 from gai_yolo.data.check import expand
 from gai_yolo.data.header import SIDES_CHANGE
 from gai_yolo.data.index import ImageRecord, Index
@@ -57,9 +58,12 @@ def decode(record: ImageRecord, image_size: int, patience: float | None = None) 
         CannotRead: the bytes cannot be had, for `patience` seconds (None: `reading.PATIENCE`).
         MemoryError: there is no room for the image.
     """
-    data = np.frombuffer(read_file(record.path, patience=patience), dtype=np.uint8)
+    data: bytes | None = read_file(record.path, patience=patience)
+    if data and data.startswith(png.SIGNATURE):
+        data = png.quiet(data)
     try:
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if data.size else None
+        array = np.frombuffer(data or b"", dtype=np.uint8)
+        image = cv2.imdecode(array, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if array.size else None
     except cv2.error as error:
         if error.code == NO_MEMORY:
             raise MemoryError(f"{record.path}: there is no memory left to decode it") from None

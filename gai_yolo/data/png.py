@@ -1,0 +1,46 @@
+"""What libpng would write to the terminal without naming the file, seen before it is asked.
+
+Chunks as in the PNG specification, 5.3: length, type, data, CRC-32 of type and data.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+HEAD = struct.Struct(">I4s")
+CRC = struct.Struct(">I")
+UNUSED = b"iCCP"
+"""The colour profile: OpenCV does not use it, and programs write wrong ones, of which libpng complains at each decoding."""
+
+
+def quiet(data: bytes) -> bytes | None:
+    """A PNG file without what makes libpng complain and changes no pixel; None where it is torn or rotten, which libpng refuses as well."""
+    if not data.startswith(SIGNATURE):
+        return None
+    kept: list[bytes | memoryview] = [SIGNATURE]
+    view = memoryview(data)
+    for kind, start, end, is_sound in _chunks(view):
+        is_critical = not kind[0] & 0x20
+        if not is_sound and is_critical:
+            return None
+        if is_sound and kind != UNUSED:
+            kept.append(view[start:end])
+        if kind == b"IEND":
+            return data if sum(map(len, kept)) == len(data) else b"".join(kept)
+    return None
+
+
+def _chunks(view: memoryview) -> Iterator[tuple[bytes, int, int, bool]]:
+    """Type, place and whether the checksum is right; up to the first one that is not whole."""
+    start = len(SIGNATURE)
+    while start + HEAD.size + CRC.size <= len(view):
+        length, kind = HEAD.unpack_from(view, start)
+        end = start + HEAD.size + length + CRC.size
+        if end > len(view):
+            return
+        (crc,) = CRC.unpack_from(view, end - CRC.size)
+        yield kind, start, end, crc == zlib.crc32(view[start + 4 : end - CRC.size])
+        start = end
