@@ -59,12 +59,12 @@ SAID = {
     "key_error_step": "KeyError",
     "key_error_loader": "KeyError",
     "key_error_evaluation": "KeyError",
-    "sigterm": "SIGTERM: left after step",
-    "ctrl_c": "left after step",
+    "sigterm": "SIGTERM: (left after step|this process leaves)",
+    "ctrl_c": "(left after step|this process leaves)",
     "finished": "finished: 2 of 2 epochs",
     "disk_gone": "could not be written within snapshots.patience_seconds",
 }
-"""Part of what is said of the end."""
+"""Patterns of what is said of the end. On a busy machine a step may take too long to be waited for."""
 IN_THE_JOB = ("nan", "memory", "key_error_step", "key_error_loader", "key_error_evaluation")
 """What the job does to itself; see ending_job.py."""
 TRACEBACKS = ("memory", "key_error_step", "key_error_loader", "key_error_evaluation")
@@ -211,7 +211,7 @@ def test_however_it_ends_no_process_lives_on(
     assert not report.left, f"{len(report.left)} of {len(report.ever)} processes live on after {PATIENCE} s\n{report}\n{job.output}"
     expected = EXIT_CODES[way][launcher == "launch"]
     assert report.code == (min(expected, 1) if launcher == "torchrun" else expected), job.output
-    assert SAID[way] in job.output, job.output
+    assert re.search(SAID[way], job.output), job.output
     struck = job.strikes()
     assert bool(struck) == (way not in ("refusal", "finished")), "the fault has struck"
     took = report.ended_at - struck[-1] if struck else 0.0
