@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +34,18 @@ MOST_COUNTED = 100
 SPLITS: tuple[Split, ...] = ("train", "val")
 
 
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Millions of small objects come into being, none of which refers back to another: looking for such takes a sixth of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 def load_index(config: DataConfig, split: Split, from_cache: bool = True) -> Index:
     """Read one split of the configured data set.
 
@@ -54,9 +68,10 @@ def _from(cache: IndexCache | None, config: DataConfig, split: Split) -> Index:
 
     def read() -> Index:
         folders = Folders(doubt)
-        if cache is None:
-            return _read(config, split, folders)
-        return cache.get(split, lambda: _read(config, split, folders), folders)
+        with _without_collector():
+            if cache is None:
+                return _read(config, split, folders)
+            return cache.get(split, lambda: _read(config, split, folders), folders)
 
     try:
         index = patiently(read, config.path, doubt)
