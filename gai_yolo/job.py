@@ -80,6 +80,7 @@ def run_job(config: Config, options: Options) -> None:
         refusal.told = True
         raise
     outcome.clear()
+    folder = RunFolder(config.run_folder)  # it may be refused, before anything runs that would have to be ended
     quick_torch.install()
     recorder = Recorder(process_started())
     console = Silent()
@@ -107,7 +108,6 @@ def run_job(config: Config, options: Options) -> None:
         recorder.enter(phase)
         watchdog.enter(phase)
 
-    folder = RunFolder(config.run_folder)
     try:
         with end_told(config, recorder, console):
             run_with(config, options, lambda world: Site(world, folder, console, notices, watchdog, recorder), enter)

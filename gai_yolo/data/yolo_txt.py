@@ -15,7 +15,6 @@ keeps its number. Category ids are the class number + 1, as the COCO form of the
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,8 +25,6 @@ import yaml
 from gai_yolo.data.check import (
     SAME_IMAGE,
     SPLIT_NAMES,
-    UNKNOWN_CLASS,
-    RawBox,
     RawImage,
     Split,
     build_index,
@@ -40,64 +37,17 @@ from gai_yolo.data.folders import Folders, images_under, is_hidden
 from gai_yolo.data.index import Category, Index
 from gai_yolo.data.problems import Problems
 from gai_yolo.data.reading import Doubt, read_file
+from gai_yolo.data.yolo_rows import Rows, append_row
 from gai_yolo.errors import DataError
 from gai_yolo.sections import DataConfig
 
 LOOKED_FOR = "data.yaml, or a single other *.yaml with `names` and `train`"
-UNPARSABLE_ROW = "unparsable label row"
 NO_LABELS = "no label file at all"
 UNREADABLE_LABELS = "unreadable label file"
 NO_IMAGE = "label file without an image"
 SHARED_LABELS = "image that shares its label file with another"
 NO_LABELS_OF_IMAGES = frozenset({"classes.txt", "train.txt", "val.txt", "test.txt", "README.txt"})
 """What tools leave among the labels."""
-MORE_COLUMNS = "label row with a confidence or track"
-INSIDE = 0.02
-"""Fraction of the image by which keypoints may lie outside their box."""
-
-
-class Rows:
-    """How the label rows of a split are to be read, and what they turned out to be.
-
-    Args:
-        num_keypoints: values of a row's keypoints, 0 if it has none; None if the yaml does not say.
-    """
-
-    def __init__(self, num_classes: int, num_keypoints: int | None) -> None:
-        self.num_classes, self.num_keypoints = num_classes, num_keypoints
-        self.num_outlines = self.num_doubtful = 0
-        self.first_doubtful = ""
-
-    def corners(self, values: list[float], record: str, image: Path, problems: Problems) -> tuple[float, float, float, float] | None:
-        """The box of a row of an image, xyxy; None if there is none to be had."""
-        length = len(values)
-        if length == 4 or (self.num_keypoints is not None and length == 4 + self.num_keypoints):
-            return _box(values)
-        if self.num_keypoints is not None:
-            return None
-        if length == 5 or (length == 6 and values[5] > 1 and values[5].is_integer()):
-            problems.add(MORE_COLUMNS, record, "its box taken", image, _box(values), fractions=True)
-            return _box(values)
-        doubtful = length > 8 and any(_are_keypoints(values, dimensions) for dimensions in (2, 3))
-        if doubtful:
-            self.num_doubtful += 1
-            self.first_doubtful = self.first_doubtful or record
-        if length < 6 or length % 2:
-            return _box(values) if doubtful else None
-        self.num_outlines += 1
-        return _bounding_box(values)
-
-    def check(self, source: Path) -> None:
-        """Refuse what may be one thing as well as the other.
-
-        Raises:
-            DataError: naming the first such row.
-        """
-        if self.num_doubtful and self.num_doubtful >= self.num_outlines:
-            raise DataError(
-                f"{self.first_doubtful}: may be a box with keypoints or an outline; write `kpt_shape: [K, 2 or 3]` into {source}, or give "
-                "each row four numbers."
-            )
 
 
 def read_yolo(source: Path, config: DataConfig, split: Split, folders: Folders) -> Index:
@@ -115,12 +65,11 @@ def read_yolo(source: Path, config: DataConfig, split: Split, folders: Folders) 
     root = _root(content, source)
     given = str(root / expand(place.images)) if place.images is not None else content.get(split)
     problems = Problems()
-    paths = _image_paths(given, root, split, source, folders, problems)
+    places = _places(given, root, split, source)
+    paths = _image_paths(places, f"{split} in {source}", folders, problems)
     rows = Rows(len(categories), _keypoints(content, source))
     images = [_image(number, path, rows, folders, problems) for number, path in enumerate(paths, start=1)]
     rows.check(source)
-    entries: list[Any] = given if isinstance(given, list) else [given]
-    places = [_locate(entry, root, split, source) for entry in entries]
     if all(place.is_dir() for place in places):  # a list may choose among images
         _count_unused(images, places, folders, problems)
     _count_shared(paths, folders, problems)
@@ -151,12 +100,7 @@ def leads_to(source: Path, doubt: Doubt) -> list[Path]:
     """
     content = _load(source, doubt)
     root = _root(content, source)
-    places = [root]
-    for split in SPLIT_NAMES:
-        given = content.get(split)
-        entries = given if isinstance(given, list) else [given]
-        places += [_locate(entry, root, split, source) for entry in entries if isinstance(entry, str) and entry]
-    return places
+    return [root, *(place for split in SPLIT_NAMES if content.get(split) for place in _places(content[split], root, split, source))]
 
 
 def label_path(image: Path) -> Path:
@@ -230,14 +174,19 @@ def _root(content: dict[str, Any], source: Path) -> Path:
     return root
 
 
-def _image_paths(given: Any, root: Path, split: Split, source: Path, folders: Folders, problems: Problems) -> list[Path]:
+def _places(given: Any, root: Path, split: Split, source: Path) -> list[Path]:
+    """The folders and lists that a split is made of."""
     entries: Sequence[Any] = given if isinstance(given, list) else [given]
     if not entries or not all(isinstance(entry, str) and entry for entry in entries):
         raise DataError(f"{source}: `{split}` must be a folder, a list of folders, or a text file that lists images; add it.")
-    paths = Counter(path for entry in entries for path in _images_of(_locate(entry, root, split, source), folders, problems))
+    return [_locate(entry, root, split, source) for entry in entries]
+
+
+def _image_paths(places: Sequence[Path], where: str, folders: Folders, problems: Problems) -> list[Path]:
+    paths = Counter(path for place in places for path in _images_of(place, folders, problems))
     for path, count in paths.items():
         for _ in range(count - 1):
-            problems.add(SAME_IMAGE, f"{path} ({split} in {source})", "counted once")
+            problems.add(SAME_IMAGE, f"{path} ({where})", "counted once")
     return sorted(paths)
 
 
@@ -305,51 +254,5 @@ def _image(number: int, path: Path, rows: Rows, folders: Folders, problems: Prob
         return image
     for line_number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
-            _append_row(image, line, line_number, rows, problems)
+            append_row(image, line, line_number, rows, problems)
     return image
-
-
-def _append_row(image: RawImage, line: str, number: int, rows: Rows, problems: Problems) -> None:
-    try:
-        first, *values = map(float, line.split())
-        position = int(first)
-    except (ValueError, OverflowError):
-        first, position, values = 0.5, 0, []
-    record = f"{image.where} {number}"
-    corners = rows.corners(values, record, image.path, problems) if position == first else None
-    if corners is None:
-        problems.add(UNPARSABLE_ROW, record, "skipped", image.path)
-    elif not 0 <= position < rows.num_classes:
-        problems.add(UNKNOWN_CLASS, f"{record} (class {position})", "skipped", image.path, corners, fractions=True)
-    else:
-        outline = () if corners == _box(values) else tuple(values)
-        image.boxes.append(RawBox(corners, position, number, outline=outline))
-
-
-def _are_keypoints(values: list[float], dimensions: int) -> bool:
-    """Whether what follows the first four could be points in the box that these are."""
-    points = values[4:]
-    if len(points) % dimensions or not all(map(math.isfinite, values)):
-        return False
-    x1, y1, x2, y2 = _box(values)
-    seen = [points[place : place + dimensions] for place in range(0, len(points), dimensions)]
-    return all(
-        # A point that is not labelled is written as zeros.
-        (not any(point))
-        or (
-            x1 - INSIDE <= point[0] <= x2 + INSIDE and y1 - INSIDE <= point[1] <= y2 + INSIDE and (dimensions == 2 or point[2] in (0, 1, 2))
-        )
-        for point in seen
-    )
-
-
-def _box(values: list[float]) -> tuple[float, float, float, float]:
-    cx, cy, width, height = values[:4]
-    return cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2
-
-
-def _bounding_box(values: list[float]) -> tuple[float, float, float, float]:
-    xs, ys = values[0::2], values[1::2]
-    if not all(map(math.isfinite, values)):  # min and max would pass over a NaN that is not first
-        return math.nan, math.nan, math.nan, math.nan
-    return min(xs), min(ys), max(xs), max(ys)
