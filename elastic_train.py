@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from gai_yolo.config import load_config
-from gai_yolo.elastic import outcome
-from gai_yolo.elastic.process import environment_local_rank
+from gai_yolo.distributed.world import environment_local_rank
 from gai_yolo.errors import INTERRUPTED, Departure, Ending, Refusal
-from gai_yolo.job import run_job
-from gai_yolo.reporting.streams import forgive_lost_streams
-from gai_yolo.start import Options
+from gai_yolo.job.run import run_job
+from gai_yolo.job.startup import Options
+from gai_yolo.supervision import outcome
+from gai_yolo.supervision.streams import forgive_lost_streams
 
 PAUSE = 10.0
 """Seconds before torchrun tries again what time can mend."""

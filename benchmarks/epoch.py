@@ -15,23 +15,23 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from gai_yolo.assembly import assemble, make_loaders, make_plan, make_state
 from gai_yolo.config import load_config
 from gai_yolo.data.batch import Batch
 from gai_yolo.data.sources import load_indexes
-from gai_yolo.elastic.goodput import Recorder
-from gai_yolo.elastic.metadata import CloudWatch
-from gai_yolo.elastic.notices import Notices
-from gai_yolo.elastic.process import World, fix_arithmetic
-from gai_yolo.elastic.watchdog import Watchdog
+from gai_yolo.distributed.world import World, fix_arithmetic
+from gai_yolo.goodput.recorder import Recorder
+from gai_yolo.job.build import assemble, make_loaders, make_plan, make_state
+from gai_yolo.job.settlement import settle
+from gai_yolo.membership.join import Membership
 from gai_yolo.reporting.console import Silent
 from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.store.run_record import RunRecord
-from gai_yolo.training.continuation import settle
+from gai_yolo.supervision.cloud.watch import CloudWatch
+from gai_yolo.supervision.notices import Notices
+from gai_yolo.supervision.watchdog import Watchdog
+from gai_yolo.training.context import Site
 from gai_yolo.training.loop import Run
-from gai_yolo.training.membership import Membership
-from gai_yolo.training.optim import make_recipe
-from gai_yolo.training.site import Site
+from gai_yolo.training.optimizer import make_recipe
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ import torch
 from benchmarks.epoch import build
 from gai_yolo.data.batch import Batch
 from gai_yolo.data.order import Order
-from gai_yolo.elastic.process import World, fix_arithmetic
+from gai_yolo.distributed.world import World, fix_arithmetic
 from gai_yolo.training.loop import Run
 
 CONFIG, BATCHES = Path("configs/config.yaml"), 4

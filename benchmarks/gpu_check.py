@@ -159,6 +159,6 @@ def digest_of(run: Run) -> str:
     """Of the whole state, in 16 letters."""
     import hashlib
 
-    from gai_yolo.training.digest import part_digests
+    from gai_yolo.checkpointing.digest import part_digests
 
     return hashlib.sha256(json.dumps(part_digests(run.state.capture())).encode()).hexdigest()[:16]

@@ -33,16 +33,16 @@ from benchmarks.gpu_check import (
     take_step,
     take_steps,
 )
+from gai_yolo.checkpointing import manager as saver
+from gai_yolo.checkpointing.digest import part_digests
 from gai_yolo.data.shapes import NUM_IMAGES, ensure_shapes
 from gai_yolo.detector.loss import DetectionLoss
-from gai_yolo.elastic.process import World
-from gai_yolo.elastic.records import Phase
-from gai_yolo.elastic.watchdog import Watchdog
+from gai_yolo.distributed.world import World
 from gai_yolo.errors import Ending
-from gai_yolo.training import saver
-from gai_yolo.training.digest import part_digests
+from gai_yolo.goodput.record import Phase
+from gai_yolo.supervision.watchdog import Watchdog
 from gai_yolo.training.loop import Run
-from gai_yolo.training.optim import set_rates
+from gai_yolo.training.optimizer import set_rates
 from gai_yolo.training.step import TrainingStep
 
 SMALL = ("data.image_size=256", "training.batch_size=8", "training.micro_batch_size=4")

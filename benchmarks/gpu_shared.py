@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from elastic_train import main
-from gai_yolo.elastic import process
+from gai_yolo.distributed import world as process
 
 
 def share_the_gpu() -> None:

@@ -20,11 +20,11 @@ from benchmarks.gpu_check import (
     synchronise,
     take_steps,
 )
-from gai_yolo.elastic.process import fix_arithmetic
-from gai_yolo.training.buffers import StateBuffer
-from gai_yolo.training.digest import part_digests, quick_digest
+from gai_yolo.checkpointing.capture import StateBuffer
+from gai_yolo.checkpointing.digest import part_digests, quick_digest
+from gai_yolo.checkpointing.disk_tier import expected_bytes, newest
+from gai_yolo.distributed.world import fix_arithmetic
 from gai_yolo.training.loop import Run
-from gai_yolo.training.snapshots import expected_bytes, newest
 
 BOXES = 8
 KINDS = ("exact", "plain", "plain, tuned")

@@ -31,7 +31,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gai_yolo.elastic.records import Record, high_water, parse_records, read_records
+from gai_yolo.goodput.record import Record, high_water, parse_records, read_records
 from tests.faults.cluster import Cluster, Node
 from tests.harness import REPOSITORY, environment, small
 

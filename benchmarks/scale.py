@@ -22,9 +22,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from benchmarks.simulation import DAY, Costs, Kind, Policy, Rate, Restart, Restarts, own_policy, simulate
 from benchmarks.traces import compare, measure, read_trace, table
+from gai_yolo.checkpointing.schedule import young_daly
 from gai_yolo.errors import Refusal
 from gai_yolo.sections import SnapshotsConfig
-from gai_yolo.training.cadence import young_daly
 
 NODES = (8, 32, 128, 512, 2048, 10_000)
 TOLERANCE = 3.0
@@ -149,7 +149,7 @@ def show_scale(costs: Costs, nodes: Sequence[int], losses: int, seed: int) -> No
         f"{HANGS:.1%} of hardware's are hangs; a lost node is replaced after {costs.replacement:.0f} s; steps take longer while nodes are "
         "missing; data, reports and evaluations take no time unless --costs says so; a restart takes as long on many nodes as where it was "
         "measured, which by default was without GPUs (hence the last table).\ninterval: of durable snapshots, by "
-        "gai_yolo.training.cadence, with snapshots.hours_between_failures set to what the rate says; left at its default of "
+        "gai_yolo.checkpointing.schedule, with snapshots.hours_between_failures set to what the rate says; left at its default of "
         f"{hours:g} hours it is {own_policy(costs, 3600 * hours).interval:.0f} s everywhere.\n{ASSUMED_OF_OTHERS}"
     )
 

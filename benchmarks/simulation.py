@@ -1,6 +1,6 @@
 """A job through interruptions, in closed form from one to the next: pure, no clock, no disk.
 
-Each second is in one of the parts of `goodput.json`, by the same rules (`gai_yolo.elastic.timeline`): a new step is useful however slow,
+Each second is in one of the parts of `goodput.json`, by the same rules (`gai_yolo.goodput.timeline`): a new step is useful however slow,
 the step that a death interrupts is lost, a step that is done again is replayed.
 
 What is simplified: snapshots are taken on time, not at the next step's end; evaluations, data and reports are spread over the steps; what
@@ -19,10 +19,10 @@ from typing import Literal
 
 from pydantic import ConfigDict, NonNegativeFloat, PositiveFloat, with_config
 
-from gai_yolo.elastic.records import Phase
-from gai_yolo.elastic.timeline import DOWNTIME, LOST, PARTS, REPLAYED, USEFUL
+from gai_yolo.checkpointing.schedule import FIRST_AFTER, Cost, automatic_interval
+from gai_yolo.goodput.record import Phase
+from gai_yolo.goodput.timeline import DOWNTIME, LOST, PARTS, REPLAYED, USEFUL
 from gai_yolo.sections import ElasticConfig, SnapshotsConfig
-from gai_yolo.training.cadence import FIRST_AFTER, Cost, automatic_interval
 
 Kind = Literal["worker", "node", "notice", "join", "hang", "all"]
 """A process dies; a node dies; a node leaves after a notice; nodes join; a node hangs or is cut off; all nodes die at once."""

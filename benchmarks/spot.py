@@ -21,7 +21,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from gai_yolo.elastic.accounting import REPORT_FILE, Report, from_json
+from gai_yolo.goodput.report import REPORT_FILE, Report, from_json
 from tests.faults.cluster import Cluster, Node
 from tests.faults.metadata_servers import AwsServer
 from tests.harness import REPOSITORY, small

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from benchmarks.simulation import GRACEFUL, Costs, Kind, Restart, Restarts, Strike, own_policy, replay
-from gai_yolo.elastic.accounting import REPORT_FILE, Interruption, Report, from_json
-from gai_yolo.elastic.causes import KILLED
-from gai_yolo.elastic.records import Phase, parse_records, read_records
-from gai_yolo.elastic.timeline import DOWNTIME, LOST, PARTS, REPLAYED, USEFUL, Start, share_out, starts_of
 from gai_yolo.errors import Refusal
+from gai_yolo.goodput.causes import KILLED
+from gai_yolo.goodput.record import Phase, parse_records, read_records
+from gai_yolo.goodput.report import REPORT_FILE, Interruption, Report, from_json
+from gai_yolo.goodput.timeline import DOWNTIME, LOST, PARTS, REPLAYED, USEFUL, Start, share_out, starts_of
 from gai_yolo.sections import SnapshotsConfig
 
 MEETING = f"{DOWNTIME} + {Phase.RENDEZVOUS}"

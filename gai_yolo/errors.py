@@ -65,6 +65,8 @@ _EXIT_CODES = {
 }
 OF_ANOTHER = frozenset({Ending.PEER_LEFT, Ending.PEER_LOST})
 """Endings that tell of something that happened to another process."""
+OWN_REASONS = frozenset({Ending.FAILED, Ending.HUNG, Ending.WAITING})
+"""Endings of one process by itself, because of which the others end. What all of them decide alike the first one says."""
 OWN_FAULTS = frozenset({Ending.FAILED, Ending.HUNG, Ending.HARDWARE})
 """Endings after which another start is likely to end so, too."""
 

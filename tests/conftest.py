@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+from gai_yolo.checkpointing.state import TrainingState
 from gai_yolo.data.batch import Batch
 from gai_yolo.data.index import ImageRecord, make_record
 from gai_yolo.detector import YOLO12
-from gai_yolo.elastic.process import World
+from gai_yolo.detector.ema import EMA
+from gai_yolo.distributed.world import World
 from gai_yolo.sections import TrainingConfig
-from gai_yolo.training.ema import EMA
-from gai_yolo.training.optim import make_optimizer, make_recipe
-from gai_yolo.training.state import TrainingState
+from gai_yolo.training.optimizer import make_optimizer, make_recipe
 
 MakeState = Callable[..., TrainingState]
 MakeBatch = Callable[[int, Sequence[int]], Batch]

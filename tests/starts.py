@@ -6,9 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gai_yolo.elastic.goodput import Identity, Recorder
-from gai_yolo.elastic.records import Phase
 from gai_yolo.errors import Ending
+from gai_yolo.goodput.record import Phase
+from gai_yolo.goodput.recorder import Identity, Recorder
 
 EPOCH = 1_700_000_000.0
 """When simulated jobs begin, seconds since 1970."""

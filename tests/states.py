@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from gai_yolo.checkpointing.state import FORMAT
 from gai_yolo.store.filesystem import FileSystem
 from gai_yolo.store.lease import raise_fence
 from gai_yolo.store.manifest import Kind, Manifest, Position
 from gai_yolo.store.store import Store
-from gai_yolo.training.state import FORMAT
 
 STEPS = 10
 """Of an epoch."""

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from gai_yolo.elastic.process import World
+from gai_yolo.distributed.world import World
 from gai_yolo.reporting.console import Silent
 
 T = TypeVar("T")

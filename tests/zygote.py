@@ -22,10 +22,10 @@ from functools import cache
 from pathlib import Path
 from typing import IO
 
-from gai_yolo.elastic import outcome
-from gai_yolo.launching.fork_server import Script, be_server, preload
-from gai_yolo.launching.forking import ForkServer
-from gai_yolo.launching.processes import die_with_parent
+from gai_yolo.launcher.fork_server import Script, be_server, preload
+from gai_yolo.launcher.forking import ForkServer
+from gai_yolo.launcher.processes import die_with_parent
+from gai_yolo.supervision import outcome
 from tests import spare_writer
 
 REPOSITORY = Path(__file__).parents[1]
@@ -183,7 +183,7 @@ def run_job(words: list[str]) -> None:
     if words[:2] == TORCHRUN:
         at = next(place for place, word in enumerate(words[2:], 2) if not word.startswith("--"))
         server = Twin([sys.executable, "-u", *words[at:]])
-        from gai_yolo.launching.workers import fork_workers
+        from gai_yolo.launcher.workers import fork_workers
 
         fork_workers(server)
         sys.argv = words[1:]

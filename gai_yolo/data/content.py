@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from gai_yolo.data.formats.reading import open_file, patiently
 from gai_yolo.data.index import Records
-from gai_yolo.data.reading import open_file, patiently
 
 SAMPLE = 256
 """Files whose bytes are read."""

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from gai_yolo.data import reading
-from gai_yolo.data.reading import Doubt, patiently
+from gai_yolo.data.formats import reading
+from gai_yolo.data.formats.reading import Doubt, patiently
 
 Image.MAX_IMAGE_PIXELS = None  # only headers are read with it; what can be decoded is up to OpenCV
 ORIENTATION, SIDES_CHANGE = 0x0112, 5

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gai_yolo.data import png
-from gai_yolo.data.check import expand
+from gai_yolo.data.formats.check import expand
+from gai_yolo.data.formats.reading import patiently, read_file
 from gai_yolo.data.header import SIDES_CHANGE
 from gai_yolo.data.index import ImageRecord, Index
-from gai_yolo.data.reading import patiently, read_file
 from gai_yolo.errors import DataError, refused_by
 from gai_yolo.machine import available_cores, available_memory
 

@@ -19,14 +19,14 @@ from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
-from gai_yolo.data.check import Split, expand
 from gai_yolo.data.columns import map_columns, write_columns
 from gai_yolo.data.content import look, sample_positions
-from gai_yolo.data.folders import IMAGE_SUFFIXES, Folders
+from gai_yolo.data.formats.check import Split, expand
+from gai_yolo.data.formats.folders import IMAGE_SUFFIXES, Folders
+from gai_yolo.data.formats.reading import Doubt
+from gai_yolo.data.formats.yolo_txt import find_yaml, leads_to
 from gai_yolo.data.header import UNOPENED
 from gai_yolo.data.index import Category, Index, Problem, Recorded, Records
-from gai_yolo.data.reading import Doubt
-from gai_yolo.data.yolo_txt import find_yaml, leads_to
 from gai_yolo.errors import DataError
 from gai_yolo.sections import DataConfig
 from gai_yolo.store.atomic import is_temporary, publish

@@ -11,17 +11,17 @@ from typing import Literal
 
 import numpy as np
 
-from gai_yolo.data import coco, voc_xml, yolo_txt
-from gai_yolo.data.check import Split, expand
-from gai_yolo.data.coco import read_coco
 from gai_yolo.data.content import content_digest, look, part_digests, sample_positions
-from gai_yolo.data.folders import Folders
+from gai_yolo.data.formats import coco, voc_xml, yolo_txt
+from gai_yolo.data.formats.check import Split, expand
+from gai_yolo.data.formats.coco import read_coco
+from gai_yolo.data.formats.folders import Folders
+from gai_yolo.data.formats.reading import Doubt, patiently
+from gai_yolo.data.formats.voc import read_voc
+from gai_yolo.data.formats.yolo_txt import read_yolo
 from gai_yolo.data.index import Index, Problem, Recorded
 from gai_yolo.data.index_cache import IndexCache
-from gai_yolo.data.reading import Doubt, patiently
 from gai_yolo.data.shapes import VERSION, ensure_shapes
-from gai_yolo.data.voc import read_voc
-from gai_yolo.data.yolo_txt import read_yolo
 from gai_yolo.errors import DataError, refused_by
 from gai_yolo.sections import DataConfig, SplitConfig
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from gai_yolo.data.check import Split
+from gai_yolo.data.formats.check import Split
 from gai_yolo.data.index import Index
 from gai_yolo.data_check.canvas import FAINT, GAP, SMALL_TEXT, SPLIT_COLOURS, TITLE, Canvas, class_labels
 from gai_yolo.data_check.plots import Values, counting, heat_map, histogram, name_splits, page, powers, ranking

@@ -12,11 +12,11 @@ from typing import Protocol
 
 import numpy as np
 
-from gai_yolo.data.check import Split
+from gai_yolo.data.formats.check import Split
+from gai_yolo.data.formats.problems import MOST_SIGHTINGS
+from gai_yolo.data.formats.reading import CannotRead
 from gai_yolo.data.images import decode, refuse_undecodable, tried_positions
 from gai_yolo.data.index import Index, Problem, Sighting
-from gai_yolo.data.problems import MOST_SIGHTINGS
-from gai_yolo.data.reading import CannotRead
 from gai_yolo.data.sources import SPLITS, check_classes, described, load_index
 from gai_yolo.errors import DataError
 from gai_yolo.machine import available_cores

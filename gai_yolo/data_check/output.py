@@ -6,7 +6,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from gai_yolo.data.check import Split
+from gai_yolo.data.formats.check import Split
 from gai_yolo.data.index import Index
 from gai_yolo.data_check.charts import box_chart, class_chart, image_chart
 from gai_yolo.data_check.inspection import Findings

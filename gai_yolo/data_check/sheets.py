@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gai_yolo.data.check import MISSING, Split
+from gai_yolo.data.formats.check import MISSING, Split
+from gai_yolo.data.formats.reading import CannotRead, Doubt
 from gai_yolo.data.header import TOO_LARGE, UNOPENED, UNREADABLE, image_size
 from gai_yolo.data.index import ImageRecord, Index, Problem, Sighting, empty_record
-from gai_yolo.data.reading import CannotRead, Doubt
 from gai_yolo.data_check.canvas import (
     FAINT,
     GAP,

@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gai_yolo.data.check import Split
+from gai_yolo.data.formats.check import Split
 from gai_yolo.data_check.report import ClassCount, ClassReport, Report, SplitReport, Spread, without_root
 
 MOST_CLASSES = 40

@@ -15,7 +15,7 @@ from gai_yolo.detector import YOLO12
 from gai_yolo.detector.loss import DetectionLoss, normalised
 from gai_yolo.detector.postprocess import Detections, select_detections
 from gai_yolo.detector.precision import autocast, to_input
-from gai_yolo.elastic.process import World
+from gai_yolo.distributed.world import World
 from gai_yolo.evaluation.coco_metrics import CocoMetrics, ImageDetections, coco_metrics
 from gai_yolo.sections import EvaluationConfig
 

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from gai_yolo.data.batch import Batch
+from gai_yolo.data.formats.reading import CannotRead
 from gai_yolo.data.images import decode
 from gai_yolo.data.index import Index
-from gai_yolo.data.reading import CannotRead
-from gai_yolo.elastic.accounting import REPORT_FILE, Report, as_json, scalars
 from gai_yolo.evaluation.coco_metrics import ImageDetections
 from gai_yolo.evaluation.evaluator import Evaluation
+from gai_yolo.goodput.report import REPORT_FILE, Report, as_json, scalars
 from gai_yolo.reporting.console import Silent
 from gai_yolo.reporting.drawing import Image, draw_comparison, write_image
 from gai_yolo.reporting.tensorboard import TensorBoard

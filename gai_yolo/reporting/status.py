@@ -16,10 +16,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from gai_yolo.elastic.accounting import REPORT_FILE, Interruption, Report, as_json, from_json, report
-from gai_yolo.elastic.causes import KILLED
-from gai_yolo.elastic.records import parse_records, read_records
 from gai_yolo.errors import Refusal
+from gai_yolo.goodput.causes import KILLED
+from gai_yolo.goodput.record import parse_records, read_records
+from gai_yolo.goodput.report import REPORT_FILE, Interruption, Report, as_json, from_json, report
 from gai_yolo.store.run_folder import RunFolder
 
 PLAIN_WIDTH = 80

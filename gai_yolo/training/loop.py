@@ -7,19 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gai_yolo.checkpointing.digest import DivergenceAlarm
+from gai_yolo.checkpointing.manager import Saver
+from gai_yolo.checkpointing.state import LOSSES, TrainingState
 from gai_yolo.config import Config
 from gai_yolo.data.loader import TrainingLoader
 from gai_yolo.data.order import Plan
-from gai_yolo.elastic.accounting import report
-from gai_yolo.elastic.records import Phase
 from gai_yolo.errors import Departure, Ending
 from gai_yolo.evaluation.coco_metrics import STAT_NAMES
 from gai_yolo.evaluation.evaluator import Evaluator
+from gai_yolo.goodput.record import Phase
+from gai_yolo.goodput.report import report
 from gai_yolo.reporting.reporter import Reporter
-from gai_yolo.training.digest import DivergenceAlarm
-from gai_yolo.training.saver import Saver
-from gai_yolo.training.site import Site
-from gai_yolo.training.state import LOSSES, TrainingState
+from gai_yolo.training.context import Site
 from gai_yolo.training.step import StepResult, TrainingStep, Wishes
 
 TRAIN_COLUMNS = ("train_loss", "train_box", "train_cls", "train_dfl")

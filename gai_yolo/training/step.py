@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from gai_yolo.checkpointing.state import TrainingState
 from gai_yolo.data.batch import Batch
 from gai_yolo.detector.loss import DetectionLoss, normalised
 from gai_yolo.detector.precision import autocast, to_input
-from gai_yolo.elastic.exact import ExactSum, GradientSum, exponents_of, followed, is_too_coarse
-from gai_yolo.elastic.process import World
+from gai_yolo.distributed.exact_sum import ExactSum, GradientSum, exponents_of, followed, is_too_coarse
+from gai_yolo.distributed.world import World
 from gai_yolo.errors import Stop
 from gai_yolo.sections import TrainingConfig
-from gai_yolo.training.optim import Recipe, set_rates
-from gai_yolo.training.running_statistics import RunningStatistics
-from gai_yolo.training.state import TrainingState
+from gai_yolo.training.batchnorm import RunningStatistics
+from gai_yolo.training.optimizer import Recipe, set_rates
 
 NUM_LOSSES = 4
 """Numbers in `LossSums.detached()`; the last is the target scores."""

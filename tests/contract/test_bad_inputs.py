@@ -14,10 +14,10 @@ import torch
 import yaml
 
 from elastic_train import main
+from gai_yolo.checkpointing.state import FORMAT
 from gai_yolo.detector import YOLO12
 from gai_yolo.store.manifest import Manifest, Position
 from gai_yolo.store.run_folder import RunFolder
-from gai_yolo.training.state import FORMAT
 from tests.harness import small
 
 Json = dict[str, Any]

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gai_yolo import cli
+from gai_yolo.cli import main as cli
 from gai_yolo.config import load_config
 from gai_yolo.data import index_cache
 from gai_yolo.data.index import ImageRecord
@@ -336,7 +336,16 @@ def test_very_many_classes_are_shortened_in_the_table_only(tmp_path: Path, capsy
 
 def test_a_reader_that_has_gone_changes_no_exit_code(tmp_path: Path) -> None:
     """Loss: a traceback, or an exit code that is not the verdict's, because `head` had seen enough."""
-    command = [sys.executable, "-m", "gai_yolo.cli", "data", "check", str(write_coco(tmp_path / "data")), "--output", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "gai_yolo.cli",
+        "data",
+        "check",
+        str(write_coco(tmp_path / "data")),
+        "--output",
+        str(tmp_path / "out"),
+    ]
     gone = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert gone.stdout is not None and gone.stderr is not None
     gone.stdout.close()

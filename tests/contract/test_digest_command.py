@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from elastic_train import main
-from gai_yolo import cli
+from gai_yolo.cli import main as cli
 from tests.harness import REPOSITORY, small
 
 

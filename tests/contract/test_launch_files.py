@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gai_yolo import errors
-from gai_yolo.launching.ends import FAILED, TERMINATED
+from gai_yolo.launcher.verdict import FAILED, TERMINATED
 from tests.harness import REPOSITORY, environment
 
 LAUNCH = REPOSITORY / "launch"

@@ -22,7 +22,7 @@ import yaml
 
 from gai_yolo.config import load_config
 from gai_yolo.errors import LEFT, NO_PROGRESS
-from gai_yolo.launching.arguments import add_arguments, settings_from
+from gai_yolo.launcher.arguments import add_arguments, settings_from
 from tests import pytorchjob
 from tests.harness import PATIENCE, REPOSITORY, environment, small
 from tests.pytorchjob import Job, complaints, container, pod_environment, read_job

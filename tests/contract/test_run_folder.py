@@ -114,12 +114,12 @@ def test_fresh_moves_the_old_run_aside(start: Start) -> None:
 
 def test_fresh_is_not_repeated_when_torchrun_restarts_the_worker(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """The restarted worker has the same command line; it would throw away the run that it is to save."""
-    monkeypatch.setattr("gai_yolo.start.launch_id", lambda: "job-7")
+    monkeypatch.setattr("gai_yolo.job.startup.launch_id", lambda: "job-7")
     assert start("training.epochs=1", flags=("--fresh",)) == 0
     assert start(flags=("--fresh",)) == 0
     assert "(job-7) has started over already" in start.out and "going on from" in start.out
     assert [row["epoch"] for row in metrics(start.run_folder)] == [1, 2]
-    monkeypatch.setattr("gai_yolo.start.launch_id", lambda: "job-8")
+    monkeypatch.setattr("gai_yolo.job.startup.launch_id", lambda: "job-8")
     assert start("training.epochs=1", flags=("--fresh",)) == 0
     assert "the old run is kept in" in start.out
 

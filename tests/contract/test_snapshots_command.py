@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from elastic_train import main
-from gai_yolo import cli
+from gai_yolo.cli import main as cli
 from gai_yolo.store.catalogue import Catalogue
 from gai_yolo.store.filesystem import FileSystem
 from gai_yolo.store.manifest import Manifest, Position, encode

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from gai_yolo import cli
-from gai_yolo.elastic.accounting import from_json
-from gai_yolo.elastic.records import Phase
+from gai_yolo.cli import main as cli
 from gai_yolo.errors import Ending
+from gai_yolo.goodput.record import Phase
+from gai_yolo.goodput.report import from_json
 from gai_yolo.reporting.status import LABELS, duration
 from tests.harness import REPOSITORY
 from tests.starts import EPOCH, Node

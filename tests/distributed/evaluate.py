@@ -14,7 +14,7 @@ from gai_yolo.data.sources import load_index
 from gai_yolo.detector import YOLO12
 from gai_yolo.detector.loss import DetectionLoss
 from gai_yolo.detector.weights import load_weights
-from gai_yolo.elastic.process import World
+from gai_yolo.distributed.world import World
 from gai_yolo.evaluation.evaluator import Evaluator
 from gai_yolo.sections import DataConfig, EvaluationConfig
 

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from types import ModuleType
 
 from elastic_train import main
-from gai_yolo import assembly, job
 from gai_yolo.evaluation import evaluator
+from gai_yolo.job import build as assembly
+from gai_yolo.job import run as job
 
 SECONDS, RANK = float(os.environ["SLOW_SECONDS"]), int(os.environ["RANK"])
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from gai_yolo.cli import main as gai_yolo
+from gai_yolo.cli.main import main as gai_yolo
 from tests.harness import run, small
 from tests.runs import ledger, state_digest
 

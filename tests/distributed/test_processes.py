@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gai_yolo.training.digest import part_digests
+from gai_yolo.checkpointing.digest import part_digests
 from tests.harness import Running, run, small
 from tests.runs import ledger, scalars
 

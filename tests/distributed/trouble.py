@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from elastic_train import main
-from gai_yolo import assembly
-from gai_yolo.elastic import progress
-from gai_yolo.elastic.exact import memory_order
+from gai_yolo.distributed.exact_sum import memory_order
+from gai_yolo.goodput import progress
+from gai_yolo.job import build as assembly
 from gai_yolo.training.step import StepResult, TrainingStep
 
 KIND, STEP = os.environ["TROUBLE"], int(os.environ["TROUBLE_STEP"])

@@ -107,7 +107,7 @@ class Node:
 
     def agents(self) -> list[int]:
         """Of torchrun's agent."""
-        return [pid for pid in self.pids() if b"gai_yolo.launching.agent" in _read(pid, "cmdline")]
+        return [pid for pid in self.pids() if b"gai_yolo.launcher.agent" in _read(pid, "cmdline")]
 
     def workers(self) -> list[int]:
         """Of the training processes."""
@@ -280,7 +280,7 @@ def _all_pids() -> list[int]:
 
 def _is_training(command_line: bytes, name: bytes) -> bool:
     # Forks have their server's command line, and in its first moment that one has no name of its own yet.
-    is_fork = b"gai_yolo.launching.fork_server" in command_line
+    is_fork = b"gai_yolo.launcher.fork_server" in command_line
     return any(script in command_line for script in SCRIPTS) and (not is_fork or name.startswith(b"rank-"))
 
 

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from elastic_train import leave, main
-from gai_yolo import assembly
 from gai_yolo.data.dataset import Item, Key, TrainingSet
-from gai_yolo.elastic import progress
 from gai_yolo.evaluation.evaluator import Evaluator
-from gai_yolo.reporting.streams import forgive_lost_streams
+from gai_yolo.goodput import progress
+from gai_yolo.job import build as assembly
+from gai_yolo.supervision.streams import forgive_lost_streams
 from gai_yolo.training.step import StepResult, TrainingStep
 
 WAY, _, LOG = os.environ["GAI_YOLO_ENDING"].partition(":")

@@ -14,10 +14,10 @@ from typing import ClassVar
 
 import pytest
 
-from gai_yolo.elastic import metadata
-from gai_yolo.elastic.dmi import machine_vendor
-from gai_yolo.elastic.metadata import CloudNotice, CloudWatch, Provider
 from gai_yolo.errors import ConfigError
+from gai_yolo.supervision.cloud import watch as metadata
+from gai_yolo.supervision.cloud.firmware import machine_vendor
+from gai_yolo.supervision.cloud.watch import CloudNotice, CloudWatch, Provider
 from tests.faults.metadata_servers import FLOOD_BYTES, LIES, SERVERS, AwsServer, AzureServer, GcpServer, Lie, MetadataServer, Reply, Request
 
 POLL = 0.05
@@ -441,5 +441,5 @@ def test_servers_can_be_run_as_a_process() -> None:
 
 def test_watching_imports_no_torch() -> None:
     """Loss prevented: the launcher, which could watch as well, needs seconds to start."""
-    code = "import gai_yolo.elastic.metadata, sys, json; print(json.dumps('torch' in sys.modules))"
+    code = "import gai_yolo.supervision.cloud.watch, sys, json; print(json.dumps('torch' in sys.modules))"
     assert json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout) is False

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gai_yolo.launching.secret import SECRET_VARIABLE
+from gai_yolo.launcher.rendezvous.secret import SECRET_VARIABLE
 from tests.faults import faults_of_nodes, faults_of_storage
 from tests.faults.cluster import Cluster, Node, has_namespaces
 from tests.faults.cluster_job import MEMORY_INTERVAL, arguments, memory_of

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from gai_yolo import cli
+from gai_yolo.cli import main as cli
 from tests.faults.keeper import PATIENCE, Report, read_report
 from tests.harness import REPOSITORY, command, environment, small, start
 

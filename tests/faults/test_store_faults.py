@@ -11,14 +11,14 @@ from typing import Any, BinaryIO
 import pytest
 import torch
 
+from gai_yolo.checkpointing.disk_tier import newest
+from gai_yolo.checkpointing.state import FORMAT
 from gai_yolo.store.best import BestCopy
 from gai_yolo.store.filesystem import FileSystem
 from gai_yolo.store.lease import raise_fence
 from gai_yolo.store.manifest import Manifest, Position
 from gai_yolo.store.retention import Policy
 from gai_yolo.store.store import Store
-from gai_yolo.training.snapshots import newest
-from gai_yolo.training.state import FORMAT
 
 POLICY = Policy(keep_steps=1, keep_epochs=1)
 BLOCK = 4096

@@ -46,7 +46,7 @@ from gai_yolo.errors import RunFolderBusy
 from gai_yolo.store.lease import Fence
 from gai_yolo.store.store import Store
 from tests.faults.test_two_writers import OLD, save
-marker = "gai_yolo.training.writer"  # what the fault injection looks for
+marker = "gai_yolo.checkpointing.writer_process"  # what the fault injection looks for
 run, number, nonce = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 try:
     save(Store(run, Fence(run.parent / ".run.fence", number, nonce)), 2, OLD)

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gai_yolo.elastic.accounting import SILENCE, as_json, from_json, report, scalars
-from gai_yolo.elastic.causes import KILLED
-from gai_yolo.elastic.records import Phase, parse_records
-from gai_yolo.elastic.timeline import PARTS
 from gai_yolo.errors import Ending
+from gai_yolo.goodput.causes import KILLED
+from gai_yolo.goodput.record import Phase, parse_records
+from gai_yolo.goodput.report import SILENCE, as_json, from_json, report, scalars
+from gai_yolo.goodput.timeline import PARTS
 from tests.starts import EPOCH, TICK, Node
 
 thorough = settings(max_examples=200, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gai_yolo.errors import Refusal
+from gai_yolo.membership.decision import KEPT, Claim, Fate, decide, is_open, turns_after
 from gai_yolo.store.manifest import Position
 from gai_yolo.store.run_record import START, RunRecord, Settled, Turn
-from gai_yolo.training.agreement import KEPT, Claim, Fate, decide, is_open, turns_after
 
 SETTINGS: dict[str, Any] = {"training.batch_size": 16, "loss.box": 7.5, "data": "d" * 64}
 OTHER = SETTINGS | {"training.batch_size": 8}

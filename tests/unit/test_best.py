@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from gai_yolo.checkpointing.writer_process import BestRenewed, renew
 from gai_yolo.store.atomic import copy_draft
 from gai_yolo.store.best import BestCopy
 from gai_yolo.store.filesystem import FileSystem
 from gai_yolo.store.lease import raise_fence
 from gai_yolo.store.manifest import Manifest, Position
 from gai_yolo.store.store import Store
-from gai_yolo.training.writer import BestRenewed, renew
 
 
 class Counting(FileSystem):

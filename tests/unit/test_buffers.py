@@ -19,14 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from gai_yolo.checkpointing.capture import ALIGNMENT, StateBuffer, open_state
+from gai_yolo.checkpointing.disk_tier import expected_bytes
+from gai_yolo.checkpointing.state import LOSSES, Progress, TrainingState
 from gai_yolo.data.batch import Batch
 from gai_yolo.detector.loss import DetectionLoss
-from gai_yolo.elastic.process import World
+from gai_yolo.distributed.world import World
 from gai_yolo.sections import TrainingConfig
-from gai_yolo.training.buffers import ALIGNMENT, StateBuffer, open_state
-from gai_yolo.training.optim import make_recipe
-from gai_yolo.training.snapshots import expected_bytes
-from gai_yolo.training.state import LOSSES, Progress, TrainingState
+from gai_yolo.training.optimizer import make_recipe
 from gai_yolo.training.step import TrainingStep
 
 MakeState = Callable[..., TrainingState]
@@ -202,7 +202,7 @@ def test_a_file_of_it_holds_each_tensor_once_and_nothing_else(buffer: StateBuffe
 READER = """
 import sys
 import torch
-from gai_yolo.training.buffers import Content, open_state
+from gai_yolo.checkpointing.capture import Content, open_state
 tensors, skeleton, path = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 torch.save(open_state(0, Content(tensors, skeleton)), path)
 """

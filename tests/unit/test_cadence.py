@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gai_yolo.checkpointing.schedule import FIRST_AFTER, Cadence, Cost, automatic_interval, young_daly
 from gai_yolo.sections import SnapshotsConfig
-from gai_yolo.training.cadence import FIRST_AFTER, Cadence, Cost, automatic_interval, young_daly
 
 HOUR = 3600.0
 

@@ -12,18 +12,18 @@ import torch
 
 from gai_yolo.config import Config, shared_values
 from gai_yolo.data.index import Category, Index, Records, empty_record
-from gai_yolo.elastic.goodput import Recorder
-from gai_yolo.elastic.metadata import CloudWatch
-from gai_yolo.elastic.notices import Notices
-from gai_yolo.elastic.process import World
-from gai_yolo.elastic.watchdog import Watchdog
+from gai_yolo.distributed.world import World
 from gai_yolo.errors import RESTART, Departure, Refusal
+from gai_yolo.goodput.recorder import Recorder
+from gai_yolo.job.startup import Options, compare_nodes
+from gai_yolo.membership.consistency import Member, compare, must_agree
+from gai_yolo.membership.environment import Environment, processor_facts, read_record
 from gai_yolo.reporting.console import Silent
-from gai_yolo.start import Options, compare_nodes
 from gai_yolo.store.run_folder import RunFolder
-from gai_yolo.training.consistency import Member, compare, must_agree
-from gai_yolo.training.environment import Environment, processor_facts, read_record
-from gai_yolo.training.site import Site
+from gai_yolo.supervision.cloud.watch import CloudWatch
+from gai_yolo.supervision.notices import Notices
+from gai_yolo.supervision.watchdog import Watchdog
+from gai_yolo.training.context import Site
 from tests.worlds import Told, on_ranks
 
 

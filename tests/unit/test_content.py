@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
+from gai_yolo.checkpointing.compatibility import check_continuation, identity_of, judges_anew
+from gai_yolo.checkpointing.disk_tier import Found
 from gai_yolo.config import Config
 from gai_yolo.data import content
 from gai_yolo.data.content import content_digest, look, part_digests, sample_positions
@@ -20,8 +22,6 @@ from gai_yolo.errors import CheckpointError
 from gai_yolo.sections import DataConfig
 from gai_yolo.store.manifest import Manifest, Position
 from gai_yolo.store.retention import Policy, best_of, decide
-from gai_yolo.training.continuation import check_continuation, identity_of, judges_anew
-from gai_yolo.training.snapshots import Found
 
 
 def invert(path: Path) -> None:

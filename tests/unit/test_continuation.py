@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from gai_yolo.checkpointing.disk_tier import Found
 from gai_yolo.config import Config, parse_config
 from gai_yolo.data.order import Plan
-from gai_yolo.elastic.process import World
+from gai_yolo.distributed.world import World
+from gai_yolo.job.settlement import advice, launcher_advice, settle
 from gai_yolo.machine import available_cores
 from gai_yolo.store.manifest import Manifest, Position
-from gai_yolo.training.continuation import advice, launcher_advice, settle
-from gai_yolo.training.snapshots import Found
 
 MANIFEST = Manifest("epoch", Position(10, 1, 640), 0, "", 0, "f" * 16, "2.11.0", "2026-01-01T00:00:00Z")
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from gai_yolo.elastic.process import World
-from gai_yolo.training.digest import DivergenceAlarm, RankDiffers, part_digests, quick_digest
-from gai_yolo.training.state import TrainingState
+from gai_yolo.checkpointing.digest import DivergenceAlarm, RankDiffers, part_digests, quick_digest
+from gai_yolo.checkpointing.state import TrainingState
+from gai_yolo.distributed.world import World
 
 MakeState = Callable[..., TrainingState]
 PARTS = {"weights", "batch_norm", "ema", "optimizer", "metrics", "position"}

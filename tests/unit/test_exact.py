@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gai_yolo.elastic.exact import (
+from gai_yolo.distributed.exact_sum import (
     FALL_BITS,
     HEADROOM_BITS,
     NOTHING,

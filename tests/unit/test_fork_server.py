@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from gai_yolo.launching import processes
-from gai_yolo.launching.command import worker_command
-from gai_yolo.launching.fork_server import imported_names, is_like, preload
-from gai_yolo.launching.forking import fork_server_for
+from gai_yolo.launcher import processes
+from gai_yolo.launcher.command import worker_command
+from gai_yolo.launcher.fork_server import imported_names, is_like, preload
+from gai_yolo.launcher.forking import fork_server_for
 from tests.harness import environment
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="forks are adopted on Linux only")
@@ -44,7 +44,7 @@ os.environ["HEAVY"] = "1"
 AGENT = """
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
-from gai_yolo.launching.forking import ForkServer
+from gai_yolo.launcher.forking import ForkServer
 script, command = sys.argv[1], lambda *more: [sys.executable, "-u", sys.argv[1], *more]
 start = dict(os.environ)
 found = {"agent": os.getpid()}
@@ -257,7 +257,7 @@ def test_imports_are_those_made_before_anything_else() -> None:
     source = b"""'''Docs.'''
 from __future__ import annotations
 import os, torch.nn as nn
-from gai_yolo.job import run_job
+from gai_yolo.job.run import run_job
 from . import relative
 from typing import *
 if True:
@@ -267,7 +267,7 @@ def f():
 os.environ["HOME"] = "elsewhere"
 import transformers
 """
-    assert imported_names(source) == ["os", "torch.nn", "gai_yolo.job", "gai_yolo.job.run_job", "typing"]
+    assert imported_names(source) == ["os", "torch.nn", "gai_yolo.job.run", "gai_yolo.job.run.run_job", "typing"]
 
 
 def test_module_does_not_take_the_place_of_a_function_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from gai_yolo.elastic.accounting import Report, report
-from gai_yolo.elastic.goodput import STEP_PATIENCE, Identity, Recorder, process_started
-from gai_yolo.elastic.record_file import BEAT, RecordFile
-from gai_yolo.elastic.records import (
+from gai_yolo.errors import Ending
+from gai_yolo.goodput.record import (
     BLOCK,
     COMPACTED,
     COMPACTED_AT_ONCE,
@@ -31,7 +29,9 @@ from gai_yolo.elastic.records import (
     parse_records,
     read_records,
 )
-from gai_yolo.errors import Ending
+from gai_yolo.goodput.record_file import BEAT, RecordFile
+from gai_yolo.goodput.recorder import STEP_PATIENCE, Identity, Recorder, process_started
+from gai_yolo.goodput.report import Report, report
 from tests.harness import REPOSITORY
 from tests.starts import EPOCH, Node
 
@@ -66,7 +66,7 @@ def test_every_second_is_in_one_phase() -> None:
 def test_imports_are_counted_from_the_start_of_the_process() -> None:
     """Loss: the import of torch, most of a fast restart, is in no account."""
     began = time.time()
-    with run("import time; time.sleep(0.3); from gai_yolo.elastic.goodput import process_started; print(process_started())") as process:
+    with run("import time; time.sleep(0.3); from gai_yolo.goodput.recorder import process_started; print(process_started())") as process:
         text = process.communicate()[0]
     assert began - 0.05 < float(text) < began + 0.2
     recorder = Recorder(time.time() - 5.0)
@@ -142,8 +142,8 @@ def test_the_first_word_about_the_end_stands() -> None:
 KILLED_IN_A_STEP = """
 import sys, time
 from pathlib import Path
-from gai_yolo.elastic.goodput import *
-from gai_yolo.elastic.records import Phase
+from gai_yolo.goodput.recorder import *
+from gai_yolo.goodput.record import Phase
 recorder = Recorder(process_started())
 recorder.open(Path(sys.argv[1]), Identity(3, "nonce", "node/1", 0, 2), print)
 recorder.started_from(40, 1, "memory")
@@ -173,8 +173,8 @@ def test_after_kill_9_the_last_step_and_the_time_of_death_are_known(tmp_path: Pa
 DISK_FILLS = """
 import resource, sys, time
 from pathlib import Path
-from gai_yolo.elastic.goodput import *
-from gai_yolo.elastic.records import Phase
+from gai_yolo.goodput.recorder import *
+from gai_yolo.goodput.record import Phase
 told = []
 recorder = Recorder(process_started())
 recorder.open(Path(sys.argv[1]), Identity(1, "s", "a", 0, 1), told.append)

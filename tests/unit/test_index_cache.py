@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 
 from gai_yolo.data import index_cache
-from gai_yolo.data.folders import Folders
+from gai_yolo.data.formats.folders import Folders
+from gai_yolo.data.formats.reading import Doubt
 from gai_yolo.data.header import UNOPENED
 from gai_yolo.data.index import Index, Problem
 from gai_yolo.data.index_cache import IndexCache, keep, load
-from gai_yolo.data.reading import Doubt
 from gai_yolo.data.sources import load_index, load_indexes
 from gai_yolo.sections import DataConfig
 from tests.harness import REPOSITORY
@@ -85,7 +85,7 @@ def test_no_image_is_opened_a_second_time(data_set: Path, monkeypatch: pytest.Mo
     """Loss: minutes on network storage, after every crash."""
     first = load_index(config_of(data_set), "train")
     assert len(caches(data_set)) == 1
-    monkeypatch.setattr("gai_yolo.data.check.image_size", lambda path, _: pytest.fail(f"{path} was opened"))
+    monkeypatch.setattr("gai_yolo.data.formats.check.image_size", lambda path, _: pytest.fail(f"{path} was opened"))
     assert_same(load_index(config_of(data_set), "train"), first)
 
 
@@ -134,7 +134,8 @@ def test_one_process_of_a_machine_reads_and_the_others_take_what_it_has_read(dat
     """Loss: eight processes of a node open each image eight times."""
     code = f"""
 import sys
-from gai_yolo.data import check, index_cache, sources
+from gai_yolo.data import index_cache, sources
+from gai_yolo.data.formats import check
 from gai_yolo.sections import DataConfig
 index_cache.LEAST_IMAGES = {COUNT}
 opened = []
@@ -242,7 +243,7 @@ def test_a_yaml_that_lies_apart_from_its_data_set_is_as_good(where: str, tmp_pat
     config = config_of(description, cache_folder=tmp_path / "cache")
     before = load_index(config, "train").digest()
     with monkeypatch.context() as patched:
-        patched.setattr("gai_yolo.data.check.image_size", lambda path, _: pytest.fail(f"{path} was opened"))
+        patched.setattr("gai_yolo.data.formats.check.image_size", lambda path, _: pytest.fail(f"{path} was opened"))
         assert load_index(config, "train").digest() == before
     (root / "labels" / "train" / "0.txt").write_text("0 0.5 0.5 0.2 0.2\n")
     assert load_index(config, "train").digest() != before

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from gai_yolo.elastic import interfaces
-from gai_yolo.elastic.interfaces import choose_interface, interface_addresses, interface_for_peers, source_address
+from gai_yolo.distributed import network as interfaces
+from gai_yolo.distributed.network import choose_interface, interface_addresses, interface_for_peers, source_address
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for its interfaces")
 ADDRESSES = {"lo": "127.0.0.1", "docker0": "172.17.0.1", "eth0": "10.0.0.5"}

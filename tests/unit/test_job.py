@@ -7,23 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from gai_yolo import job
 from gai_yolo.config import Config
 from gai_yolo.data.index import Index
-from gai_yolo.elastic.goodput import Recorder
-from gai_yolo.elastic.metadata import CloudWatch
-from gai_yolo.elastic.notices import Notice, Notices
-from gai_yolo.elastic.process import World
-from gai_yolo.elastic.watchdog import Watchdog
+from gai_yolo.distributed.world import World
 from gai_yolo.errors import LEFT, Departure, Ending
+from gai_yolo.goodput.recorder import Recorder
+from gai_yolo.job import run as job
+from gai_yolo.job.startup import Options
+from gai_yolo.membership.environment import Environment
+from gai_yolo.membership.join import Membership
 from gai_yolo.reporting.console import Silent
-from gai_yolo.start import Options
 from gai_yolo.store.node_memory import NodeMemory
 from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.store.run_record import RunRecord
-from gai_yolo.training.environment import Environment
-from gai_yolo.training.membership import Membership
-from gai_yolo.training.site import Site
+from gai_yolo.supervision.cloud.watch import CloudWatch
+from gai_yolo.supervision.notices import Notice, Notices
+from gai_yolo.supervision.watchdog import Watchdog
+from gai_yolo.training.context import Site
 from tests.conftest import MakeState
 
 

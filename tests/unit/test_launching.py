@@ -17,15 +17,19 @@ import pytest
 from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousParameters
 
-from gai_yolo.cli import main
-from gai_yolo.elastic.outcome import VARIABLE as OUTCOME_VARIABLE
+from gai_yolo.cli.main import main
 from gai_yolo.errors import HARDWARE, LEFT, RESTART, Ending
-from gai_yolo.launching.arguments import RENDEZVOUS, LaunchError, Settings, add_arguments, settings_from
-from gai_yolo.launching.attachment import LOST_AFTER, OUTVOTED_AFTER, Attachment, Look, Target
-from gai_yolo.launching.board import Board, FileBoard, Notes
-from gai_yolo.launching.channel import GREETING_BYTES
-from gai_yolo.launching.command import BACKEND, agent_command, agent_environment, threads_each
-from gai_yolo.launching.ends import (
+from gai_yolo.launcher.arguments import RENDEZVOUS, LaunchError, Settings, add_arguments, settings_from
+from gai_yolo.launcher.command import BACKEND, agent_command, agent_environment, threads_each
+from gai_yolo.launcher.rendezvous.channel import GREETING_BYTES
+from gai_yolo.launcher.rendezvous.client import is_here
+from gai_yolo.launcher.rendezvous.election import LOST_AFTER, OUTVOTED_AFTER, Attachment, Look, Target
+from gai_yolo.launcher.rendezvous.file_store import Board, FileBoard, Notes
+from gai_yolo.launcher.rendezvous.handler import BoardLost, BoardRendezvous, BoardStore, StopStarting, make_rendezvous
+from gai_yolo.launcher.rendezvous.run_name import JobDone, agree_on_run, claim_run, close_run, numbered, random_name
+from gai_yolo.launcher.rendezvous.secret import SECRET_FILE_VARIABLE, SECRET_VARIABLE, Secret
+from gai_yolo.launcher.rendezvous.tcp_store import LIVE_SECONDS, BoardServer, Endpoint, RemoteBoard
+from gai_yolo.launcher.verdict import (
     CLOSED,
     FAILED,
     IN_VAIN,
@@ -44,11 +48,7 @@ from gai_yolo.launching.ends import (
     read_outcome,
     write_outcome,
 )
-from gai_yolo.launching.handler import BoardLost, BoardRendezvous, BoardStore, StopStarting, make_rendezvous
-from gai_yolo.launching.meeting import is_here
-from gai_yolo.launching.run_name import JobDone, agree_on_run, claim_run, close_run, numbered, random_name
-from gai_yolo.launching.secret import SECRET_FILE_VARIABLE, SECRET_VARIABLE, Secret
-from gai_yolo.launching.served import LIVE_SECONDS, BoardServer, Endpoint, RemoteBoard
+from gai_yolo.supervision.outcome import VARIABLE as OUTCOME_VARIABLE
 
 BY_SIGTERM = -signal.SIGTERM
 BY_SIGKILL = -signal.SIGKILL

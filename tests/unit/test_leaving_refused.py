@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 import elastic_train
-from gai_yolo.elastic import outcome
 from gai_yolo.errors import RESTART, ConfigError, RunFolderBusy
+from gai_yolo.supervision import outcome
 
 
 @pytest.mark.parametrize(

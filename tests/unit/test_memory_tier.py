@@ -13,15 +13,15 @@ from typing import Any, Literal
 import pytest
 import torch
 
+from gai_yolo.checkpointing import memory_tier as memory
+from gai_yolo.checkpointing.disk_tier import newest
+from gai_yolo.checkpointing.memory_tier import ASSUMED_BYTES_PER_SECOND, MemoryTier
 from gai_yolo.errors import RunFolderBusy
 from gai_yolo.store.catalogue import Catalogue
 from gai_yolo.store.filesystem import FileSystem
 from gai_yolo.store.lease import raise_fence
 from gai_yolo.store.manifest import Manifest
 from gai_yolo.store.store import Store
-from gai_yolo.training import memory
-from gai_yolo.training.memory import ASSUMED_BYTES_PER_SECOND, MemoryTier
-from gai_yolo.training.snapshots import newest
 from tests.states import Gate, Refusing, content_of, manifest_of, names, store_at
 
 SIZE = 1 << 16

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from gai_yolo.elastic.clouds import CloudNotice
-from gai_yolo.elastic.metadata import CloudWatch
-from gai_yolo.elastic.notices import SIGNALS, Notice, Notices
 from gai_yolo.errors import INTERRUPTED, LEFT
+from gai_yolo.supervision.cloud.providers import CloudNotice
+from gai_yolo.supervision.cloud.watch import CloudWatch
+from gai_yolo.supervision.notices import SIGNALS, Notice, Notices
 
 
 class Cloud(CloudWatch):

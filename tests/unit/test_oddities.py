@@ -22,7 +22,7 @@ from gai_yolo.data.loader import EvaluationLoader
 from gai_yolo.data.sources import load_index, load_indexes
 from gai_yolo.detector import YOLO12
 from gai_yolo.detector.loss import DetectionLoss
-from gai_yolo.elastic.process import World
+from gai_yolo.distributed.world import World
 from gai_yolo.errors import DataError
 from gai_yolo.evaluation.coco_metrics import coco_metrics
 from gai_yolo.evaluation.evaluator import Evaluator

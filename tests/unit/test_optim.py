@@ -13,7 +13,7 @@ from torch.optim import SGD, AdamW
 
 from gai_yolo.detector import YOLO12
 from gai_yolo.sections import TrainingConfig
-from gai_yolo.training.optim import Recipe, make_optimizer, make_recipe, set_rates
+from gai_yolo.training.optimizer import Recipe, make_optimizer, make_recipe, set_rates
 
 
 def recipe_of(num_classes: int = 80, steps_per_epoch: int = 50, **settings: Any) -> Recipe:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gai_yolo.elastic import outcome
 from gai_yolo.errors import Ending
+from gai_yolo.supervision import outcome
 from tests.harness import REPOSITORY, environment
 
 
@@ -81,7 +81,7 @@ print("goes on", flush=True)
 """
 WORKER = """
 import os
-from gai_yolo.elastic import outcome
+from gai_yolo.supervision import outcome
 from gai_yolo.errors import Ending
 print("ready", flush=True)
 if os.environ.get("ORPHAN"):

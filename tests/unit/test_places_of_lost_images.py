@@ -14,17 +14,17 @@ from gai_yolo.config import Config
 from gai_yolo.data.images import check_decodable
 from gai_yolo.data.index import Index
 from gai_yolo.data.sources import load_indexes
-from gai_yolo.elastic.goodput import Recorder
-from gai_yolo.elastic.metadata import CloudWatch
-from gai_yolo.elastic.notices import Notices
-from gai_yolo.elastic.process import World
-from gai_yolo.elastic.watchdog import Watchdog
-from gai_yolo.job import read_data
+from gai_yolo.distributed.world import World
+from gai_yolo.goodput.recorder import Recorder
+from gai_yolo.job.run import read_data
+from gai_yolo.job.startup import Options
+from gai_yolo.membership.lost_images import remember_training_set
 from gai_yolo.reporting.console import Silent
-from gai_yolo.start import Options
 from gai_yolo.store.run_folder import RunFolder
-from gai_yolo.training.lost_images import remember_training_set
-from gai_yolo.training.site import Site
+from gai_yolo.supervision.cloud.watch import CloudWatch
+from gai_yolo.supervision.notices import Notices
+from gai_yolo.supervision.watchdog import Watchdog
+from gai_yolo.training.context import Site
 
 FOLDERS = "abcd"
 
@@ -80,7 +80,7 @@ def test_of_images_of_one_name_the_right_one_is_lost(names: Sequence[str], is_mo
 
 def test_nobody_waits_for_a_lost_image_before_the_first_step(data: Path, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss: a run that was killed before its first checkpoint begins never again: what is gone is waited for, at each start."""
-    monkeypatch.setattr("gai_yolo.data.reading.PATIENCE", 0.1)
+    monkeypatch.setattr("gai_yolo.data.formats.reading.PATIENCE", 0.1)
     remembered(data, site)
     (data / "images" / "a" / "0.bmp").unlink()
     index, _ = read_data(config_of(data), Options(), site)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from gai_yolo.elastic.process import World, check_environment, is_lost_peer
+from gai_yolo.distributed.world import World, check_environment, is_lost_peer
 from gai_yolo.errors import CheckpointError, ConfigError
 from tests.worlds import good, on_ranks
 

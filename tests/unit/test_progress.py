@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from gai_yolo.elastic.progress import LEAST_SECONDS, MOST_IN_VAIN, Delay, judge_progress
-from gai_yolo.elastic.records import Phase, Record, plain
 from gai_yolo.errors import NO_PROGRESS, Ending, NoProgress
+from gai_yolo.goodput.progress import LEAST_SECONDS, MOST_IN_VAIN, Delay, judge_progress
+from gai_yolo.goodput.record import Phase, Record, plain
 
 APART = 25.0
 """Seconds from one start to the next."""

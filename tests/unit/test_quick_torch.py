@@ -14,7 +14,7 @@ LOADED = "assert 'torch._dynamo.symbolic_convert' in sys.modules and 'sympy' in 
 NOT_LOADED = "assert 'torch._dynamo.symbolic_convert' not in sys.modules and 'sympy' not in sys.modules\n"
 TRAIN = """
 from torch.nn.parallel import DistributedDataParallel
-from gai_yolo.elastic.process import fix_arithmetic
+from gai_yolo.distributed.world import fix_arithmetic
 fix_arithmetic()
 layer = torch.nn.Linear(3, 3)
 optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1)

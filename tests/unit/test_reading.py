@@ -15,13 +15,13 @@ import cv2
 import numpy as np
 import pytest
 
-from gai_yolo.data import reading
 from gai_yolo.data.dataset import EvaluationSet
+from gai_yolo.data.formats import reading
+from gai_yolo.data.formats.reading import DOUBT_PATIENCE, CannotRead, Doubt, patiently, read_file
 from gai_yolo.data.header import UNOPENED, UNREADABLE, image_size
 from gai_yolo.data.images import ImageSource, decode
 from gai_yolo.data.index import ImageRecord, make_record
 from gai_yolo.data.loader import EvaluationLoader
-from gai_yolo.data.reading import DOUBT_PATIENCE, CannotRead, Doubt, patiently, read_file
 from gai_yolo.errors import RESTART
 
 SIZE = 64

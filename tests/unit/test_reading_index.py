@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 import pytest
 
-from gai_yolo.data import index_cache, reading
+from gai_yolo.data import index_cache
+from gai_yolo.data.formats import reading
 from gai_yolo.data.sources import load_index
 from gai_yolo.errors import DataError
 from gai_yolo.sections import DataConfig

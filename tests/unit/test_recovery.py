@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from gai_yolo.elastic.process import World
+from gai_yolo.checkpointing.disk_tier import Found, newest
+from gai_yolo.checkpointing.recovery import agree, share
+from gai_yolo.distributed.world import World
 from gai_yolo.errors import RESTART, CheckpointError, Departure
 from gai_yolo.store.catalogue import Catalogue
 from gai_yolo.store.manifest import decode
-from gai_yolo.training.recovery import agree, share
-from gai_yolo.training.snapshots import Found, newest
 from tests.states import content_of, flip, foreign, manifest_of, published, store_at
 from tests.worlds import good, on_ranks
 

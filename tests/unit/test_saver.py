@@ -13,19 +13,19 @@ from typing import Any
 import pytest
 import torch
 
+from gai_yolo.checkpointing.digest import part_digests
+from gai_yolo.checkpointing.disk_tier import Snapshots, newest
+from gai_yolo.checkpointing.manager import Saver
+from gai_yolo.checkpointing.memory_tier import MemoryTier
+from gai_yolo.checkpointing.state import TrainingState
 from gai_yolo.detector.loss import DetectionLoss
-from gai_yolo.elastic.process import World
+from gai_yolo.distributed.world import World
 from gai_yolo.sections import TrainingConfig
 from gai_yolo.store.catalogue import Catalogue
 from gai_yolo.store.filesystem import FileSystem
 from gai_yolo.store.lease import raise_fence
 from gai_yolo.store.store import Store
-from gai_yolo.training.digest import part_digests
-from gai_yolo.training.memory import MemoryTier
-from gai_yolo.training.optim import make_recipe
-from gai_yolo.training.saver import Saver
-from gai_yolo.training.snapshots import Snapshots, newest
-from gai_yolo.training.state import TrainingState
+from gai_yolo.training.optimizer import make_recipe
 from gai_yolo.training.step import TrainingStep
 from tests.conftest import MakeBatch, MakeState
 from tests.states import Gate, Refusing, store_at
@@ -293,7 +293,7 @@ def test_a_state_that_changes_is_waited_for(saving: Saving, state: TrainingState
 
 def test_a_state_that_never_stops_changing_is_not_saved(saving: Saving, state: TrainingState, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss: as above, under a whole digest; or a process that never ends, because it waits for a GPU that hangs."""
-    monkeypatch.setattr("gai_yolo.training.saver.LOCK_PATIENCE", 0.1)
+    monkeypatch.setattr("gai_yolo.checkpointing.manager.LOCK_PATIENCE", 0.1)
     with state.changing:
         rescue, failures = in_thread(saving.saver)
         rescue.join(20)
@@ -306,7 +306,7 @@ def test_a_rescue_waits_for_the_training_threads_own_last_save(
     tmp_path: Path, state: TrainingState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Loss: the watchdog ends the process in the middle of the save that was in time."""
-    monkeypatch.setattr("gai_yolo.training.saver.LOCK_PATIENCE", 0.1)
+    monkeypatch.setattr("gai_yolo.checkpointing.manager.LOCK_PATIENCE", 0.1)
     gate = Gate()
     saving = Saving(tmp_path, state, disk_fs=gate)
     gate.shut()

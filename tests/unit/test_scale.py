@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from benchmarks.scale import OTHERS, RATES, main, others_costs, read_costs, slower
 from benchmarks.simulation import Costs, Job, Policy, Rate, Restart, Restarts, Strike, own_policy, replay, simulate
 from benchmarks.traces import kind_of, measure, schedule_of
-from gai_yolo.elastic.accounting import Interruption, as_json, report
-from gai_yolo.elastic.causes import KILLED
-from gai_yolo.elastic.records import Phase, pack
+from gai_yolo.checkpointing.schedule import Cadence, Cost
 from gai_yolo.errors import Ending, Refusal
+from gai_yolo.goodput.causes import KILLED
+from gai_yolo.goodput.record import Phase, pack
+from gai_yolo.goodput.report import Interruption, as_json, report
 from gai_yolo.sections import SnapshotsConfig
-from gai_yolo.training.cadence import Cadence, Cost
 from tests.starts import Node
 
 MIXED = Rate("mixed", 1.0, "", {"worker": 0.3, "node": 0.3, "notice": 0.2, "hang": 0.1, "all": 0.1}, at_once=2.0)

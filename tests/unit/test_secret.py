@@ -22,11 +22,11 @@ from typing import Any
 import pytest
 from torch.distributed.elastic.rendezvous import RendezvousParameters, RendezvousStateError, dynamic_rendezvous
 
-from gai_yolo.cli import main
-from gai_yolo.launching import served
-from gai_yolo.launching.arguments import RENDEZVOUS, add_arguments, settings_from
-from gai_yolo.launching.board import FIRST_SLOT, HEADER, MAGIC, SLOT_BYTES, BoardRefused, FileBoard, Notes
-from gai_yolo.launching.channel import (
+from gai_yolo.cli.main import main
+from gai_yolo.launcher.arguments import RENDEZVOUS, add_arguments, settings_from
+from gai_yolo.launcher.command import BACKEND
+from gai_yolo.launcher.rendezvous import tcp_store as served
+from gai_yolo.launcher.rendezvous.channel import (
     ANSWER_BYTES,
     GREETING,
     GREETING_BYTES,
@@ -38,13 +38,10 @@ from gai_yolo.launching.channel import (
     Greeting,
     Stranger,
 )
-from gai_yolo.launching.command import BACKEND
-from gai_yolo.launching.ends import Starts
-from gai_yolo.launching.handler import BoardRendezvous, make_rendezvous
-from gai_yolo.launching.launch import Launcher
-from gai_yolo.launching.meeting import EndpointMeeting, Host
-from gai_yolo.launching.rendezvous_state import StateBackend, decode, encode, unknown_torch
-from gai_yolo.launching.secret import (
+from gai_yolo.launcher.rendezvous.client import EndpointMeeting, Host
+from gai_yolo.launcher.rendezvous.file_store import FIRST_SLOT, HEADER, MAGIC, SLOT_BYTES, BoardRefused, FileBoard, Notes
+from gai_yolo.launcher.rendezvous.handler import BoardRendezvous, make_rendezvous
+from gai_yolo.launcher.rendezvous.secret import (
     SECRET_FILE_VARIABLE,
     SECRET_VARIABLE,
     Secret,
@@ -54,7 +51,10 @@ from gai_yolo.launching.secret import (
     secret_for,
     shared_secret,
 )
-from gai_yolo.launching.served import MOST_STRANGERS, BoardServer, Endpoint, RemoteBoard
+from gai_yolo.launcher.rendezvous.state import StateBackend, decode, encode, unknown_torch
+from gai_yolo.launcher.rendezvous.tcp_store import MOST_STRANGERS, BoardServer, Endpoint, RemoteBoard
+from gai_yolo.launcher.supervisor import Launcher
+from gai_yolo.launcher.verdict import Starts
 
 SECRET, ANOTHER = Secret("0123456789abcdef" * 2), Secret("fedcba9876543210" * 2)
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give files away")
@@ -521,7 +521,7 @@ def test_launcher_ends_with_a_sentence_at_a_file_of_a_stranger(
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     (tmp_path / "own").mkdir()
-    monkeypatch.setattr("gai_yolo.launching.launch.Signals", Untold)
+    monkeypatch.setattr("gai_yolo.launcher.supervisor.Signals", Untold)
     settings = settings_from(parser.parse_args(["--rendezvous", "board", "--", "train.py"]))
     assert isinstance(settings.rendezvous, Path)
     launcher = Launcher(settings, secret_for(settings.rendezvous, settings.secret), tmp_path / "own")
@@ -556,9 +556,9 @@ def test_a_launcher_waits_for_a_disk_that_has_no_room_for_a_secret(
         raise Enough
 
     monkeypatch.setattr(os, "write", full)
-    monkeypatch.setattr("gai_yolo.launching.launch.time.sleep", tries.append)
+    monkeypatch.setattr("gai_yolo.launcher.supervisor.time.sleep", tries.append)
     monkeypatch.setattr(Launcher, "run", run)
-    monkeypatch.setattr("gai_yolo.launching.launch.Signals", Untold)
+    monkeypatch.setattr("gai_yolo.launcher.supervisor.Signals", Untold)
     with pytest.raises(Enough):
         main(["launch", "--rendezvous", "board", "--", "train.py"])
     told = capsys.readouterr().err
@@ -576,7 +576,7 @@ def test_a_file_whose_owner_the_share_has_mapped_is_this_users(tmp_path: Path, m
     os.chown(tmp_path / "secret", 1234, -1)
     with pytest.raises(SecretError, match="belongs to user 1234"):
         read_secret(tmp_path / "secret")
-    monkeypatch.setattr("gai_yolo.launching.secret._uid_in", lambda _folder: 1234)
+    monkeypatch.setattr("gai_yolo.launcher.rendezvous.secret._uid_in", lambda _folder: 1234)
     assert read_secret(tmp_path / "secret").text == SECRET.text
 
 
@@ -587,7 +587,7 @@ def test_an_agents_secret_that_was_cleaned_away_is_put_back(tmp_path: Path, monk
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     settings = settings_from(parser.parse_args(["--", "train.py"]))
-    monkeypatch.setattr("gai_yolo.launching.launch.Signals", Untold)
+    monkeypatch.setattr("gai_yolo.launcher.supervisor.Signals", Untold)
     (tmp_path / "own").mkdir()
     launcher = Launcher(settings, SECRET, tmp_path / "own")
     seen = list[str]()
@@ -596,7 +596,7 @@ def test_an_agents_secret_that_was_cleaned_away_is_put_back(tmp_path: Path, monk
         seen.append(read_secret(Path(environment[SECRET_FILE_VARIABLE])).text)
         raise Enough
 
-    monkeypatch.setattr("gai_yolo.launching.launch.Child", child)
+    monkeypatch.setattr("gai_yolo.launcher.supervisor.Child", child)
     shutil.rmtree(tmp_path / "own")
     (tmp_path / "own").mkdir()
     with pytest.raises(Enough):
@@ -700,7 +700,7 @@ def test_only_the_endpoints_own_address_is_listened_on(monkeypatch: pytest.Monke
     """Loss: a port that is open on every network that a host has; or one that nobody but the host itself can reach."""
     named = {"own": ["127.0.1.1"], "plain": ["10.0.0.5"], "nat": [], "localhost": ["127.0.0.1", "::1"]}
     ways = {"other": "10.0.0.5", "far": "10.9.0.5", "self": "127.0.0.1", "gone": None}
-    module = "gai_yolo.launching.meeting."
+    module = "gai_yolo.launcher.rendezvous.client."
     monkeypatch.setattr(f"{module}own_addresses", lambda host: named[host])
     monkeypatch.setattr(f"{module}source_address", lambda host, _: ways[host])
     monkeypatch.setattr(f"{module}all_addresses", lambda: ["127.0.0.1", "10.0.0.5", "10.9.0.5", "::1", "2001:db8::5"])
@@ -744,7 +744,7 @@ def answers(host: str, port: int) -> bool:
 def test_addresses_that_come_later_are_listened_on_too(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss: a job started at boot waits for ever for a first node that was there before its network."""
     port, own, said = endpoint.port, ["127.0.1.1"], list[str]()
-    monkeypatch.setattr("gai_yolo.launching.meeting.own_addresses", lambda _: list(own))
+    monkeypatch.setattr("gai_yolo.launcher.rendezvous.client.own_addresses", lambda _: list(own))
     meeting = EndpointMeeting([Endpoint("localhost", port)], SECRET, "job", "localhost", 60.0, said.append)
     try:
         early = RemoteBoard(Endpoint("127.0.1.1", port), SECRET, 5.0)

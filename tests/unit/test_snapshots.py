@@ -23,6 +23,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from gai_yolo.checkpointing.capture import StateBuffer
+from gai_yolo.checkpointing.disk_tier import Snapshots, bytes_to_come, expected_bytes, is_due, make_manifest, newest
+from gai_yolo.checkpointing.state import FORMAT, TrainingState
+from gai_yolo.checkpointing.writer_handle import START
+from gai_yolo.checkpointing.writer_process import Answer, Request, send, serve
 from gai_yolo.config import Config, fingerprint
 from gai_yolo.errors import CheckpointError
 from gai_yolo.store.catalogue import Catalogue
@@ -33,11 +38,6 @@ from gai_yolo.store.manifest import Kind, Manifest, Position, decode, encode
 from gai_yolo.store.retention import Policy
 from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.store.store import Store
-from gai_yolo.training.buffers import StateBuffer
-from gai_yolo.training.snapshots import Snapshots, bytes_to_come, expected_bytes, is_due, make_manifest, newest
-from gai_yolo.training.state import FORMAT, TrainingState
-from gai_yolo.training.writer import Answer, Request, send, serve
-from gai_yolo.training.writer_process import START
 
 MakeState = Callable[..., TrainingState]
 STEPS = 10

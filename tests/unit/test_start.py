@@ -14,24 +14,24 @@ from typing import Any
 import pytest
 import torch
 
+from gai_yolo.checkpointing.disk_tier import Found
 from gai_yolo.config import Config
-from gai_yolo.elastic.goodput import Recorder
-from gai_yolo.elastic.metadata import CloudWatch
-from gai_yolo.elastic.notices import Notices
-from gai_yolo.elastic.process import World
-from gai_yolo.elastic.records import Record, pack, plain, read_records
-from gai_yolo.elastic.watchdog import Watchdog
+from gai_yolo.distributed.world import World
 from gai_yolo.errors import CheckpointError, Refusal
+from gai_yolo.goodput.record import Record, pack, plain, read_records
+from gai_yolo.goodput.recorder import Recorder
+from gai_yolo.job.rollback import roll_back, state_at
+from gai_yolo.job.startup import Options, find, open_record, open_run, read_accounts, tell_if_far_ahead
+from gai_yolo.membership.join import remember
 from gai_yolo.reporting.console import Silent
-from gai_yolo.start import Options, find, open_record, open_run, read_accounts, tell_if_far_ahead
 from gai_yolo.store.catalogue import Catalogue
 from gai_yolo.store.node_memory import NodeMemory
 from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.store.run_record import RunRecord, Settled
-from gai_yolo.training.membership import remember
-from gai_yolo.training.rollback import roll_back, state_at
-from gai_yolo.training.site import Site
-from gai_yolo.training.snapshots import Found
+from gai_yolo.supervision.cloud.watch import CloudWatch
+from gai_yolo.supervision.notices import Notices
+from gai_yolo.supervision.watchdog import Watchdog
+from gai_yolo.training.context import Site
 from tests.states import content_of, flip, manifest_of, published, store_at
 from tests.worlds import Told, good, on_ranks
 
@@ -159,8 +159,8 @@ def local(tmp_path: Path, notices: Notices) -> Cluster:
 
 
 def launched(monkeypatch: pytest.MonkeyPatch, launch: str | None, restarted: bool = False) -> None:
-    monkeypatch.setattr("gai_yolo.start.launch_id", lambda: launch)
-    monkeypatch.setattr("gai_yolo.start.was_restarted", lambda: restarted)
+    monkeypatch.setattr("gai_yolo.job.startup.launch_id", lambda: launch)
+    monkeypatch.setattr("gai_yolo.job.startup.was_restarted", lambda: restarted)
 
 
 def test_all_nodes_keep_one_name_for_the_run(cluster: Cluster) -> None:

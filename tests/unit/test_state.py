@@ -13,16 +13,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gai_yolo.checkpointing.state import FORMAT, TrainingState
 from gai_yolo.data.batch import Batch
+from gai_yolo.detector.ema import EMA
 from gai_yolo.detector.loss import DetectionLoss
-from gai_yolo.elastic.exact import ExactSum
-from gai_yolo.elastic.process import World
+from gai_yolo.distributed.exact_sum import ExactSum
+from gai_yolo.distributed.world import World
 from gai_yolo.errors import CheckpointError
 from gai_yolo.sections import TrainingConfig
-from gai_yolo.training.ema import EMA
-from gai_yolo.training.optim import make_recipe
-from gai_yolo.training.running_statistics import RunningStatistics
-from gai_yolo.training.state import FORMAT, TrainingState
+from gai_yolo.training.batchnorm import RunningStatistics
+from gai_yolo.training.optimizer import make_recipe
 from gai_yolo.training.step import TrainingStep
 
 MakeState = Callable[..., TrainingState]

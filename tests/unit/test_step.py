@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gai_yolo.checkpointing.digest import part_digests
+from gai_yolo.checkpointing.state import TrainingState
 from gai_yolo.data.batch import Batch
 from gai_yolo.detector.loss import DetectionLoss
-from gai_yolo.elastic.process import World
+from gai_yolo.distributed.world import World
 from gai_yolo.sections import TrainingConfig
-from gai_yolo.training.digest import part_digests
-from gai_yolo.training.optim import Recipe, make_recipe
-from gai_yolo.training.state import TrainingState
+from gai_yolo.training.optimizer import Recipe, make_recipe
 from gai_yolo.training.step import NO_WISHES, TrainingStep, WentBad, Wishes
 
 MakeState = Callable[..., TrainingState]

@@ -11,10 +11,10 @@ from typing import NoReturn
 
 import pytest
 
-from gai_yolo.elastic.notices import Notice, Notices
-from gai_yolo.elastic.records import Phase
-from gai_yolo.elastic.watchdog import FIRST_STEP_FACTOR, LOST_PATIENCE, TICK, Watchdog, activity_of
 from gai_yolo.errors import LEFT, RESTART, Ending
+from gai_yolo.goodput.record import Phase
+from gai_yolo.supervision.notices import Notice, Notices
+from gai_yolo.supervision.watchdog import FIRST_STEP_FACTOR, LOST_PATIENCE, TICK, Watchdog, activity_of
 from tests.harness import REPOSITORY, environment
 
 GRACE, STEP_TIMEOUT, IDLE_TIMEOUT = 15.0, 60.0, 300.0
@@ -417,10 +417,10 @@ def test_it_can_be_stopped(scene: Scene) -> None:
 
 WORKER = """
 import ctypes, sys
-from gai_yolo.elastic.metadata import CloudWatch
-from gai_yolo.elastic.notices import Notices
-from gai_yolo.elastic.records import Phase
-from gai_yolo.elastic.watchdog import Watchdog
+from gai_yolo.supervision.cloud.watch import CloudWatch
+from gai_yolo.supervision.notices import Notices
+from gai_yolo.goodput.record import Phase
+from gai_yolo.supervision.watchdog import Watchdog
 
 def farewell(ending, reason, launcher_knows):
     print(ending.exit_code, reason, flush=True)

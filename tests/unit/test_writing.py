@@ -14,13 +14,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gai_yolo.checkpointing import background_writer as writing
+from gai_yolo.checkpointing.background_writer import GIVEN_UP, HANGING, LONGEST_PAUSE, MOST_WAITING_EPOCHS, BackgroundWriter
+from gai_yolo.checkpointing.capture import StateBuffer, open_state
+from gai_yolo.checkpointing.writer_handle import Job, WriterProcess
+from gai_yolo.checkpointing.writer_process import Answer, BestRenewed
 from gai_yolo.errors import RunFolderBusy
 from gai_yolo.store.manifest import Kind, Manifest, Position
-from gai_yolo.training import writing
-from gai_yolo.training.buffers import StateBuffer, open_state
-from gai_yolo.training.writer import Answer, BestRenewed
-from gai_yolo.training.writer_process import Job, WriterProcess
-from gai_yolo.training.writing import GIVEN_UP, HANGING, LONGEST_PAUSE, MOST_WAITING_EPOCHS, BackgroundWriter
 
 GOOD = Answer(size=1000, seconds=0.5, cpu_seconds=0.1)
 FULL = Answer(failure="No space left on device")

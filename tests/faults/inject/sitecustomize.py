@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 
-WRITER = "gai_yolo.training.writer"
+WRITER = "gai_yolo.checkpointing.writer_process"
 
 
 def role(path):

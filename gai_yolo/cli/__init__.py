@@ -1,0 +1,1 @@
+"""The command `gai-yolo`; a module a group of commands."""

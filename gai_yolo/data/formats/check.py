@@ -1,0 +1,251 @@
+"""What is checked while a data set is read, the same for every annotation format.
+
+A reader turns its files into `RawImage`s and `build_index` does the rest: finds missing and unreadable images, takes the
+real image sizes, clips boxes and leaves out impossible ones. Everything that was mended or left out is counted in
+`Problems`; only what makes the data set useless is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from gai_yolo.data.formats.folders import Folders
+from gai_yolo.data.formats.problems import Problems
+from gai_yolo.data.formats.reading import Doubt, read_file
+from gai_yolo.data.header import SIDES_CHANGE, Header, image_size
+from gai_yolo.data.index import Category, ImageRecord, Index, Records, make_record
+from gai_yolo.errors import DataError, refused_by
+from gai_yolo.machine import available_cores
+
+Split = Literal["train", "val"]
+SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid", "validation")}
+"""What folders and files of a split are called, the most usual name first (Roboflow writes `valid`)."""
+MIN_SIDE = 1e-3
+"""Pixels; a shorter side is what remains of a mis-click or of rounded fractions, and IoU with it is noise."""
+CLIP_TOLERANCE = 0.5
+"""Pixels; written decimals are rounded, so less than this beyond the border is clipped without being counted."""
+
+NO_AREA = 0.0
+"""For one that is written and not to be used."""
+
+MISSING = "image file missing"
+OTHER_SIZE = "image size differs from the annotation"
+TURNED = "image that its EXIF data turns"
+OUTSIDE = "box outside the image"
+DEGENERATE = "box without area"
+NOT_FINITE = "box with a number that is not finite"
+UNKNOWN_CLASS = "box of an unknown class"
+SAME_BOX = "box that is there twice"
+SAME_IMAGE = "image that is named twice"
+NO_OBJECTS_AREA = "area that no object in the image can have"
+NOT_NAMED = "image that no annotation names"
+
+
+class RawBox(NamedTuple):
+    """A box as an annotation file gives it, not yet checked."""
+
+    corners: tuple[float, float, float, float]
+    """xyxy, in pixels or, if the image says so, in fractions of its sides."""
+    position: int
+    """Position of its class in the categories."""
+    record: int | str
+    """Number of the annotation, line or object, for messages."""
+    crowd: bool = False
+    area: float | None = None
+    """Pixels^2 as annotated; None takes the box's own."""
+    outline: tuple[float, ...] = ()
+    """Of which it is the bounding box, if it is: other outlines may have the same."""
+
+
+@dataclass(slots=True)
+class RawImage:
+    """An image as an annotation file gives it, not yet checked."""
+
+    image_id: int
+    path: Path
+    where: str
+    """What a box's record number is appended to in messages: `train.json, annotation`."""
+    boxes: list[RawBox] = field(default_factory=list)
+    size: tuple[float, float] | None = None
+    """Width and height as annotated, if they are."""
+    fractions: bool = False
+    """The corners are fractions of the sides (YOLO)."""
+
+
+def expand(path: Path) -> Path:
+    """Replace a leading `~`.
+
+    Raises:
+        DataError: that user has no home folder (containers often run as a user without one).
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise DataError(f"{path}: there is no home folder for `~`; write the path in full.") from None
+
+
+def is_text(value: object) -> bool:
+    """Whether it is a string, not empty, that can be printed and be a file's name (JSON and YAML can spell half characters)."""
+    if not isinstance(value, str) or not value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def read_annotations(path: Path, what: str, doubt: Doubt) -> bytes:
+    """All of a file that says what is in images. Without it the data set is another one (images without boxes, or without a class, which
+    renumbers those behind it), so that it cannot be left out as an image can.
+
+    Raises:
+        DataError: it cannot be read; `what` says in the message what it is.
+    """
+    try:
+        return read_file(path, doubt)
+    except OSError as error:
+        raise refused_by(error, DataError(f"{path}: cannot read the {what} ({error.strerror}); correct data.path or the file.")) from None
+
+
+def read_text(path: Path, what: str, doubt: Doubt) -> str:
+    """A small text file (UTF-8, with or without a byte order mark).
+
+    Raises:
+        DataError: as `read_annotations`, or it is no such text.
+    """
+    try:
+        return read_annotations(path, what, doubt).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: the {what} is not UTF-8 text; save it as UTF-8.") from None
+
+
+def build_index(
+    source: str,
+    categories: Sequence[Category],
+    images: Sequence[RawImage],
+    problems: Problems,
+    max_bad_fraction: float,
+    folders: Folders,
+) -> Index:
+    """Check every image and box and build the index, in the order of `images`.
+
+    Raises:
+        DataError: there are no images, or more than `max_bad_fraction` of them are missing or unreadable (those that
+            the reader has already counted in `problems` included).
+    """
+    total = len(images) + problems.num_bad_images
+    if total == 0:
+        raise DataError(f"{source}: the split has no images; check data.path and the split's annotations and images.")
+    images = _each_once(images, folders, problems)
+    present = [image for image in images if folders.holds(image.path)]
+    for image in images:
+        if not folders.holds(image.path):
+            problems.add_bad_image(MISSING, str(image.path), image.path)
+    # Opening a header is waiting for the disk or the network, hence more threads than cores.
+    with ThreadPoolExecutor(max_workers=min(32, 4 * available_cores())) as pool:
+        sizes = list(pool.map(lambda image: image_size(image.path, folders.doubt), present))
+    for image, size in zip(present, sizes, strict=True):
+        if isinstance(size, str):
+            problems.add_bad_image(size, str(image.path), image.path)
+    _refuse_bad_images(source, total, problems, max_bad_fraction)
+    records = [_checked(image, size, problems) for image, size in zip(present, sizes, strict=True) if not isinstance(size, str)]
+    return Index(source, tuple(categories), Records.of(records), problems.freeze())
+
+
+def _as_seen(image: RawImage, header: Header, problems: Problems) -> Header:
+    """What the annotator saw: the annotated size tells, if it can; else the image upright, as every viewer shows it."""
+    width, height, orientation = header
+    if orientation == 1:
+        return header
+    changes, told = orientation >= SIDES_CHANGE, image.size
+    if changes and told is not None and told[0] != told[1] and width != height and (told[0] > told[1]) == (width > height):
+        problems.add(TURNED, str(image.path), "not turned, as its annotated size wants it", image.path)
+        return Header(width, height)
+    problems.add(TURNED, str(image.path), "turned upright, which its boxes refer to", image.path)
+    return Header(height, width, orientation) if changes else header
+
+
+def _each_once(images: Sequence[RawImage], folders: Folders, problems: Problems) -> list[RawImage]:
+    """One image for each file, with the boxes of all its names."""
+    found: dict[Path, RawImage] = {}
+    for image in images:
+        first = found.setdefault(folders.real(image.path), image)
+        if first is not image:
+            example = f"{image.path} (image {image.image_id}, and image {first.image_id})"
+            problems.add(SAME_IMAGE, example, "counted once, with the boxes of both", image.path)
+            first.boxes += image.boxes
+    return list(found.values())
+
+
+def _refuse_bad_images(source: str, total: int, problems: Problems, max_bad_fraction: float) -> None:
+    bad = problems.num_bad_images
+    if bad > max_bad_fraction * total or bad == total:
+        raise DataError(
+            f"{source}: {bad} of {total} images are missing or unreadable, more than data.max_bad_fraction = {max_bad_fraction:g} allows "
+            f"({problems.first_bad}); restore the files or correct data.path."
+        )
+
+
+def _checked(image: RawImage, header: Header, problems: Problems) -> ImageRecord:
+    width, height, orientation = _as_seen(image, header, problems)
+    if image.size is not None and image.size != (width, height):
+        example = f"{image.path}: {image.size[0]:g} x {image.size[1]:g}, really {width} x {height}"
+        problems.add(OTHER_SIZE, example, "real size used", image.path)
+    scale = (width, height, width, height) if image.fractions else (1, 1, 1, 1)
+    kept: list[tuple[RawBox, list[float]]] = []
+    seen: set[RawBox] = set()
+    for box in image.boxes:
+        same = box._replace(record="")
+        if same in seen:
+            problems.add(SAME_BOX, f"{image.where} {box.record}", "counted once", image.path, box.corners, image.fractions)
+            continue
+        corners = [value * factor for value, factor in zip(box.corners, scale, strict=True)]
+        clipped = _clip(corners, width, height, image, box, problems)
+        if clipped is not None:
+            seen.add(same)
+            kept.append((box, clipped))
+    areas = [_area(box, corners, width * height, image, problems) for box, corners in kept]
+    return make_record(
+        image.image_id,
+        image.path,
+        width,
+        height,
+        [corners for _, corners in kept],
+        [box.position for box, _ in kept],
+        [box.crowd for box, _ in kept],
+        areas,
+        orientation,
+    )
+
+
+def _area(box: RawBox, corners: list[float], most: float, image: RawImage, problems: Problems) -> float:
+    if box.area is not None and 0.0 < box.area <= most:
+        return box.area
+    if box.area is not None:
+        problems.add(NO_OBJECTS_AREA, f"{image.where} {box.record}", "that of its box taken", image.path, box.corners, image.fractions)
+    return (corners[2] - corners[0]) * (corners[3] - corners[1])
+
+
+def _clip(corners: list[float], width: int, height: int, image: RawImage, box: RawBox, problems: Problems) -> list[float] | None:
+    def add(kind: str, action: str) -> None:
+        problems.add(kind, f"{image.where} {box.record}", action, image.path, box.corners, image.fractions)
+
+    if not all(map(math.isfinite, corners)):
+        add(NOT_FINITE, "skipped")
+        return None
+    limits = (width, height, width, height)
+    clipped = [float(np.float32(min(max(value, 0.0), limit))) for value, limit in zip(corners, limits, strict=True)]
+    if clipped[2] - clipped[0] <= MIN_SIDE or clipped[3] - clipped[1] <= MIN_SIDE:
+        add(DEGENERATE, "skipped")
+        return None
+    if max(abs(a - b) for a, b in zip(corners, clipped, strict=True)) > CLIP_TOLERANCE:
+        add(OUTSIDE, "clipped")
+    return clipped

@@ -1,1 +1,0 @@
-"""What makes training indifferent to the machines it runs on."""

@@ -1,0 +1,1 @@
+"""Where the time goes: what a process writes down, and what the records add up to."""

@@ -1,0 +1,195 @@
+"""Where the time goes: a stop-watch with one hand for each phase, whose position survives the death of the process.
+
+The first process of each node writes its record at every step boundary and once a second, so after `kill -9` the time of death
+is known within a second, and the last completed step exactly.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gai_yolo.errors import OWN_REASONS, Ending
+from gai_yolo.goodput.record import Phase, Record, plain
+from gai_yolo.goodput.record_file import RecordFile
+
+STEP_PATIENCE = 0.1
+"""Seconds that a step waits for its entry. A disk that takes longer..."""
+SPARED = 60.0
+"""...is not waited for at all for so many seconds."""
+PATIENCE = 1.0
+"""Seconds that the first and the last words wait for their entries."""
+RECENT = 50
+"""Steps over which the pace is taken."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Whose record it is."""
+
+    number: int
+    """Grows with every start of the job and is the same on all nodes of a start."""
+    start: str
+    """The same on all nodes of a start, and no other's."""
+    node: str
+    rank: int
+    world_size: int
+    local_rank: int = 0
+    """Of its node's processes; 0 for the first."""
+
+
+class Recorder:
+    """Counts the seconds of one process. Every method may be called from any thread, and none raises because of a disk.
+
+    It begins in memory, in the phase `import` and at the time the process was started; `open` gives it a file. The other processes of a
+    node write theirs only if they end for a reason of their own.
+
+    Args:
+        process_started: seconds since 1970; see `process_started`.
+        clock: counts seconds also while the machine sleeps.
+    """
+
+    def __init__(
+        self, process_started: float, clock: Callable[[], float] | None = None, wall_clock: Callable[[], float] = time.time
+    ) -> None:
+        self._clock, self._wall_clock = clock or _uptime, wall_clock
+        self._record = Record(began=process_started, id=os.urandom(6).hex())
+        self._since = self._clock() - max(0.0, wall_clock() - process_started)
+        self._boundaries: deque[float] = deque(maxlen=RECENT + 1)
+        self._state = threading.Lock()
+        self._file: RecordFile | None = None
+        self._make_file: Callable[[], RecordFile] | None = None
+        self._spared_until = 0.0
+
+    def open(self, folder: Path, identity: Identity, tell: Callable[[str], None]) -> None:
+        """Keep a file in `folder` from now on, or on another process than its node's first from a word on that may be the cause of the
+        others' ends; `tell` gets the one message if the disk refuses."""
+        with self._state:
+            record = self._record
+            record.number, record.start, record.node = identity.number, identity.start, identity.node
+            record.rank, record.world_size, record.local_rank = identity.rank, identity.world_size, identity.local_rank
+            self._make_file = lambda: RecordFile(folder / record.name, self.record, tell)
+        if identity.local_rank == 0:
+            self._file = self._make_file()
+        self._note(PATIENCE)
+
+    def begin_at(self, moment: float) -> None:
+        """Count from an earlier moment, in seconds since 1970: what was before the process is start-up, as its imports are."""
+        with self._state:
+            record = self._record
+            earlier = max(0.0, record.began - moment)
+            record.began -= earlier
+            record.seconds[Phase.IMPORT] = record.seconds.get(Phase.IMPORT, 0.0) + earlier
+
+    def enter(self, phase: Phase) -> None:
+        """The next phase begins."""
+        with self._state:
+            self._count()
+            if phase != self._record.phase:
+                self._record.phase, self._record.stretch = phase, 0.0
+
+    def started_from(
+        self, step: int, epoch: int, source: str, known: int = 0, total_steps: int | None = None, epochs: int | None = None
+    ) -> None:
+        """Training goes on here.
+
+        Args:
+            step: completed optimizer steps.
+            epoch: that is being trained, from 1.
+            source: of the state: `memory`, `durable`, `peer`, `nothing`.
+            known: the highest step of all earlier starts (`high_water` of their records); up to it, steps are replays.
+            total_steps: of the whole run.
+            epochs: of the whole run.
+        """
+        with self._state:
+            record = self._record
+            record.origin, record.source, record.known = step, source, known
+            record.step, record.highest, record.epoch = step, step, epoch
+            record.total_steps, record.epochs = total_steps, epochs
+        self._note(PATIENCE)
+
+    def step_done(self, step: int, epoch: int) -> None:
+        """Optimizer step `step` (from 1), of epoch `epoch` (from 1), is complete. Steps that this or an earlier start had completed
+        before are replays."""
+        with self._state:
+            now = self._count()
+            record = self._record
+            if step <= max(record.known, record.highest):
+                record.replayed_seconds += record.pending_seconds
+                record.replayed_steps += 1
+            else:
+                record.useful_seconds += record.pending_seconds
+                record.useful_steps += 1
+            record.pending_seconds = record.stretch = 0.0
+            record.step, record.epoch, record.highest = step, epoch, max(step, record.highest)
+            self._boundaries.append(now - record.seconds.get(Phase.EVALUATION, 0.0))
+            if len(self._boundaries) > 1:
+                record.pace = max(0.0, self._boundaries[-1] - self._boundaries[0]) / (len(self._boundaries) - 1)
+        spared = now < self._spared_until
+        if not self._note(0.0 if spared else STEP_PATIENCE) and not spared:
+            self._spared_until = now + SPARED
+
+    def ended(self, ending: Ending, words: str | None = None) -> None:
+        """Say how this start ends, in words for people, too. The first word stands: it is the nearest to the cause. What follows up to the
+        death of the process is still counted."""
+        with self._state:
+            self._count()
+            record = self._record
+            if record.ending is None:
+                record.ending, record.outcome, record.ended = ending, words or str(ending), record.end
+                if self._file is None and self._make_file is not None and ending in OWN_REASONS:
+                    self._file = self._make_file()
+        self._note(PATIENCE)
+
+    def close(self) -> None:
+        """Make the last entry."""
+        if self._file is not None:
+            self._file.close(PATIENCE)
+            self._file = None
+
+    def record(self) -> dict[str, Any]:
+        """What is known up to now, as it would be read from the file."""
+        with self._state:
+            self._count()
+            self._record.beat = self._wall_clock()
+            return plain(self._record)
+
+    def _note(self, patience: float) -> bool:
+        """Bring the file up to date; returns whether that was done within `patience` seconds."""
+        return self._file is None or self._file.update(patience)
+
+    def _count(self) -> float:
+        """Give the time since the last call to the present phase; returns the clock's time."""
+        now = self._clock()
+        passed, self._since = max(0.0, now - self._since), now
+        record = self._record
+        record.stretch += passed
+        if record.phase == Phase.STEP:
+            record.pending_seconds += passed
+        else:
+            record.seconds[record.phase] = record.seconds.get(record.phase, 0.0) + passed
+        return now
+
+
+def process_started(process: int | str = "self") -> float:
+    """When a process was started, in seconds since 1970 to about 0.01 s, so that its imports are counted; now where the system does
+    not say."""
+    now = time.time()
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        age = _uptime() - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, LookupError):
+        return now
+    return now - max(0.0, age)
+
+
+def _uptime() -> float:
+    """Seconds since the machine was booted, on Linux its sleep included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if sys.platform == "linux" else time.monotonic()

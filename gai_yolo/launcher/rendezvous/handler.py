@@ -1,0 +1,227 @@
+"""torchrun's rendezvous on a board of ours."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import torch.distributed as dist
+from torch.distributed.elastic.rendezvous import (
+    RendezvousClosedError,
+    RendezvousError,
+    RendezvousGracefulExitError,
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousParameters,
+)
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, create_handler
+
+from gai_yolo.launcher.arguments import parse_rendezvous
+from gai_yolo.launcher.command import BACKEND
+from gai_yolo.launcher.rendezvous.file_store import Board, FileBoard
+from gai_yolo.launcher.rendezvous.run_name import close_run
+from gai_yolo.launcher.rendezvous.secret import given_secret, secret_for
+from gai_yolo.launcher.rendezvous.state import StateBackend
+from gai_yolo.launcher.rendezvous.tcp_store import RemoteBoard
+from gai_yolo.launcher.verdict import Starts
+
+ANSWER_WITHIN = 5.0
+"""Seconds; a board that takes longer is lost."""
+POLL = 0.1
+"""Seconds between two looks for a note that another node has yet to write."""
+BARRIER = timedelta(seconds=300)
+"""torchrun waits so long at the end for other nodes' workers. It sets this on a wrapper of the store, which does not pass it on."""
+LEAVE_WITHIN = 2.0
+"""Seconds."""
+
+
+class BoardLost(RuntimeError):
+    """The board cannot be reached, or another node has not written what it had to."""
+
+
+class StopStarting(Exception):
+    """Workers must not be started again.
+
+    Args:
+        code: with which the agent is to end.
+    """
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class BoardStore(dist.Store):  # type: ignore[name-defined, misc]
+    """A board as a store of torch.distributed, which calls it through its C++ wrappers.
+
+    Raises:
+        BoardLost: from every call.
+
+    Args:
+        patience: seconds to wait for other nodes' notes.
+    """
+
+    def __init__(self, board: Board, patience: float) -> None:
+        super().__init__()
+        self._board, self._patience = board, timedelta(seconds=patience)
+
+    def set(self, key: str, value: str | bytes) -> None:
+        """Leave a note."""
+        self.multi_set([key], [value])
+
+    def get(self, key: str) -> bytes:
+        """Wait for a note and read it."""
+        (value,) = self.multi_get([key])
+        return value
+
+    def add(self, key: str, amount: int) -> int:
+        """Add to a number."""
+        with _lost():
+            return self._board.add(key, amount)
+
+    def compare_set(self, key: str, expected: str | bytes, value: str | bytes) -> bytes:
+        """Leave a note if another stands there; returns what stands there then."""
+        with _lost():
+            return self._board.swap(key, _bytes(expected), _bytes(value))
+
+    def check(self, keys: Sequence[str]) -> bool:
+        """Whether all these notes are there."""
+        with _lost():
+            return None not in self._board.read(keys)
+
+    def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:
+        """Wait until all these notes are there."""
+        self._wait(keys, BARRIER if timeout is None else timeout)
+
+    def multi_get(self, keys: Sequence[str]) -> list[bytes]:
+        """Wait for notes and read them."""
+        return self._wait(keys, self._patience)
+
+    def multi_set(self, keys: Sequence[str], values: Sequence[str | bytes]) -> None:
+        """Leave notes."""
+        with _lost():
+            self._board.write({key: _bytes(value) for key, value in zip(keys, values, strict=True)})
+
+    def has_extended_api(self) -> bool:
+        """There are `multi_get` and `multi_set`."""
+        return True
+
+    def _wait(self, keys: Sequence[str], patience: timedelta) -> list[bytes]:
+        deadline = time.monotonic() + patience.total_seconds()
+        while True:
+            with _lost():
+                found = self._board.read(keys)
+            values = [value for value in found if value is not None]
+            if len(values) == len(found):
+                return values
+            if time.monotonic() > deadline:
+                raise BoardLost(f"no node has written {keys[found.index(None)]} for {patience.total_seconds():.0f} s")
+            time.sleep(POLL)
+
+
+class BoardRendezvous(RendezvousHandler):
+    """torchrun's own rendezvous with another end: it is closed when the workers have succeeded, and only then. torchrun closes it, for
+    all nodes, whenever an agent fails.
+
+    Args:
+        job: on the board.
+        starts: whether workers may be started.
+    """
+
+    def __init__(self, parameters: RendezvousParameters, job: str, starts: Starts) -> None:
+        self._board = _board_at(parameters.endpoint)
+        self._job, self._starts = job, starts
+        self._run = parameters.run_id
+        # Kept: where C++ alone holds a store of Python's, its methods are gone.
+        self._store = BoardStore(self._board, parameters.get_as_int("read_timeout") or 20)
+        self._handler: DynamicRendezvousHandler = create_handler(self._store, StateBackend(self._board, self._run), parameters)
+        self._resized = False
+
+    def get_backend(self) -> str:
+        """Its name."""
+        return BACKEND
+
+    @property
+    def use_agent_store(self) -> bool:
+        """See the base class."""
+        return self._handler.use_agent_store
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """Meet the other nodes, before workers are started.
+
+        Raises:
+            StopStarting: they must not be.
+        """
+        code = self._starts.before(self._resized)
+        if code is not None:
+            raise StopStarting(code)
+        try:
+            info = self._handler.next_rendezvous()
+        except RendezvousGracefulExitError as error:
+            raise RendezvousClosedError(str(error)) from None
+        self._starts.begun()
+        return info
+
+    def num_nodes_waiting(self) -> int:
+        """See the base class. Where it is more than 0, torchrun ends its workers and calls `next_rendezvous`."""
+        number = self._handler.num_nodes_waiting()
+        self._resized = number > 0
+        return number
+
+    def is_closed(self) -> bool:
+        """See the base class."""
+        return self._handler.is_closed()
+
+    def set_closed(self) -> None:
+        """The run has succeeded: those who wait, and those who come later, need not begin."""
+        close_run(self._board, self._job, self._run)
+        self._handler.set_closed()
+
+    def get_run_id(self) -> str:
+        """See the base class."""
+        return self._run
+
+    def shutdown(self) -> bool:
+        """torchrun's agent ends, which is not the end of the job."""
+        return True
+
+    def leave(self) -> None:
+        """Strike this node off, so that the others need not wait until it is taken for dead."""
+        # torchrun does this within next_rendezvous and has no public way to it. If a later version has changed it, they wait.
+        with contextlib.suppress(ImportError, AttributeError, TypeError, RendezvousError, BoardLost):
+            from torch.distributed.elastic.rendezvous.dynamic_rendezvous import _RendezvousExitOp
+
+            self._handler._stop_heartbeats()
+            self._handler._op_executor.run(_RendezvousExitOp(), time.monotonic() + LEAVE_WITHIN)
+
+
+def make_rendezvous(parameters: RendezvousParameters, job: str, starts: Starts) -> BoardRendezvous:
+    """For torchrun's registry.
+
+    Raises:
+        BoardLost: there is nobody at its endpoint.
+    """
+    with _lost():
+        return BoardRendezvous(parameters, job, starts)
+
+
+def _board_at(address: str) -> Board:
+    where = parse_rendezvous(address)
+    secret = secret_for(where, given_secret(None, os.environ))
+    return FileBoard(where, secret) if isinstance(where, Path) else RemoteBoard(where[0], secret, ANSWER_WITHIN)
+
+
+@contextlib.contextmanager
+def _lost() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:  # the last two: what answers is no board
+        raise BoardLost(str(error)) from error
+
+
+def _bytes(value: str | bytes) -> bytes:
+    return value.encode() if isinstance(value, str) else value

@@ -1,0 +1,147 @@
+"""torchrun's rendezvous state on a board, as JSON.
+
+torchrun keeps its state as a pickle, and a pickle can run code in whoever reads it. Here the state travels in a form of our own with a
+strict schema. torchrun asks its backend for a pickle all the same; it gets one that this very process has made, of fields that it has
+checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import torch
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousStateError, dynamic_rendezvous
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import RendezvousBackend
+
+from gai_yolo.launcher.rendezvous.file_store import Board
+
+FIELDS = {"round", "complete", "deadline", "closed", "participants", "wait_list", "redundancy_list", "last_heartbeats"}
+NODE_FIELDS = {"addr", "pid", "local_id"}
+"""What there is in PyTorch 2.11 to 2.15."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class _Node(_Part):
+    addr: Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[\w.:%-]+$")]
+    pid: NonNegativeInt
+    local_id: NonNegativeInt
+
+
+_Nodes = Annotated[list[_Node], Field(max_length=100_000)]
+
+
+class _State(_Part):
+    round: NonNegativeInt
+    complete: bool
+    deadline: AwareDatetime | None
+    closed: bool
+    participants: Annotated[list[tuple[_Node, int]], Field(max_length=100_000)]
+    wait_list: _Nodes
+    redundancy_list: _Nodes
+    last_heartbeats: Annotated[list[tuple[_Node, AwareDatetime]], Field(max_length=100_000)]
+
+
+def unknown_torch() -> str | None:
+    """Why this PyTorch's rendezvous cannot be used, for people; None: it can."""
+    try:
+        known = vars(dynamic_rendezvous._RendezvousState()).keys() == FIELDS
+        known = known and dynamic_rendezvous._NodeDesc.__dataclass_fields__.keys() == NODE_FIELDS
+    except (AttributeError, TypeError):
+        known = False
+    if known:
+        return None
+    return f"PyTorch {torch.__version__} keeps a rendezvous state that is not known here; install 2.11 to 2.15, or a newer gai-yolo."
+
+
+def encode(state: Any) -> bytes:
+    """JSON of torchrun's state."""
+    content = _State(
+        round=state.round,
+        complete=state.complete,
+        deadline=state.deadline,
+        closed=state.closed,
+        participants=[(_node(node), rank) for node, rank in state.participants.items()],
+        wait_list=[_node(node) for node in sorted(state.wait_list)],
+        redundancy_list=[_node(node) for node in sorted(state.redundancy_list)],
+        last_heartbeats=[(_node(node), at) for node, at in state.last_heartbeats.items()],
+    )
+    return content.model_dump_json().encode()
+
+
+def decode(data: bytes) -> Any:
+    """The way back.
+
+    Raises:
+        ValueError: it is no such JSON.
+    """
+    content = _State.model_validate_json(data)
+    state = dynamic_rendezvous._RendezvousState()
+    state.round, state.complete, state.deadline, state.closed = content.round, content.complete, content.deadline, content.closed
+    state.participants = {_desc(node): rank for node, rank in content.participants}
+    state.wait_list = {_desc(node) for node in content.wait_list}
+    state.redundancy_list = {_desc(node) for node in content.redundancy_list}
+    state.last_heartbeats = {_desc(node): at for node, at in content.last_heartbeats}
+    return state
+
+
+class StateBackend(RendezvousBackend):
+    """Where torchrun keeps its state.
+
+    Args:
+        run: name of the run.
+    """
+
+    def __init__(self, board: Board, run: str) -> None:
+        self._board, self._note = board, f"torch.rendezvous.{run}"
+
+    @property
+    def name(self) -> str:
+        """See the base class."""
+        return "gai-yolo"
+
+    def get_state(self) -> tuple[bytes, Any] | None:
+        """See the base class; the token is the note itself."""
+        with _reached():
+            (note,) = self._board.read([self._note])
+        return (_pickled(note), note) if note else None
+
+    def set_state(self, state: bytes, token: Any | None = None) -> tuple[bytes, Any, bool] | None:
+        """See the base class.
+
+        Args:
+            state: a pickle that torchrun has just made in this process.
+        """
+        wanted = encode(pickle.loads(state))
+        with _reached():
+            note = self._board.swap(self._note, token or b"", wanted)
+        return (_pickled(note), note, note == wanted) if note else None
+
+
+def _pickled(note: bytes) -> bytes:
+    try:
+        return pickle.dumps(decode(note))
+    except ValidationError as error:
+        raise RendezvousStateError(f"the rendezvous holds no state of torchrun ({error.error_count()} faults)") from None
+
+
+def _node(node: Any) -> _Node:
+    return _Node(addr=node.addr, pid=node.pid, local_id=node.local_id)
+
+
+def _desc(node: _Node) -> Any:
+    return dynamic_rendezvous._NodeDesc(node.addr, node.pid, node.local_id)
+
+
+@contextlib.contextmanager
+def _reached() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise RendezvousConnectionError("the board cannot be reached") from error

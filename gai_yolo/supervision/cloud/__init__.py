@@ -1,0 +1,1 @@
+"""How the clouds announce that a machine goes away."""
