@@ -23,15 +23,15 @@ from gai_yolo.goodput.recorder import Recorder
 from gai_yolo.job.build import assemble, make_loaders, make_plan, make_state
 from gai_yolo.job.settlement import settle
 from gai_yolo.membership.join import Membership
-from gai_yolo.reporting.console import Silent
+from gai_yolo.reporting.console import NullConsole
 from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.store.run_record import RunRecord
 from gai_yolo.supervision.cloud.watch import CloudWatch
 from gai_yolo.supervision.notices import Notices
 from gai_yolo.supervision.watchdog import Watchdog
-from gai_yolo.training.context import Site
+from gai_yolo.training.context import JobContext
 from gai_yolo.training.loop import Run
-from gai_yolo.training.optimizer import make_recipe
+from gai_yolo.training.optimizer import make_schedule
 
 
 def main() -> None:
@@ -64,18 +64,18 @@ def build(config_path: Path, overrides: list[str], world: World | None = None) -
     world = world or World(config.training.device, config.training.threads)
     notices = Notices(CloudWatch("none"))
     watchdog = Watchdog(notices, 15.0, 60.0, lambda *_: None)  # looks at nothing until it is started
-    site = Site(world, RunFolder(config.run_folder), Silent(), notices, watchdog, Recorder(time.time()))
-    site.folder.lock()
-    site.folder.make()
+    context = JobContext(world, RunFolder(config.run_folder), NullConsole(), notices, watchdog, Recorder(time.time()))
+    context.folder.lock()
+    context.folder.make()
     indexes = load_indexes(config.data)
     config = settle(config, None, world, len(indexes[0])).config
     num_classes = len(indexes[0].categories)
-    recipe = make_recipe(config.training, num_classes, make_plan(config, len(indexes[0])).steps_per_epoch)
-    state = make_state(config, recipe, num_classes, site, None)
+    schedule = make_schedule(config.training, num_classes, make_plan(config, len(indexes[0])).steps_per_epoch)
+    state = make_state(config, schedule, num_classes, context, None)
     closing = contextlib.ExitStack()
     atexit.register(closing.close)
-    loaders = make_loaders(config, indexes, make_plan(config, len(indexes[0])), site, None, closing)
-    return assemble(config, indexes, loaders, recipe, state, site, {}, Membership(RunRecord("1-benchmark"), None), [])
+    loaders = make_loaders(config, indexes, make_plan(config, len(indexes[0])), context, None, closing)
+    return assemble(config, indexes, loaders, schedule, state, context, {}, Membership(RunRecord("1-benchmark"), None), [])
 
 
 def train(run: Run, steps: Iterable[list[Batch]]) -> float:

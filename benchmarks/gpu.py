@@ -29,7 +29,7 @@ LOG_BYTES = 400_000
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """One check."""
 
     words: tuple[str, ...]
@@ -46,31 +46,31 @@ class Plan:
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1")
 STAGES = (
-    (Plan(("gpu_kernels", "environment"), 100),),
+    (BatchPlan(("gpu_kernels", "environment"), 100),),
     (
-        Plan(("gpu_jobs", "repeated"), 110),
-        Plan(("gpu_jobs", "undisturbed", "bf16"), 80),
-        Plan(("gpu_jobs", "undisturbed", "fp16"), 80),
-        Plan(("gpu_kernels", "synchronisations"), 60),
-        Plan(("gpu_kernels", "hook"), 60, TORCHRUN),
+        BatchPlan(("gpu_jobs", "repeated"), 110),
+        BatchPlan(("gpu_jobs", "undisturbed", "bf16"), 80),
+        BatchPlan(("gpu_jobs", "undisturbed", "fp16"), 80),
+        BatchPlan(("gpu_kernels", "synchronisations"), 60),
+        BatchPlan(("gpu_kernels", "hook"), 60, TORCHRUN),
     ),
     (
-        Plan(("gpu_jobs", "interrupted", "bf16"), 150),
-        Plan(("gpu_jobs", "two_processes", "bf16"), 150),
+        BatchPlan(("gpu_jobs", "interrupted", "bf16"), 150),
+        BatchPlan(("gpu_jobs", "two_processes", "bf16"), 150),
     ),
     (
-        Plan(("gpu_jobs", "interrupted", "fp16"), 150),
-        Plan(("gpu_jobs", "fork_server", "bf16"), 150),
-        Plan(("gpu_jobs", "under_torchrun", "bf16"), 150),
+        BatchPlan(("gpu_jobs", "interrupted", "fp16"), 150),
+        BatchPlan(("gpu_jobs", "fork_server", "bf16"), 150),
+        BatchPlan(("gpu_jobs", "under_torchrun", "bf16"), 150),
     ),
-    (Plan(("gpu_jobs", "stuck", "within"), 75),),
-    (Plan(("gpu_jobs", "stuck", "before"), 75),),
-    (Plan(("gpu_jobs", "stuck", "behind"), 75),),
-    (Plan(("gpu_speed", "throughput"), 90),),
-    (Plan(("gpu_speed", "stall", "n"), 45),),
-    (Plan(("gpu_speed", "stall", "x"), 60),),
-    (Plan(("gpu_speed", "busy"), 50),),
-    (Plan(("gpu_speed", "loader"), 60),),
+    (BatchPlan(("gpu_jobs", "stuck", "within"), 75),),
+    (BatchPlan(("gpu_jobs", "stuck", "before"), 75),),
+    (BatchPlan(("gpu_jobs", "stuck", "behind"), 75),),
+    (BatchPlan(("gpu_speed", "throughput"), 90),),
+    (BatchPlan(("gpu_speed", "stall", "n"), 45),),
+    (BatchPlan(("gpu_speed", "stall", "x"), 60),),
+    (BatchPlan(("gpu_speed", "busy"), 50),),
+    (BatchPlan(("gpu_speed", "loader"), 60),),
 )
 
 
@@ -83,7 +83,7 @@ class Report:
         out.mkdir(parents=True, exist_ok=True)
         (out / "log.txt").write_text("")
 
-    def add(self, plan: Plan, outcome: str, seconds: float) -> None:
+    def add(self, plan: BatchPlan, outcome: str, seconds: float) -> None:
         """Note a check that has ended, and say so."""
         path = self.work / f"{plan.name}.result.json"
         found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"figures": {}, "failures": []}
@@ -128,7 +128,7 @@ def main() -> int:
     return int(any(found["failures"] for found in report.checks.values()))
 
 
-def run(plan: Plan, options: list[str], report: Report, limit: float, deadline: float) -> None:
+def run(plan: BatchPlan, options: list[str], report: Report, limit: float, deadline: float) -> None:
     """Run one check within its limit, and end all that it has started."""
     started = time.monotonic()
     limit = min(limit, deadline - started)

@@ -66,9 +66,9 @@ class Check:
             self._write()
 
     def _write(self) -> None:
-        draft = self.result.with_suffix(f".{os.getpid()}")
-        draft.write_text(json.dumps({key: asdict(self)[key] for key in ("figures", "failures")}, default=str))
-        draft.replace(self.result)
+        temp = self.result.with_suffix(f".{os.getpid()}")
+        temp.write_text(json.dumps({key: asdict(self)[key] for key in ("figures", "failures")}, default=str))
+        temp.replace(self.result)
 
 
 def be_one_of(checks: Mapping[str, Any], about: str | None) -> NoReturn:

@@ -102,7 +102,7 @@ def one_kind(check: Check, label: str, settings: tuple[str, ...], boxes: int, ev
         check.expect(False, f"{label}: {str(error).strip().splitlines()[0]}")
         check.say(f"{label}: without deterministic kernel", without_deterministic_kernel(run, batches, evaluate))
     finally:
-        run.site.folder.release()
+        run.context.folder.release()
 
 
 def without_deterministic_kernel(run: Run, batches: list[Any], evaluate: bool) -> list[str]:
@@ -137,7 +137,7 @@ def synchronisations(check: Check) -> None:
         if label == "exact, 1 micro-batch":
             places = waits_of(lambda run=run: run.evaluate(run.state.ema.model), check.on_gpu)
             check.say("evaluation: synchronisations an image", sum(places.values()) / NUM_IMAGES["val"])
-        run.site.folder.release()
+        run.context.folder.release()
 
 
 def waits_of(action: Any, on_gpu: bool) -> Counter[str]:
@@ -167,7 +167,9 @@ def hook(check: Check) -> None:
             if kind != "alone":
                 world.world_size = 2  # there is one; but so everything goes the way of many
                 gains = run.config.loss
-                step = TrainingStep(run.state, DetectionLoss(gains.box, gains.cls, gains.dfl), run.step.recipe, world, run.config.training)
+                step = TrainingStep(
+                    run.state, DetectionLoss(gains.box, gains.cls, gains.dfl), run.step.schedule, world, run.config.training
+                )
             batches = make_batches(run, FEW_BOXES)
             synchronise(run)
             started = time.perf_counter()
@@ -177,7 +179,7 @@ def hook(check: Check) -> None:
             check.say(f"{label}, {kind}: seconds of 4 steps", time.perf_counter() - started)
             digests[kind] = digest_of(run)
             world.world_size = 1
-            run.site.folder.release()
+            run.context.folder.release()
         check.say(f"{label}: digests", digests)
         check.expect(len(set(digests.values())) == 1, f"{label}: through the hook the state is another one: {digests}")
     world.world_size = 2
@@ -227,13 +229,13 @@ def rescue(check: Check, where: str) -> None:
         check.say("farewell", [ending.exit_code, reason])
         check.say("seconds from the stall to the farewell", time.monotonic() - started)
 
-    watchdog = Watchdog(run.site.notices, 15.0, 2.0, farewell)
+    watchdog = Watchdog(run.context.notices, 15.0, 2.0, farewell)
     watchdog.rescue = run.saver.save_now
     watchdog.enter(Phase.STEP)
     for _ in range(4):
         take_steps(run, batches, 1)
         watchdog.step_done()
-    set_rates(run.state.optimizer, run.step.recipe, run.state.step)  # as the step does first, so that only what matters can differ
+    set_rates(run.state.optimizer, run.step.schedule, run.state.step)  # as the step does first, so that only what matters can differ
     check.say("expected", part_digests(run.state.capture()))
     synchronise(run)
     if where == "behind":

@@ -74,7 +74,7 @@ def compare(check: Check, size: str, side: int, batch: int, micro: int, amp: str
                 seconds[kind].append(taken)
     set_arithmetic("exact")
     for run in runs.values():
-        run.site.folder.release()
+        run.context.folder.release()
     found: dict[str, Any] = {kind: round(batch / statistics.median(values), 1) for kind, values in seconds.items()}
     found["spread of exact"] = [round(batch / value, 1) for value in (max(seconds["exact"]), min(seconds["exact"]))]
     found["exact / plain"] = round(found["exact"] / found["plain"], 3)
@@ -116,7 +116,7 @@ def busy(check: Check) -> None:
         check.say(f"{label}: most of it, in ms", {name: round(us / 1e3, 2) for name, us in by_name.most_common(12)})
         host = sorted(profiler.key_averages(), key=lambda one: -one.self_cpu_time_total)[:12]
         check.say(f"{label}: host, in ms and calls", {one.key: [round(one.self_cpu_time_total / 1e3, 2), one.count] for one in host})
-        run.site.folder.release()
+        run.context.folder.release()
 
 
 def stall(check: Check, size: str) -> None:
@@ -147,7 +147,7 @@ def stall(check: Check, size: str) -> None:
     check.say("three steps with it", time.perf_counter() - started)
     check.expect(snapshots.writer.drain(60.0), "the snapshot was not complete within a minute")
     check.say("complete after", snapshots.write_seconds)
-    found = newest(run.site.folder.store, lambda text: check.expect(False, text))
+    found = newest(run.context.folder.store, lambda text: check.expect(False, text))
     same = found is not None and part_digests(found.content) == digest
     check.expect(same, "the snapshot does not hold the state at which it was taken")
     check.say("holds the state at which it was taken", same)
@@ -221,7 +221,7 @@ def loader(check: Check) -> None:
             break
         seconds = time.perf_counter() - began
         check.say(f"{workers} workers, cache {cache}: images/s, seconds to the first batch", [round(images / seconds, 1), round(first, 2)])
-        run.site.folder.release()
+        run.context.folder.release()
 
 
 CHECKS = {"throughput": throughput, "busy": busy, "stall": stall, "loader": loader}

@@ -18,7 +18,7 @@ from gai_yolo.detector import YOLO12
 from gai_yolo.detector.ema import EMA
 from gai_yolo.distributed.world import World
 from gai_yolo.sections import TrainingConfig
-from gai_yolo.training.optimizer import make_optimizer, make_recipe
+from gai_yolo.training.optimizer import make_optimizer, make_schedule
 
 MakeState = Callable[..., TrainingState]
 MakeBatch = Callable[[int, Sequence[int]], Batch]
@@ -66,7 +66,7 @@ def make_state() -> MakeState:
         model = YOLO12("n", num_classes)
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         ema = EMA(model, config.ema_decay, config.ema_tau)
-        return TrainingState(model, ema, make_optimizer(model, make_recipe(config, num_classes, 10)), scaler)
+        return TrainingState(model, ema, make_optimizer(model, make_schedule(config, num_classes, 10)), scaler)
 
     return make
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gai_yolo.checkpointing.state import FORMAT
+from gai_yolo.checkpointing.state import CHECKPOINT_FORMAT
 from gai_yolo.store.filesystem import FileSystem
 from gai_yolo.store.lease import raise_fence
 from gai_yolo.store.manifest import Kind, Manifest, Position
@@ -27,7 +27,7 @@ def content_of(step: int, epoch: int | None = None) -> dict[str, Any]:
     epoch = step // STEPS if epoch is None else epoch
     weights = {"w": torch.full((500,), float(step)), "n": torch.tensor(epoch)}
     position = {"epoch": epoch, "step": step, "samples": 8 * step}
-    return {"format": FORMAT, **position, "model_state_dict": weights, "history": [{"epoch": 1, "loss": None}]}
+    return {"format": CHECKPOINT_FORMAT, **position, "model_state_dict": weights, "history": [{"epoch": 1, "loss": None}]}
 
 
 def manifest_of(content: dict[str, Any], kind: Kind = "step") -> Manifest:

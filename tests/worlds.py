@@ -10,14 +10,14 @@ from typing import TypeVar
 import torch
 
 from gai_yolo.distributed.world import World
-from gai_yolo.reporting.console import Silent
+from gai_yolo.reporting.console import NullConsole
 
 T = TypeVar("T")
 PATIENCE = 20.0
 """Seconds after which a rank that waits for the others in vain raises."""
 
 
-class Meeting:
+class RendezvousClient:
     """Where the ranks meet.
 
     Args:
@@ -40,7 +40,7 @@ class Meeting:
 class ThreadWorld(World):
     """One rank of several; every item goes through pickle, as between processes."""
 
-    def __init__(self, rank: int, size: int, per_node: int, meeting: Meeting, beats_meeting: Meeting) -> None:
+    def __init__(self, rank: int, size: int, per_node: int, meeting: RendezvousClient, beats_meeting: RendezvousClient) -> None:
         self.rank, self.world_size, self.local_world_size = rank, size, per_node
         self.local_rank, self.node = rank % per_node, rank // per_node
         self.device = torch.device("cpu")
@@ -62,7 +62,7 @@ class ThreadWorld(World):
 
 def on_ranks(size: int, action: Callable[[World], T], per_node: int = 1, patience: float = PATIENCE) -> list[T | Exception]:
     """What `action` returns, or raises, on each rank. Ranks wait for each other for so many seconds of `patience`."""
-    meeting, beats_meeting = Meeting(size, patience), Meeting(size, patience)
+    meeting, beats_meeting = RendezvousClient(size, patience), RendezvousClient(size, patience)
     results: list[T | Exception] = [AssertionError("no result")] * size
 
     def work(rank: int) -> None:
@@ -87,7 +87,7 @@ def good(results: list[T | Exception]) -> list[T]:
     return results  # type: ignore[return-value]
 
 
-class Told(Silent):
+class Told(NullConsole):
     """What was said on the first rank."""
 
     def __init__(self) -> None:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from gai_yolo.checkpointing.disk_tier import Found
+from gai_yolo.checkpointing.disk_tier import LoadedCheckpoint
 from gai_yolo.config import Config, changed_keys, trajectory_settings, value_at
 from gai_yolo.data.index import Index
 from gai_yolo.errors import CheckpointError
@@ -34,13 +34,13 @@ def settings_of(identity: dict[str, Any]) -> dict[str, Any]:
     return {**trajectory_settings(identity["config"]), "classes": identity.get("class_names"), "data": identity.get("data_digest")}
 
 
-def judges_anew(found: Found, identity: Mapping[str, Any]) -> bool:
+def judges_anew(found: LoadedCheckpoint, identity: Mapping[str, Any]) -> bool:
     """Whether the validation set is another one than that of a checkpoint: then what was best on the old one says nothing of it."""
     now: str = identity["val_digest"]
     return bool(found.content.get("val_digest", now) != now)
 
 
-def check_continuation(found: Found, identity: dict[str, Any]) -> list[str]:
+def check_continuation(found: LoadedCheckpoint, identity: dict[str, Any]) -> list[str]:
     """Whether a run may go on from a checkpoint under this configuration and data.
 
     Args:

@@ -13,8 +13,8 @@ import torch
 
 from gai_yolo.checkpointing.background_writer import HANGING, BackgroundWriter
 from gai_yolo.checkpointing.capture import StateBuffer
-from gai_yolo.checkpointing.schedule import Cadence, Cost
-from gai_yolo.checkpointing.state import FORMAT, TrainingState
+from gai_yolo.checkpointing.schedule import Cost, SnapshotSchedule
+from gai_yolo.checkpointing.state import CHECKPOINT_FORMAT, TrainingState
 from gai_yolo.checkpointing.writer_handle import Job, WriterProcess
 from gai_yolo.checkpointing.writer_process import Answer
 from gai_yolo.config import Config, fingerprint
@@ -27,7 +27,7 @@ from gai_yolo.store.store import Store
 
 
 @dataclass(frozen=True)
-class Found:
+class LoadedCheckpoint:
     """A checkpoint that was verified and read completely."""
 
     path: Path
@@ -37,7 +37,7 @@ class Found:
     manifest: Manifest
 
 
-class Snapshots:
+class DiskTier:
     """Saves the state of a run on the disk, in the background, mid-epoch and after epochs. On the rank that writes.
 
     Args:
@@ -68,7 +68,7 @@ class Snapshots:
         self._expected = expected_bytes(state)
         # Made now, so that the first capture does not wait for memory.
         self._first_buffer: StateBuffer | None = StateBuffer(self._expected, pinned)
-        self.cadence = Cadence(config.snapshots, state.step, self._expected)
+        self.cadence = SnapshotSchedule(config.snapshots, state.step, self._expected)
         self._is_given_up = False
         self.count, self.write_seconds = 0, 0.0
         """Checkpoints that are complete on the disk, and the seconds that writing them took beside the training."""
@@ -109,7 +109,7 @@ class Snapshots:
         if not state.history or state.history[-1].get("step") != state.step:
             return
         there = [one for one in self.store.listing().present if one.kind == "epoch" and one.position.step == state.step]
-        if not any(self.store.flaw_of(one) is None for one in there):
+        if not any(self.store.defect_of(one) is None for one in there):
             self.after_epoch(state)
 
     def finish(self) -> None:
@@ -209,17 +209,17 @@ def expected_bytes(state: TrainingState) -> int:
     return int((2 + moments) * weights * 1.02) + (1 << 20)
 
 
-def newest(store: Catalogue, tell: Callable[[str], None]) -> Found | None:
+def newest(store: Catalogue, tell: Callable[[str], None]) -> LoadedCheckpoint | None:
     """The newest checkpoint under a run folder, mid-epoch or after an epoch; damaged ones are told, left in place and passed over.
 
     Raises:
         CheckpointError: the newest complete one carries program code, or was written by another version of this program.
     """
     found = store.newest(lambda file, manifest: parse(store.data_path(manifest), file, manifest), tell)
-    return None if found is None else Found(store.data_path(found[0]), found[1], "disk", found[0])
+    return None if found is None else LoadedCheckpoint(store.data_path(found[0]), found[1], "disk", found[0])
 
 
-def load(store: Catalogue, name: str) -> Found:
+def load(store: Catalogue, name: str) -> LoadedCheckpoint:
     """The checkpoint of a name such as `epoch_010`, verified.
 
     Raises:
@@ -230,11 +230,11 @@ def load(store: Catalogue, name: str) -> Found:
         raise CheckpointError(f"{store.run}: has no checkpoint {name}; there are: {', '.join(sorted(by_name)) or 'none'}.")
     manifest = by_name[name]
     path = store.data_path(manifest)
-    reason = store.flaw_of(manifest)
+    reason = store.defect_of(manifest)
     try:
         if reason is None:
             with store.fs.open(path) as file:
-                return Found(path, parse(path, file, manifest), "disk", manifest)
+                return LoadedCheckpoint(path, parse(path, file, manifest), "disk", manifest)
     except Damaged as error:
         reason = str(error)
     raise CheckpointError(f"{path} {reason}.")
@@ -263,9 +263,9 @@ def position_of(path: Path, content: dict[str, Any]) -> Position:
     Raises:
         CheckpointError: not a state of this version of this program.
     """
-    if content.get("format") != FORMAT:
+    if content.get("format") != CHECKPOINT_FORMAT:
         raise CheckpointError(
-            f"{path}: not in this program's checkpoint format {FORMAT} (found {content.get('format')!r}); "
+            f"{path}: not in this program's checkpoint format {CHECKPOINT_FORMAT} (found {content.get('format')!r}); "
             "continue with the version that wrote it, or start over with --fresh."
         )
     values = [content.get(key) for key in ("step", "epoch", "samples")]

@@ -10,23 +10,23 @@ from typing import Any
 
 import torch
 
-from gai_yolo.checkpointing.disk_tier import Snapshots, make_manifest
+from gai_yolo.checkpointing.disk_tier import DiskTier, make_manifest
 from gai_yolo.checkpointing.memory_tier import MemoryTier
 from gai_yolo.checkpointing.state import TrainingState
 from gai_yolo.store.manifest import Kind, Manifest
 
-LOCK_PATIENCE = 2.0
+STATE_LOCK_PATIENCE = 2.0
 """Seconds to wait for the training thread to come to a whole step's state."""
 
 
-class Saver:
+class CheckpointManager:
     """Asks and feeds the tiers of this rank; most ranks have none.
 
     Args:
         identity: what is saved beside the state to recognise the run.
         fingerprint: of the configuration.
         boundary: the state after the last completed step, from any thread, with `state.changing` held.
-        substitute: saves a state where the node's first process, which is another one, would have; see `memory.save_for_the_first`.
+        substitute: saves a state where the node's first process, which is another one, would have; see `memory_tier.save_for_the_first`.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Saver:
         boundary: Callable[[], dict[str, Any]],
         identity: dict[str, Any],
         fingerprint: str,
-        durable: Snapshots | None,
+        durable: DiskTier | None,
         memory: MemoryTier | None,
         substitute: Callable[[Manifest, dict[str, Any]], None] | None = None,
     ) -> None:
@@ -79,12 +79,12 @@ class Saver:
                 self.memory.save(self._manifest("epoch"), self._whole())
 
     def catch_up(self) -> None:
-        """To be called before the first step: the disk gets what only another tier has; see `Snapshots.catch_up`."""
+        """To be called before the first step: the disk gets what only another tier has; see `DiskTier.catch_up`."""
         if self.durable is not None:
             self.durable.catch_up(self.state)
 
     def finish(self) -> None:
-        """To be called after the last epoch: everything is on the disk on return; as `Snapshots.finish`."""
+        """To be called after the last epoch: everything is on the disk on return; as `DiskTier.finish`."""
         if self.durable is not None:
             self.durable.finish()
 
@@ -96,7 +96,7 @@ class Saver:
             What failed, for people.
         """
         with self._saving:
-            if not self.state.changing.acquire(timeout=LOCK_PATIENCE):
+            if not self.state.changing.acquire(timeout=STATE_LOCK_PATIENCE):
                 return ["the state is just changing and cannot be saved"]
             try:
                 if not self.state.is_whole:

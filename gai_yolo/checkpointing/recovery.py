@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gai_yolo.checkpointing.digest import tensors_digest
-from gai_yolo.checkpointing.disk_tier import Found, parse
+from gai_yolo.checkpointing.disk_tier import LoadedCheckpoint, parse
 from gai_yolo.distributed.world import World
 from gai_yolo.errors import Departure, Ending
 from gai_yolo.store.catalogue import Catalogue, Damaged
@@ -32,7 +32,7 @@ class Holding:
     manifest: Manifest
 
 
-def agree(world: World, tiers: Mapping[str, Catalogue], tell: Callable[[str], None], alike: bool = True) -> Found | None:
+def agree(world: World, tiers: Mapping[str, Catalogue], tell: Callable[[str], None], alike: bool = True) -> LoadedCheckpoint | None:
     """The newest complete state of all nodes; None if there is none. A collective.
 
     Args:
@@ -63,7 +63,7 @@ def agree(world: World, tiers: Mapping[str, Catalogue], tell: Callable[[str], No
     return None
 
 
-def are_equal(world: World, found: Found | None, tell: Callable[[str], None]) -> bool:
+def are_equal(world: World, found: LoadedCheckpoint | None, tell: Callable[[str], None]) -> bool:
     """Whether all ranks that hold the state hold the same one. Nodes of different processors, or versions, that have trained apart do not.
     A collective."""
     digests = world.gather(None if found is None else tensors_digest(found.content))
@@ -78,12 +78,14 @@ def list_holdings(tiers: Mapping[str, Catalogue], tell: Callable[[str], None]) -
     holdings = []
     for tier, catalogue in tiers.items():
         listing = catalogue.listing()
-        catalogue.tell_flaws(listing, tell)
+        catalogue.tell_defects(listing, tell)
         holdings += [Holding(tier, manifest) for manifest in listing.present]
     return holdings
 
 
-def read_own(tiers: Mapping[str, Catalogue], mine: Sequence[Holding], position: Position, tell: Callable[[str], None]) -> Found | None:
+def read_own(
+    tiers: Mapping[str, Catalogue], mine: Sequence[Holding], position: Position, tell: Callable[[str], None]
+) -> LoadedCheckpoint | None:
     """The state at a position from this rank's own tiers; what is damaged is told and left in place."""
     for holding in mine:
         if holding.manifest.position != position:
@@ -95,11 +97,11 @@ def read_own(tiers: Mapping[str, Catalogue], mine: Sequence[Holding], position: 
         except Damaged as error:
             tell(f"{path} {error}; it is left in place and passed over.")
         else:
-            return Found(path, content, holding.tier, holding.manifest)
+            return LoadedCheckpoint(path, content, holding.tier, holding.manifest)
     return None
 
 
-def share(world: World, found: Found | None, source: int, alike: bool) -> Found:
+def share(world: World, found: LoadedCheckpoint | None, source: int, alike: bool) -> LoadedCheckpoint:
     """Send a state from a rank that has it to all that lack it; unless `alike`, to all. A collective.
 
     Raises:
@@ -117,4 +119,4 @@ def share(world: World, found: Found | None, source: int, alike: bool) -> Found:
         raise Departure(f"{host}:{path} has changed while it was sent", Ending.PEER_LOST)
     if found is not None and (alike or world.rank == source):
         return found
-    return Found(path, parse(path, io.BytesIO(received), manifest), f"{PEER} ({host})", manifest)
+    return LoadedCheckpoint(path, parse(path, io.BytesIO(received), manifest), f"{PEER} ({host})", manifest)

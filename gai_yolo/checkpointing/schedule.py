@@ -45,7 +45,7 @@ def automatic_interval(cost: Cost, between_failures: float, max_overhead: float)
     return max(young_daly(cost.write, between_failures), (cost.stall + cost.cpu) / max_overhead, cost.write)
 
 
-class Cadence:
+class SnapshotSchedule:
     """Counts steps and seconds since the last snapshot.
 
     Args:

@@ -19,7 +19,7 @@ from gai_yolo.detector import YOLO12
 from gai_yolo.detector.ema import EMA
 from gai_yolo.errors import CheckpointError
 
-FORMAT = 4
+CHECKPOINT_FORMAT = 4
 """Version of the checkpoint's layout; raised when an older program could not continue from it."""
 
 
@@ -62,7 +62,7 @@ class TrainingState:
     progress: Progress = field(default_factory=Progress)
     """Of the epoch after the completed ones."""
     gradient_exponents: list[int] | None = None
-    """What to expect of each trained parameter's gradient (`elastic.exact.GradientSum`); None before the first step."""
+    """What to expect of each trained parameter's gradient (`distributed.exact_sum.GradientSum`); None before the first step."""
     bad_in_row: int = 0
     """Steps in a row, up to the last one, that were passed over."""
     changing: threading.RLock = field(default_factory=threading.RLock)
@@ -104,7 +104,7 @@ class TrainingState:
         """Plain data and tensors; tensors are the live ones, so write or copy them before the next step."""
         row = self.history[-1] if self.history else {}
         return {
-            "format": FORMAT,
+            "format": CHECKPOINT_FORMAT,
             "model_state_dict": self.model.state_dict(),
             "ema_state_dict": self.ema.model.state_dict(),
             "ema_updates": self.ema.updates,

@@ -1,6 +1,6 @@
 """The process that writes checkpoints: serialises, hashes, syncs, publishes and prunes, at low priority.
 
-Started by `writing.WriterProcess` with one end of a socket as standard input. It serves one request after the other and ends
+Started by `writer_handle.WriterProcess` with one end of a socket as standard input. It serves one request after the other and ends
 when the training process has gone; what it has been handed by then it still finishes, unless another start has raised the
 fence. `best.pt` is for when there is nothing else to write: a checkpoint that comes meanwhile goes first.
 It does nothing else on its own: when to try again is for the training process to say.

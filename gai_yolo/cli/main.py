@@ -185,13 +185,13 @@ def adopt(given: argparse.Namespace) -> list[Row]:
 
     def all_of(folder: RunFolder) -> list[Row]:
         rows = []
-        for flaw in folder.store.listing().flaws:
-            kind: Kind = "epoch" if flaw.path.parent.name == FOLDERS["epoch"] else "step"
-            if flaw.reason == NO_MANIFEST:
+        for defect in folder.store.listing().defects:
+            kind: Kind = "epoch" if defect.path.parent.name == FOLDERS["epoch"] else "step"
+            if defect.reason == NO_MANIFEST:
                 try:
-                    rows.append(_row(folder.store.adopt(manifest_for(flaw.path, kind)), "adopted", "verified; it has a manifest now"))
+                    rows.append(_row(folder.store.adopt(manifest_for(defect.path, kind)), "adopted", "verified; it has a manifest now"))
                 except CheckpointError as error:
-                    rows.append(Row(f"{flaw.path.parent.name}/{flaw.path.name}", "bad", note=str(error)))
+                    rows.append(Row(f"{defect.path.parent.name}/{defect.path.name}", "bad", note=str(error)))
         return rows
 
     return _locked(given.run, all_of)
@@ -249,14 +249,14 @@ def show(rows: list[Row], as_json: bool, nothing: str) -> None:
 
 def _rows(catalogue: Catalogue, policy: Policy, verify: bool) -> list[Row]:
     listing = catalogue.listing()
-    reasons = {manifest: catalogue.flaw_of(manifest) if verify else None for manifest in listing.present}
+    reasons = {manifest: catalogue.defect_of(manifest) if verify else None for manifest in listing.present}
     good = [manifest for manifest in listing.present if reasons[manifest] is None]
     says = {d.manifest: ("" if d.keep else "would be removed: ") + d.reason for d in decide(good, policy)}
     rows = [
         _row(manifest, "bad", reason) if reason else _row(manifest, "complete" if verify else "present", says[manifest])
         for manifest, reason in reasons.items()
     ]
-    return rows + [Row(f"{flaw.path.parent.name}/{flaw.path.name}", "bad", note=flaw.reason) for flaw in listing.flaws]
+    return rows + [Row(f"{defect.path.parent.name}/{defect.path.name}", "bad", note=defect.reason) for defect in listing.defects]
 
 
 def _row(manifest: Manifest, state: str, note: str) -> Row:

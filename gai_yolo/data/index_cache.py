@@ -31,7 +31,7 @@ from gai_yolo.errors import DataError
 from gai_yolo.sections import DataConfig
 from gai_yolo.store.atomic import is_temporary, publish
 
-FORMAT = 4
+CACHE_FORMAT = 4
 """Raised whenever a reader finds something else in the same files."""
 LEAST_IMAGES = 2000
 """A smaller data set is read as fast as its cache would be looked up."""
@@ -101,7 +101,7 @@ class IndexCache:
 
     def _path(self, split: Split) -> Path:
         relevant = self._config.model_dump(mode="json", include={"path", "format", "train", "val", "max_bad_fraction"})
-        key = json.dumps([FORMAT, split, relevant, [str(root.absolute()) for root in self._roots], self._listed])
+        key = json.dumps([CACHE_FORMAT, split, relevant, [str(root.absolute()) for root in self._roots], self._listed])
         return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}{SUFFIX}"
 
 
@@ -156,7 +156,7 @@ def save(index: Index, file: BinaryIO) -> None:
     """
     assert index.recorded is not None
     described = {
-        "format": FORMAT,
+        "format": CACHE_FORMAT,
         "source": index.source,
         "categories": [[category.id, category.name] for category in index.categories],
         "problems": [[problem.kind, problem.count, problem.example, problem.action] for problem in index.problems],
@@ -173,7 +173,7 @@ def save(index: Index, file: BinaryIO) -> None:
 def load(path: Path) -> Index:
     """The reverse of `save`, mapped; raises one of `DAMAGE` for other files."""
     described, columns = map_columns(path)
-    if described["format"] != FORMAT:
+    if described["format"] != CACHE_FORMAT:
         raise ValueError("another format")
     return Index(
         source=described["source"],

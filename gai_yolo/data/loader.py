@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 
 from gai_yolo.data.batch import Batch
 from gai_yolo.data.dataset import EvaluationSet, Key, SampleSet, collate
-from gai_yolo.data.order import Plan, split_evenly
+from gai_yolo.data.order import BatchPlan, split_evenly
 from gai_yolo.data.slots import ParcelSet, Slots, as_it_is
 from gai_yolo.errors import DataError, refused_by
 
@@ -161,7 +161,7 @@ class TrainingLoader:
         pin_memory: for asynchronous copies to a GPU.
     """
 
-    def __init__(self, dataset: SampleSet, plan: Plan, rank: int, world_size: int, workers: int, pin_memory: bool) -> None:
+    def __init__(self, dataset: SampleSet, plan: BatchPlan, rank: int, world_size: int, workers: int, pin_memory: bool) -> None:
         self.plan = plan
         self.rank, self.world_size = rank, world_size
         self._loader = _Loader(dataset, plan.micro_batch_size, workers, pin_memory, persistent=True)

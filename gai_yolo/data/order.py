@@ -70,7 +70,7 @@ def _mixed(values: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """The shape of an epoch.
 
     Args:

@@ -133,19 +133,19 @@ def draw_scene(split_number: int, position: int) -> Scene:
 
 
 def _publish(target: Path) -> None:
-    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    temp = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        write_shapes(draft)
-        for path in (*sorted(draft.rglob("*")), draft):
+        write_shapes(temp)
+        for path in (*sorted(temp.rglob("*")), temp):
             _sync(path)  # otherwise a power cut may leave a whole folder of files with zeros in them
-        draft.chmod(0o755)  # mkdtemp's folders are private; a cache may be shared
+        temp.chmod(0o755)  # mkdtemp's folders are private; a cache may be shared
         try:
-            draft.rename(target)
+            temp.rename(target)
         except OSError:
             if not target.is_dir():
                 raise
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(temp, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -94,7 +94,7 @@ class World:
 
     While steps are made, ranks come to each collective at about the same time, and one that does not within `timeout` seconds is given up.
     Between `begin_long_work` and `end_long_work` ranks may work for any time before a collective: they wait for each other for as long as
-    all are alive (see `elastic.heartbeat`).
+    all are alive (see `distributed.heartbeat`).
 
     Args:
         device: `auto`, `cpu` or `cuda`.

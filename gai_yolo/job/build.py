@@ -12,8 +12,8 @@ import torch
 import yaml
 
 from gai_yolo.checkpointing.digest import DivergenceAlarm
-from gai_yolo.checkpointing.disk_tier import Found, Snapshots, bytes_to_come, expected_bytes
-from gai_yolo.checkpointing.manager import Saver
+from gai_yolo.checkpointing.disk_tier import DiskTier, LoadedCheckpoint, bytes_to_come, expected_bytes
+from gai_yolo.checkpointing.manager import CheckpointManager
 from gai_yolo.checkpointing.memory_tier import MemoryTier, save_for_the_first
 from gai_yolo.checkpointing.state import TrainingState
 from gai_yolo.config import Config, fingerprint
@@ -22,7 +22,7 @@ from gai_yolo.data.formats.check import expand
 from gai_yolo.data.images import ImageSource, check_decodable
 from gai_yolo.data.index import Index
 from gai_yolo.data.loader import EvaluationLoader, TrainingLoader
-from gai_yolo.data.order import Plan
+from gai_yolo.data.order import BatchPlan
 from gai_yolo.data.sources import BUILT_IN
 from gai_yolo.detector import YOLO12
 from gai_yolo.detector.ema import EMA
@@ -34,16 +34,16 @@ from gai_yolo.job.settlement import advice, launcher_advice
 from gai_yolo.membership.consistency import must_agree
 from gai_yolo.membership.environment import file_digest
 from gai_yolo.membership.join import Membership
-from gai_yolo.reporting.console import Silent
+from gai_yolo.reporting.console import NullConsole
 from gai_yolo.reporting.reporter import Reporter
 from gai_yolo.reporting.tensorboard import TensorBoard
 from gai_yolo.store.manifest import Manifest
 from gai_yolo.store.node_memory import free_memory
 from gai_yolo.store.run_record import RunRecord
 from gai_yolo.store.store import Store
-from gai_yolo.training.context import Site
+from gai_yolo.training.context import JobContext
 from gai_yolo.training.loop import Run
-from gai_yolo.training.optimizer import Recipe, make_optimizer
+from gai_yolo.training.optimizer import OptimizerSchedule, make_optimizer
 from gai_yolo.training.step import TrainingStep
 
 
@@ -51,9 +51,9 @@ def assemble(
     config: Config,
     indexes: tuple[Index, Index],
     loaders: tuple[TrainingLoader, EvaluationLoader],
-    recipe: Recipe,
+    schedule: OptimizerSchedule,
     state: TrainingState,
-    site: Site,
+    context: JobContext,
     identity: dict[str, Any],
     member: Membership,
     accounts: Sequence[Mapping[str, Any]],
@@ -65,13 +65,13 @@ def assemble(
         member: of which run this process is.
         accounts: records of earlier starts.
     """
-    world, training = site.world, config.training
+    world, training = context.world, config.training
     loss = DetectionLoss(config.loss.box, config.loss.cls, config.loss.dfl)
     world.meet()  # DDP compares the models of all ranks
-    step = TrainingStep(state, loss, recipe, world, training)
-    durable = make_snapshots(config, identity, state, site) if world.is_first else None
-    in_memory = make_memory_tier(config, state, site, member.memory.store) if member.memory is not None else None
-    substitute = make_substitute(config, state, site, member.record)
+    step = TrainingStep(state, loss, schedule, world, training)
+    durable = make_disk_tier(config, identity, state, context) if world.is_first else None
+    in_memory = make_memory_tier(config, state, context, member.memory.store) if member.memory is not None else None
+    substitute = make_substitute(config, state, context, member.record)
     return Run(
         config=config,
         plan=loaders[0].plan,
@@ -80,23 +80,28 @@ def assemble(
         step=step,
         alarm=DivergenceAlarm(world, config.elastic.check_interval),
         evaluate=Evaluator(loaders[1], indexes[1], loss, world, config.evaluation, training.amp, training.channels_last),
-        saver=Saver(state, step.boundary, identity, fingerprint(config), durable, in_memory, substitute),
-        reporter=make_reporter(config, indexes[1], state, site),
-        site=site,
+        saver=CheckpointManager(state, step.boundary, identity, fingerprint(config), durable, in_memory, substitute),
+        reporter=make_reporter(config, indexes[1], state, context),
+        context=context,
         accounts=accounts,
     )
 
 
 def make_loaders(
-    config: Config, indexes: tuple[Index, Index], plan: Plan, site: Site, found: Found | None, closing: contextlib.ExitStack
+    config: Config,
+    indexes: tuple[Index, Index],
+    plan: BatchPlan,
+    context: JobContext,
+    found: LoadedCheckpoint | None,
+    closing: contextlib.ExitStack,
 ) -> tuple[TrainingLoader, EvaluationLoader]:
     """What brings the data; the training workers begin at once with what comes after the state that was found.
 
     Args:
         closing: ends their processes.
     """
-    world, workers, pin_memory = site.world, config.data.workers, site.world.device.type == "cuda"
-    train_images, val_images = world.together(lambda: [make_images(config, index, site.console) for index in indexes])
+    world, workers, pin_memory = context.world, config.data.workers, context.world.device.type == "cuda"
+    train_images, val_images = world.together(lambda: [make_images(config, index, context.console) for index in indexes])
     training_set = TrainingSet(train_images, config.augment, config.experiment.seed, config.training.epochs)
     train = TrainingLoader(training_set, plan, world.rank, world.world_size, workers, pin_memory)
     val = EvaluationLoader(EvaluationSet(val_images), config.evaluation.batch_size, world.rank, world.world_size, workers, pin_memory)
@@ -109,20 +114,20 @@ def make_loaders(
     return train, val
 
 
-def make_snapshots(config: Config, identity: dict[str, Any], state: TrainingState, site: Site) -> Snapshots:
+def make_disk_tier(config: Config, identity: dict[str, Any], state: TrainingState, context: JobContext) -> DiskTier:
     """What saves the state on the disk, on the rank that writes."""
-    store = site.folder.store
+    store = context.folder.store
     needed, free = bytes_to_come(config, state, store.listing().present), store.fs.free_bytes(store.run)
     if needed > free:
-        site.console.warning(
+        context.console.warning(
             f"{store.run}: the checkpoints to come need about {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free: make room, or keep "
             "fewer (training.checkpoint_interval, snapshots.keep_epochs, snapshots.keep)"
         )
-    pinned = site.world.device.type == "cuda"
-    return Snapshots(store, config, identity, state, pinned, tell=site.console.warning, alive=site.watchdog.progress)
+    pinned = context.world.device.type == "cuda"
+    return DiskTier(store, config, identity, state, pinned, tell=context.console.warning, alive=context.watchdog.progress)
 
 
-def make_memory_tier(config: Config, state: TrainingState, site: Site, memory: Store) -> MemoryTier | None:
+def make_memory_tier(config: Config, state: TrainingState, context: JobContext, memory: Store) -> MemoryTier | None:
     """What keeps the state in this node's memory, if there is room for it."""
     interval, size = config.elastic.memory_interval_steps, expected_bytes(state)
     assert interval is not None
@@ -130,50 +135,52 @@ def make_memory_tier(config: Config, state: TrainingState, site: Site, memory: S
     # The old one goes when the new one is complete.
     needed, free = 2 * size - held, free_memory(memory)
     if needed > free:
-        site.tell(
+        context.tell(
             f"{memory.run}: {needed / 1e6:.0f} MB are needed to keep the state in this node's memory, and {free / 1e6:.0f} MB are free: "
             "make it larger (in containers --shm-size, or a volume of medium Memory, and the memory limit, towards which both count), or "
             "set elastic.memory_interval_steps: null"
         )
         return None
-    return MemoryTier(memory, interval, config.snapshots.max_overhead, size, site.tell, alive=site.watchdog.progress)
+    return MemoryTier(memory, interval, config.snapshots.max_overhead, size, context.tell, alive=context.watchdog.progress)
 
 
 def make_substitute(
-    config: Config, state: TrainingState, site: Site, record: RunRecord
+    config: Config, state: TrainingState, context: JobContext, record: RunRecord
 ) -> Callable[[Manifest, dict[str, Any]], None] | None:
     """What saves this node's state if the process dies that keeps it; on the others."""
-    if config.elastic.memory_interval_steps is None or site.world.is_first_on_node:
+    if config.elastic.memory_interval_steps is None or context.world.is_first_on_node:
         return None
     try:
         base = config.memory_folder
     except ConfigError:
         return None  # which the node's first process has told
-    return partial(save_for_the_first, base, site.folder.path, record.run_id, expected_bytes(state)) if base.is_dir() else None
+    return partial(save_for_the_first, base, context.folder.path, record.run_id, expected_bytes(state)) if base.is_dir() else None
 
 
-def make_plan(config: Config, num_samples: int) -> Plan:
+def make_plan(config: Config, num_samples: int) -> BatchPlan:
     """The shape of an epoch under a settled configuration."""
     training = config.training
     assert training.micro_batch_size != "auto"
-    return Plan(num_samples, training.batch_size, training.micro_batch_size, config.experiment.seed, training.max_batches_per_epoch)
+    return BatchPlan(num_samples, training.batch_size, training.micro_batch_size, config.experiment.seed, training.max_batches_per_epoch)
 
 
-def make_state(config: Config, recipe: Recipe, num_classes: int, site: Site, found: Found | None) -> TrainingState:
+def make_state(
+    config: Config, schedule: OptimizerSchedule, num_classes: int, context: JobContext, found: LoadedCheckpoint | None
+) -> TrainingState:
     """The state at the start, or as the checkpoint says."""
     torch.manual_seed(config.experiment.seed)
     model = YOLO12(config.model.size, num_classes)
     weights = config.model.weights
     if weights is not None and found is None:
-        left_out = site.world.together(lambda: load_weights(model, expand(weights)))
-        site.console.info(f"weights from {weights}" + (f"; {len(left_out)} tensors of the class branch start anew" if left_out else ""))
+        left_out = context.world.together(lambda: load_weights(model, expand(weights)))
+        context.console.info(f"weights from {weights}" + (f"; {len(left_out)} tensors of the class branch start anew" if left_out else ""))
     if found is None:
-        must_agree(site.world, {"content of model.weights": None if weights is None else file_digest(expand(weights))})
+        must_agree(context.world, {"content of model.weights": None if weights is None else file_digest(expand(weights))})
     memory_format = torch.channels_last if config.training.channels_last else torch.contiguous_format
-    model = model.to(site.world.device, memory_format=memory_format)  # type: ignore[call-overload]
-    scaler = torch.amp.GradScaler(site.world.device.type, init_scale=2.0**10, enabled=config.training.amp == "fp16")
+    model = model.to(context.world.device, memory_format=memory_format)  # type: ignore[call-overload]
+    scaler = torch.amp.GradScaler(context.world.device.type, init_scale=2.0**10, enabled=config.training.amp == "fp16")
     ema = EMA(model, config.training.ema_decay, config.training.ema_tau)
-    state = TrainingState(model, ema, make_optimizer(model, recipe), scaler)
+    state = TrainingState(model, ema, make_optimizer(model, schedule), scaler)
     if found is not None:
         try:
             state.apply(found.content)
@@ -189,7 +196,7 @@ def check_images(config: Config, indexes: tuple[Index, Index]) -> None:
             check_decodable(index, config.data.image_size, config.data.max_bad_fraction)
 
 
-def make_images(config: Config, index: Index, console: Silent) -> ImageSource:
+def make_images(config: Config, index: Index, console: NullConsole) -> ImageSource:
     """Decoded images of a split, cached as configured."""
     images = ImageSource(index.images, config.data.image_size, config.data.cache, config.data.cache_folder, index.lost)
     if images.note:
@@ -197,35 +204,35 @@ def make_images(config: Config, index: Index, console: Silent) -> ImageSource:
     return images
 
 
-def make_reporter(config: Config, val_index: Index, state: TrainingState, site: Site) -> Reporter:
+def make_reporter(config: Config, val_index: Index, state: TrainingState, context: JobContext) -> Reporter:
     """Everything that tells people about the run, set back to the state's position."""
     resolved = yaml.safe_dump(config.dump(), sort_keys=False)
-    if site.world.is_first:
+    if context.world.is_first:
         try:
-            site.folder.store.publish_text(site.folder.config, resolved)
+            context.folder.store.publish_text(context.folder.config, resolved)
         except OSError as error:
-            site.console.warning(f"{site.folder.config}: cannot be written ({error.strerror}); training goes on")
+            context.console.warning(f"{context.folder.config}: cannot be written ({error.strerror}); training goes on")
     step = state.step
 
     def open_tensorboard() -> TensorBoard:
-        tensorboard = TensorBoard(site.folder.tensorboard, step, site.console.warning)
+        tensorboard = TensorBoard(context.folder.tensorboard, step, context.console.warning)
         tensorboard.config_text(step + 1, resolved)
         return tensorboard
 
-    opener = open_tensorboard if site.world.is_first and config.reporting.tensorboard else None
-    return Reporter(site.folder, config.reporting, val_index, site.world.rank, site.console, opener)
+    opener = open_tensorboard if context.world.is_first and config.reporting.tensorboard else None
+    return Reporter(context.folder, config.reporting, val_index, context.world.rank, context.console, opener)
 
 
-def announce(config: Config, indexes: tuple[Index, Index], recipe: Recipe, site: Site) -> None:
+def announce(config: Config, indexes: tuple[Index, Index], schedule: OptimizerSchedule, context: JobContext) -> None:
     """What is about to be trained, on what."""
-    world, training = site.world, config.training
+    world, training = context.world, config.training
     train_index, val_index = indexes
     processes = "1 process" if world.world_size == 1 else f"{world.world_size} processes"
-    site.console.info(f"YOLO12-{config.model.size}, {len(train_index.categories)} classes, in {site.folder.path}")
-    site.console.info(f"data: {train_index.source} ({len(train_index)} images), {val_index.source} ({len(val_index)} images)")
-    site.console.info(
+    context.console.info(f"YOLO12-{config.model.size}, {len(train_index.categories)} classes, in {context.folder.path}")
+    context.console.info(f"data: {train_index.source} ({len(train_index)} images), {val_index.source} ({len(val_index)} images)")
+    context.console.info(
         f"{processes} on {world.device.type}, {world.threads} threads each; batch {training.batch_size} in micro-batches of "
-        f"{training.micro_batch_size}; {recipe.optimizer}, lr {recipe.lr:g}, {recipe.total_steps} steps"
+        f"{training.micro_batch_size}; {schedule.optimizer}, lr {schedule.lr:g}, {schedule.total_steps} steps"
     )
     for line in [*advice(config, make_plan(config, len(train_index)), world), *launcher_advice(world, os.environ)]:
-        site.console.warning(line)
+        context.console.warning(line)

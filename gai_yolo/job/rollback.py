@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gai_yolo.checkpointing.compatibility import settings_of
-from gai_yolo.checkpointing.disk_tier import Found, load
+from gai_yolo.checkpointing.disk_tier import LoadedCheckpoint, load
 from gai_yolo.errors import CheckpointError
 from gai_yolo.reporting.reporter import write_metrics
 from gai_yolo.store.aside import ASIDE, free_name, move_beyond
@@ -37,7 +37,7 @@ class Rollback:
     """Where they are now."""
 
 
-def state_at(catalogue: Catalogue, where: str) -> Found:
+def state_at(catalogue: Catalogue, where: str) -> LoadedCheckpoint:
     """The state that is meant by `epoch:3`, `step:120` or a checkpoint's name, verified.
 
     Raises:
@@ -87,7 +87,7 @@ def roll_back(folder: RunFolder, where: str, tell: Callable[[str], None]) -> Rol
     return Rollback(found.manifest, moved, aside)
 
 
-def bring_up_to_date(folder: RunFolder, found: Found, aside: Path, tell: Callable[[str], None]) -> None:
+def bring_up_to_date(folder: RunFolder, found: LoadedCheckpoint, aside: Path, tell: Callable[[str], None]) -> None:
     """Let `best.pt` and the metrics be those of the state that is gone back to; raises `OSError`."""
     if best_of(folder.store.listing().present) is None and (folder.checkpoints / BEST).is_file():
         REAL.make_folder(aside / FOLDERS["epoch"])

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from gai_yolo.checkpointing.compatibility import check_continuation, identity_of, judges_anew
-from gai_yolo.checkpointing.disk_tier import Found
+from gai_yolo.checkpointing.disk_tier import LoadedCheckpoint
 from gai_yolo.checkpointing.state import TrainingState
 from gai_yolo.config import Config
 from gai_yolo.data.formats.reading import CannotRead
@@ -46,7 +46,7 @@ from gai_yolo.job.startup import (
 from gai_yolo.membership.environment import Environment
 from gai_yolo.membership.join import Membership, remember
 from gai_yolo.membership.lost_images import as_it_began, remember_training_set
-from gai_yolo.reporting.console import Console, Silent
+from gai_yolo.reporting.console import Console, NullConsole
 from gai_yolo.reporting.reporter import rewind_ledger, write_metrics
 from gai_yolo.sections import ElasticConfig
 from gai_yolo.store.best import BestCopy
@@ -55,9 +55,9 @@ from gai_yolo.supervision import outcome
 from gai_yolo.supervision.cloud.watch import CloudWatch
 from gai_yolo.supervision.notices import Notice, Notices
 from gai_yolo.supervision.watchdog import FIRST_STEP_FACTOR, Watchdog
-from gai_yolo.training.context import Site
+from gai_yolo.training.context import JobContext
 from gai_yolo.training.loop import Run, train
-from gai_yolo.training.optimizer import make_recipe
+from gai_yolo.training.optimizer import make_schedule
 from gai_yolo.training.step import WentBad
 
 CLOSING_PATIENCE = 10.0
@@ -85,7 +85,7 @@ def run_job(config: Config, options: Options) -> None:
     folder = RunFolder(config.run_folder)  # it may be refused, before anything runs that would have to be ended
     quick_torch.install()
     recorder = Recorder(process_started())
-    console = Silent()
+    console = NullConsole()
     if environment_rank() == 0:
         console = Console(config.training.epochs, config.reporting.log_interval)
     cloud = CloudWatch(
@@ -112,7 +112,7 @@ def run_job(config: Config, options: Options) -> None:
 
     try:
         with end_told(config, recorder, console):
-            run_with(config, options, lambda world: Site(world, folder, console, notices, watchdog, recorder), enter)
+            run_with(config, options, lambda world: JobContext(world, folder, console, notices, watchdog, recorder), enter)
     finally:
         recorder.close()
         console.close()
@@ -121,7 +121,7 @@ def run_job(config: Config, options: Options) -> None:
 
 
 @contextlib.contextmanager
-def end_told(config: Config, recorder: Recorder, console: Silent) -> Iterator[None]:
+def end_told(config: Config, recorder: Recorder, console: NullConsole) -> Iterator[None]:
     """Whatever ends the block goes on, once the accounts, the launcher and the person in front know of it."""
     try:
         yield
@@ -154,7 +154,7 @@ def idle_patience(config: ElasticConfig) -> float:
     return max(config.timeout_seconds, FIRST_STEP_FACTOR * config.step_timeout_seconds)
 
 
-def run_with(config: Config, options: Options, site_of: Callable[[World], Site], enter: Callable[[Phase], None]) -> None:
+def run_with(config: Config, options: Options, site_of: Callable[[World], JobContext], enter: Callable[[Phase], None]) -> None:
     """The same, watched."""
     if config.training.exact:
         fix_arithmetic()
@@ -164,9 +164,9 @@ def run_with(config: Config, options: Options, site_of: Callable[[World], Site],
         world.begin_long_work()
         enter(Phase.LOAD)
         with world.leaving_on_error():
-            site = site_of(world)
-            site.watchdog.others = world
-            run_at(config, options, site)
+            context = site_of(world)
+            context.watchdog.others = world
+            run_at(config, options, context)
         world.close()
     except RuntimeError as error:
         if not is_lost_peer(error):
@@ -174,22 +174,22 @@ def run_with(config: Config, options: Options, site_of: Callable[[World], Site],
         raise lost_peer(error, []) from None
 
 
-def run_at(config: Config, options: Options, site: Site) -> None:
+def run_at(config: Config, options: Options, context: JobContext) -> None:
     """The same, in a folder that is locked meanwhile."""
     try:
-        environment = compare_nodes(config, options, site)
-        site.world.from_first(site.folder.lock)
-        if options.tensorboard and site.world.is_first:
+        environment = compare_nodes(config, options, context)
+        context.world.from_first(context.folder.lock)
+        if options.tensorboard and context.world.is_first:
             from gai_yolo.reporting.serve import serve_tensorboard
 
-            site.console.info(f"TensorBoard: {serve_tensorboard(site.folder.path.parent)}")
-        run_in(config, options, site, environment)
+            context.console.info(f"TensorBoard: {serve_tensorboard(context.folder.path.parent)}")
+        run_in(config, options, context, environment)
     except Stop:
         # A launcher kills the other processes when one has left, and rank 0 may have something to bring to the disk.
-        site.world.wait_for_all()
+        context.world.wait_for_all()
         raise
     finally:
-        site.folder.release()
+        context.folder.release()
 
 
 def lost_peer(error: RuntimeError, failures: list[str], notice: Notice | None = None) -> Departure:
@@ -204,60 +204,60 @@ def lost_peer(error: RuntimeError, failures: list[str], notice: Notice | None = 
     return Departure(f"{notice.cause}: left, {line}", notice.ending, notice.launcher_knows)
 
 
-def run_in(config: Config, options: Options, site: Site, environment: Environment) -> None:
+def run_in(config: Config, options: Options, context: JobContext, environment: Environment) -> None:
     """Train in a locked run folder; nothing in it is touched before the configuration and the data are known to be good, and the same
     on all nodes."""
-    if config.training.amp == "fp16" and site.world.device.type == "cpu":
+    if config.training.amp == "fp16" and context.world.device.type == "cpu":
         raise ConfigError("training.amp: fp16 needs a GPU; use bf16 or none on a CPU.")
-    indexes = site.world.together(lambda: read_data(config, options, site))
-    environment.check_data(site.world, indexes)
+    indexes = context.world.together(lambda: read_data(config, options, context))
+    environment.check_data(context.world, indexes)
     for index in indexes:
-        tell_about(index, site.console)
-    run = open_run(config, options, site)
+        tell_about(index, context.console)
+    run = open_run(config, options, context)
     memory = run.memory
     try:
-        state = train_to_the_end(config, options, indexes, site, run, environment)
+        state = train_to_the_end(config, options, indexes, context, run, environment)
         # Whoever lets its memory go, or says that the job is done, must know that no other one starts again.
-        if not site.world.wait_for_all():
+        if not context.world.wait_for_all():
             raise Departure("peer lost: at the end", Ending.PEER_LOST)
         if memory is not None and is_on_disk(state):
             memory.remove()
     finally:
         if memory is not None:
             memory.release()
-    site.console.info(finished_line(state, config.training.epochs))
-    folder = site.folder
-    site.console.info(f"checkpoints: {folder.checkpoints}  pictures: {folder.predictions}  TensorBoard: {folder.tensorboard}")
-    site.recorder.ended(Ending.FINISHED)
+    context.console.info(finished_line(state, config.training.epochs))
+    folder = context.folder
+    context.console.info(f"checkpoints: {folder.checkpoints}  pictures: {folder.predictions}  TensorBoard: {folder.tensorboard}")
+    context.recorder.ended(Ending.FINISHED)
     outcome.report(Ending.FINISHED, Ending.FINISHED)
 
 
-def read_data(config: Config, options: Options, site: Site) -> tuple[Index, Index]:
+def read_data(config: Config, options: Options, context: JobContext) -> tuple[Index, Index]:
     """Training set, as this run began with it, and validation set."""
     train_index, val_index = load_indexes(config.data)
-    if not options.fresh or knows_of_start_over(site):  # else what the folder remembers is the old run's
-        train_index = as_it_began(train_index, site.folder, config.data.max_bad_fraction)
+    if not options.fresh or knows_of_start_over(context):  # else what the folder remembers is the old run's
+        train_index = as_it_began(train_index, context.folder, config.data.max_bad_fraction)
     return train_index, val_index
 
 
 def train_to_the_end(
-    config: Config, options: Options, indexes: tuple[Index, Index], site: Site, run: Membership, environment: Environment
+    config: Config, options: Options, indexes: tuple[Index, Index], context: JobContext, run: Membership, environment: Environment
 ) -> TrainingState:
     """Train from the newest complete state, going back to it when steps go bad, `MOST_RETURNS` times."""
-    accounts = read_accounts(site)
+    accounts = read_accounts(context)
     for returns in range(MOST_RETURNS + 1):
         try:
             with contextlib.ExitStack() as closing:
-                return go_on(config, options, indexes, site, run, environment, accounts, closing, first=returns == 0)
+                return go_on(config, options, indexes, context, run, environment, accounts, closing, first=returns == 0)
         except WentBad as bad:
             if returns == MOST_RETURNS:
                 raise Stop(
                     f"{bad}, and so after going back {MOST_RETURNS} times; the checkpoints are untouched: lower training.lr, set "
                     "training.amp: none, or look at the data of these steps (reporting.ledger), and start again."
                 ) from None
-            site.console.warning(f"{bad}: going back to the last good state")
-            site.world.begin_long_work()
-            site.enter(Phase.LOAD)
+            context.console.warning(f"{bad}: going back to the last good state")
+            context.world.begin_long_work()
+            context.enter(Phase.LOAD)
     raise AssertionError("not reached")
 
 
@@ -265,7 +265,7 @@ def go_on(
     config: Config,
     options: Options,
     indexes: tuple[Index, Index],
-    site: Site,
+    context: JobContext,
     run: Membership,
     environment: Environment,
     accounts: list[dict[str, Any]],
@@ -277,45 +277,45 @@ def go_on(
     Args:
         closing: ends what must not outlive this, the loaders' processes.
     """
-    found = find(options, site, run.memory, config.training.exact)
-    settlement = settle(config, found, site.world, len(indexes[0]), run.record.settled)
+    found = find(options, context, run.memory, config.training.exact)
+    settlement = settle(config, found, context.world, len(indexes[0]), run.record.settled)
     config = settlement.config
     for note in settlement.notes:
-        site.console.warning(note)
+        context.console.warning(note)
     assert config.training.threads != "auto"
-    site.world.set_threads(config.training.threads)
+    context.world.set_threads(config.training.threads)
     identity = identity_of(config, indexes)
     if found is not None:
         for note in check_continuation(found, identity):
-            site.console.info(note)
+            context.console.info(note)
     if first:
-        open_record(site, accounts)
-    check_progress(site, accounts, 0 if found is None else found.manifest.position.step)
+        open_record(context, accounts)
+    check_progress(context, accounts, 0 if found is None else found.manifest.position.step)
     if first:
-        run = remember(site, run, found, identity, settlement.values)
-        environment.keep(site)  # not before it is known that the run may go on so: it decides which nodes are right
-        remember_training_set(indexes[0], site)
+        run = remember(context, run, found, identity, settlement.values)
+        environment.keep(context)  # not before it is known that the run may go on so: it decides which nodes are right
+        remember_training_set(indexes[0], context)
 
     plan = make_plan(config, len(indexes[0]))
-    tell_if_far_ahead(site, found, plan.steps_per_epoch)
-    recipe = make_recipe(config.training, len(indexes[0].categories), plan.steps_per_epoch)
-    make = partial(make_state, config, recipe, len(indexes[0].categories), site, found)
+    tell_if_far_ahead(context, found, plan.steps_per_epoch)
+    schedule = make_schedule(config.training, len(indexes[0].categories), plan.steps_per_epoch)
+    make = partial(make_state, config, schedule, len(indexes[0].categories), context, found)
     state = None
     if found is None:  # what can be refused is refused before any process begins to work
         state = make()
-        site.world.from_first(lambda: check_images(config, indexes))
-    loaders = make_loaders(config, indexes, plan, site, found, closing)
+        context.world.from_first(lambda: check_images(config, indexes))
+    loaders = make_loaders(config, indexes, plan, context, found, closing)
     state = state or make()  # while the loaders work
     if found is not None and judges_anew(found, identity):
         state.best_metric, state.best_since = None, state.step
-    site.world.from_first(lambda: bring_up_to_date(site, state))
+    context.world.from_first(lambda: bring_up_to_date(context, state))
     source = "nothing" if found is None else found.tier
-    site.recorder.started_from(state.step, state.epoch + 1, source, high_water(accounts), recipe.total_steps, config.training.epochs)
-    if state.epoch < config.training.epochs or site.world.from_first(lambda: not is_result(found)):
-        announce(config, indexes, recipe, site)
-        train_watched(assemble(config, indexes, loaders, recipe, state, site, identity, run, accounts))
+    context.recorder.started_from(state.step, state.epoch + 1, source, high_water(accounts), schedule.total_steps, config.training.epochs)
+    if state.epoch < config.training.epochs or context.world.from_first(lambda: not is_result(found)):
+        announce(config, indexes, schedule, context)
+        train_watched(assemble(config, indexes, loaders, schedule, state, context, identity, run, accounts))
     else:
-        site.world.from_first(lambda: renew_best(site, state.best_since))
+        context.world.from_first(lambda: renew_best(context, state.best_since))
     return state
 
 
@@ -325,23 +325,23 @@ def is_on_disk(state: TrainingState) -> bool:
     return state.step == (state.history[-1].get("step") if state.history else 0)
 
 
-def is_result(found: Found | None) -> bool:
+def is_result(found: LoadedCheckpoint | None) -> bool:
     """Whether a finished state is where people look for it, and not in a node's memory or a snapshot only. On rank 0."""
     return found is not None and found.tier == "disk" and found.manifest.kind == "epoch"
 
 
 def train_watched(run: Run) -> None:
     """Train, and leave everything in order, however it ends."""
-    site, patience = run.site, CLOSING_PATIENCE
-    site.watchdog.rescue = run.saver.save_now
-    site.notices.defer(True)
+    context, patience = run.context, CLOSING_PATIENCE
+    context.watchdog.rescue = run.saver.save_now
+    context.notices.defer(True)
     try:
-        with site.world.leaving_on_error():
+        with context.world.leaving_on_error():
             train(run)
     except WentBad:
         raise
     except Stop as stop:
-        if site.world.is_first:
+        if context.world.is_first:
             print(f"error: {stop}", file=sys.stderr, flush=True)
         stop.told = True
         raise
@@ -359,21 +359,21 @@ def train_watched(run: Run) -> None:
         if not is_lost_peer(error):
             raise
         patience = LEAVING_PATIENCE
-        notice = site.notices.pending()  # asked before the state is saved: meanwhile an agent ends those that a dead one has left
+        notice = context.notices.pending()  # asked before the state is saved: meanwhile an agent ends those that a dead one has left
         raise lost_peer(error, run.saver.save_now(), notice) from None
     finally:
-        site.notices.defer(False)
-        site.watchdog.rescue = None
-        site.enter(Phase.CLOSING)
+        context.notices.defer(False)
+        context.watchdog.rescue = None
+        context.enter(Phase.CLOSING)
         run.saver.close(patience)
         run.reporter.close()
-    site.console.info(run.saver.summary)
+    context.console.info(run.saver.summary)
 
 
-def bring_up_to_date(site: Site, state: TrainingState) -> None:
+def bring_up_to_date(context: JobContext, state: TrainingState) -> None:
     """Make metrics and ledger tell of the state that is gone on from, whatever a killed run wrote after it. On
     rank 0 only."""
-    folder, tell = site.folder, site.console.warning
+    folder, tell = context.folder, context.console.warning
     write_metrics(folder, state.history, tell)
     try:
         rewind_ledger(folder, state.step)
@@ -381,18 +381,18 @@ def bring_up_to_date(site: Site, state: TrainingState) -> None:
         tell(f"{error.filename or folder.path}: cannot be brought up to date ({error.strerror}); training goes on")
 
 
-def renew_best(site: Site, since: int) -> None:
+def renew_best(context: JobContext, since: int) -> None:
     """Let `best.pt` be that of a finished run, which a start that was killed may have left undone. On rank 0 only; while there is
     something to train the writer does it."""
     try:
-        notes = BestCopy(site.folder.store, since).renew()
+        notes = BestCopy(context.folder.store, since).renew()
     except OSError as error:
         notes = [f"best.pt cannot be renewed ({error.strerror})"]
     for note in notes:
-        site.console.warning(note)
+        context.console.warning(note)
 
 
-def tell_about(index: Index, console: Silent) -> None:
+def tell_about(index: Index, console: NullConsole) -> None:
     """One line for each kind of problem that was found when the data set was read."""
     for problem in index.problems:
         console.warning(f"{index.source}: {problem.kind}: {problem.count}, {problem.action}; the first: {problem.example}")

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gai_yolo.checkpointing.disk_tier import Found
+from gai_yolo.checkpointing.disk_tier import LoadedCheckpoint
 from gai_yolo.config import Config
-from gai_yolo.data.order import Plan
+from gai_yolo.data.order import BatchPlan
 from gai_yolo.distributed.world import World
 from gai_yolo.machine import available_cores
 from gai_yolo.store.run_record import Settled
@@ -28,7 +28,9 @@ class Settlement:
     """What is settled anew, and why; for people."""
 
 
-def settle(config: Config, found: Found | None, world: World, num_samples: int, known: Mapping[str, Settled] | None = None) -> Settlement:
+def settle(
+    config: Config, found: LoadedCheckpoint | None, world: World, num_samples: int, known: Mapping[str, Settled] | None = None
+) -> Settlement:
     """Fix the micro-batch size, the threads of a process and the kind of optimizer, if the configuration leaves them open.
 
     Later starts take what the checkpoint says, so that neither another machine nor more epochs change them; and before there is one, what
@@ -69,7 +71,7 @@ def settle(config: Config, found: Found | None, world: World, num_samples: int, 
     return Settlement(config.model_copy(update={"training": training.model_copy(update=values)}), settled, notes)
 
 
-def advice(config: Config, plan: Plan, world: World) -> list[str]:
+def advice(config: Config, plan: BatchPlan, world: World) -> list[str]:
     """What is slower than it need be under a settled configuration; one sentence each."""
     training = config.training
     assert training.threads != "auto"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gai_yolo.checkpointing.disk_tier import Found
+from gai_yolo.checkpointing.disk_tier import LoadedCheckpoint
 from gai_yolo.checkpointing.recovery import agree
 from gai_yolo.config import Config
 from gai_yolo.distributed.world import launch_id, was_restarted
@@ -24,7 +24,7 @@ from gai_yolo.membership.join import Membership, gather_claims, join
 from gai_yolo.store.catalogue import START_PATIENCE, Catalogue
 from gai_yolo.store.node_memory import NodeMemory
 from gai_yolo.supervision.outcome import LAUNCHER_VARIABLE
-from gai_yolo.training.context import Site
+from gai_yolo.training.context import JobContext
 
 
 @dataclass(frozen=True)
@@ -39,45 +39,45 @@ class Options:
     """Serve TensorBoard while training."""
 
 
-def compare_nodes(config: Config, options: Options, site: Site) -> Environment:
+def compare_nodes(config: Config, options: Options, context: JobContext) -> Environment:
     """Compare what all nodes must have in common, before anything that could differ is done. A collective.
 
     Raises:
         Refusal: on a node that differs; on all, if it cannot be told which one is wrong.
         Departure: on the other nodes.
     """
-    is_new = options.fresh and not knows_of_start_over(site)  # what is known of the old run is no rule for the new one
-    environment = Environment.of(config, site.world, None if is_new else read_record(site.folder.environment))
-    environment.check(site, config.training.exact)
+    is_new = options.fresh and not knows_of_start_over(context)  # what is known of the old run is no rule for the new one
+    environment = Environment.of(config, context.world, None if is_new else read_record(context.folder.environment))
+    environment.check(context, config.training.exact)
     if config.training.threads == "auto":
         # Bits depend on it, and a node with other cores would choose another number.
-        site.world.set_threads(min(site.world.gather(site.world.threads)))
+        context.world.set_threads(min(context.world.gather(context.world.threads)))
     return environment
 
 
-def open_run(config: Config, options: Options, site: Site) -> Membership:
+def open_run(config: Config, options: Options, context: JobContext) -> Membership:
     """Make the locked run folder ready, agree on whose run it is, and open this node's memory. A collective.
 
     Raises:
         Refusal: on all ranks, what the user must mend.
     """
-    world = site.world
-    fresh = options.fresh and not has_started_over(site)
-    memory = open_memory(config, site) if world.is_first_on_node else None
+    world = context.world
+    fresh = options.fresh and not has_started_over(context)
+    memory = open_memory(config, context) if world.is_first_on_node else None
     try:
         if not fresh:
-            world.from_first(lambda: open_folder(site))
-        claims = gather_claims(site, memory, fresh)
+            world.from_first(lambda: open_folder(context))
+        claims = gather_claims(context, memory, fresh)
         # A random name, so that a run which was deleted or moved away is not mixed up with the next one of its name.
         name = world.gather(os.urandom(8).hex())[0]
         launch = world.gather(launch_id())[0] if options.fresh else None
         record, fates = decide(claims.all, fresh, config.training.exact, name, launch or "")
-        moved = world.from_first(lambda: move_aside(site)) if fresh else None
-        memory = join(site, memory, record, claims, fates, moved)
+        moved = world.from_first(lambda: move_aside(context)) if fresh else None
+        memory = join(context, memory, record, claims, fates, moved)
         if fresh:
-            world.from_first(lambda: open_folder(site))
+            world.from_first(lambda: open_folder(context))
         if options.fresh:
-            world.together(lambda: remember_start_over(site))
+            world.together(lambda: remember_start_over(context))
     except BaseException:
         if memory is not None:
             memory.release()
@@ -85,7 +85,7 @@ def open_run(config: Config, options: Options, site: Site) -> Membership:
     return Membership(record, memory)
 
 
-def open_memory(config: Config, site: Site) -> NodeMemory | None:
+def open_memory(config: Config, context: JobContext) -> NodeMemory | None:
     """This node's memory, if there is such a thing and it is wanted."""
     if config.elastic.memory_interval_steps is None:
         return None
@@ -93,70 +93,70 @@ def open_memory(config: Config, site: Site) -> NodeMemory | None:
         folder = config.memory_folder
         if not folder.is_dir():
             return None  # not every system has such a folder, and nobody has asked for it
-        memory = NodeMemory(folder, site.folder.path)
+        memory = NodeMemory(folder, context.folder.path)
         memory.open()
     except Refusal as refusal:
-        site.tell(f"{refusal} No state is kept in this node's memory.")
+        context.tell(f"{refusal} No state is kept in this node's memory.")
         return None
     return memory
 
 
-def has_started_over(site: Site) -> bool:
+def has_started_over(context: JobContext) -> bool:
     """Whether this job has started the run over already. A collective.
 
     Workers that torchrun starts again, after a crash or a resize, see the same command line. Any node knows, because the first
     one may be new.
     """
-    already = any(site.world.gather(site.world.together(lambda: knows_of_start_over(site))))
+    already = any(context.world.gather(context.world.together(lambda: knows_of_start_over(context))))
     if already:
-        site.console.info(f"--fresh: this job ({launch_id()}) has started over already; going on")
+        context.console.info(f"--fresh: this job ({launch_id()}) has started over already; going on")
     return already
 
 
-def knows_of_start_over(site: Site) -> bool:
+def knows_of_start_over(context: JobContext) -> bool:
     """Whether this node knows that this job has started the run over already."""
     launch = launch_id()
-    return was_restarted() if launch is None else site.folder.started_over_by() == launch
+    return was_restarted() if launch is None else context.folder.started_over_by() == launch
 
 
-def move_aside(site: Site) -> Path | None:
+def move_aside(context: JobContext) -> Path | None:
     """Move the old run folder away, for --fresh; returns where it is now. On rank 0 only."""
-    moved = site.folder.move_aside()
+    moved = context.folder.move_aside()
     if moved is not None:
-        site.console.info(f"the old run is kept in {moved}")
+        context.console.info(f"the old run is kept in {moved}")
     return moved
 
 
-def open_folder(site: Site) -> None:
+def open_folder(context: JobContext) -> None:
     """Make the locked run folder ready. On rank 0 only."""
-    site.folder.make()
+    context.folder.make()
     try:
-        site.folder.store.sweep()
+        context.folder.store.sweep()
     except OSError as error:
-        raise cannot_be_made_ready(site, error) from None
+        raise cannot_be_made_ready(context, error) from None
 
 
-def remember_start_over(site: Site) -> None:
+def remember_start_over(context: JobContext) -> None:
     """Let each node's folder say which job has started the run over, after it has: one that was killed meanwhile starts over."""
     launch = launch_id()
-    if launch is None or not site.world.is_first_on_node or site.folder.started_over_by() == launch:
+    if launch is None or not context.world.is_first_on_node or context.folder.started_over_by() == launch:
         return
     try:
-        site.folder.mark_started_over(launch)
+        context.folder.mark_started_over(launch)
     except OSError as error:
-        raise cannot_be_made_ready(site, error) from None
+        raise cannot_be_made_ready(context, error) from None
 
 
-def cannot_be_made_ready(site: Site, error: OSError) -> Refusal:
+def cannot_be_made_ready(context: JobContext, error: OSError) -> Refusal:
     """For the user, of a run folder whose disk refuses."""
-    reason = f"{error.filename or site.folder.path}: {error.strerror}"
-    return refused_by(error, Refusal(f"{site.folder.path}: cannot be made ready ({reason}); mend that and start again."))
+    reason = f"{error.filename or context.folder.path}: {error.strerror}"
+    return refused_by(error, Refusal(f"{context.folder.path}: cannot be made ready ({reason}); mend that and start again."))
 
 
-def read_accounts(site: Site) -> list[dict[str, Any]]:
+def read_accounts(context: JobContext) -> list[dict[str, Any]]:
     """What all nodes know of earlier starts, the same on every rank, each record once. A collective."""
-    world = site.world
-    own = {record.id: record for record in parse_records(read_records(site.folder.goodput)[0])} if world.is_first_on_node else {}
+    world = context.world
+    own = {record.id: record for record in parse_records(read_records(context.folder.goodput)[0])} if world.is_first_on_node else {}
     best: dict[str, tuple[float, int]] = {}
     for rank, known in enumerate(world.gather({name: record.elapsed for name, record in own.items()})):
         for name, elapsed in known.items():
@@ -166,35 +166,35 @@ def read_accounts(site: Site) -> list[dict[str, Any]]:
     return [record for records in world.gather(mine) for record in records]
 
 
-def open_record(site: Site, accounts: Sequence[Mapping[str, Any]]) -> None:
+def open_record(context: JobContext, accounts: Sequence[Mapping[str, Any]]) -> None:
     """Begin to write this start's record, and keep those of the other nodes. A collective.
 
     Args:
         accounts: records of earlier starts.
     """
-    world, folder = site.world, site.folder.goodput
+    world, folder = context.world, context.folder.goodput
     start = world.gather(os.urandom(4).hex())[0]
     node, number = f"{socket.gethostname()}-{world.node}", next_number(accounts)
     if world.is_first_on_node:
-        keep_records(folder, accounts, site.tell)
+        keep_records(folder, accounts, context.tell)
         launcher = os.environ.get(LAUNCHER_VARIABLE)
         if number == 1 and launcher is not None:
             # A job begins with its launcher. Later this would be downtime, or beside the training of others.
-            site.recorder.begin_at(process_started(launcher))
+            context.recorder.begin_at(process_started(launcher))
     world.gather(None)  # who reads and who writes here is through
-    world.from_first(lambda: compact(site))
-    site.recorder.open(folder, Identity(number, start, node, world.rank, world.world_size, world.local_rank), site.tell)
+    world.from_first(lambda: compact(context))
+    context.recorder.open(folder, Identity(number, start, node, world.rank, world.world_size, world.local_rank), context.tell)
 
 
-def compact(site: Site) -> None:
+def compact(context: JobContext) -> None:
     """Keep the number of records' files small. On rank 0 only."""
     try:
-        compact_records(site.folder.goodput)
+        compact_records(context.folder.goodput)
     except OSError as error:
-        site.tell(f"{error.filename or site.folder.goodput}: old records cannot be compacted ({error.strerror}); training goes on")
+        context.tell(f"{error.filename or context.folder.goodput}: old records cannot be compacted ({error.strerror}); training goes on")
 
 
-def check_progress(site: Site, accounts: Sequence[Mapping[str, Any]], step: int) -> None:
+def check_progress(context: JobContext, accounts: Sequence[Mapping[str, Any]], step: int) -> None:
     """Wait where starts from this step came to nothing again and again; on all ranks alike.
 
     Args:
@@ -205,24 +205,24 @@ def check_progress(site: Site, accounts: Sequence[Mapping[str, Any]], step: int)
     """
     delay = judge_progress(accounts, step)
     if delay.reason:
-        site.console.warning(delay.reason)
+        context.console.warning(delay.reason)
         time.sleep(delay.seconds)  # a notice ends the process meanwhile: nothing is at stake yet
 
 
-def find(options: Options, site: Site, memory: NodeMemory | None, exact: bool) -> Found | None:
+def find(options: Options, context: JobContext, memory: NodeMemory | None, exact: bool) -> LoadedCheckpoint | None:
     """The state to go on from, on every rank. A collective; raises as `agree`.
 
     Args:
         exact: `training.exact`.
     """
-    world = site.world
+    world = context.world
     passed_over = []
 
     def tell(text: str) -> None:
         passed_over.append(text)
-        site.tell(text)
+        context.tell(text)
 
-    disk = Catalogue(site.folder.path, patience=START_PATIENCE)
+    disk = Catalogue(context.folder.path, patience=START_PATIENCE)
     tiers: Mapping[str, Catalogue] = {**({"memory": memory.store} if memory else {}), "disk": disk}
     paths = world.gather(memory.path if memory else None)
     of_node = paths[world.rank - world.local_rank]
@@ -232,22 +232,22 @@ def find(options: Options, site: Site, memory: NodeMemory | None, exact: bool) -
     found = agree(world, tiers, tell, alike=exact)
     any_passed_over = any(world.gather(bool(passed_over)))
     if found is None and any_passed_over:
-        site.console.warning(f"NO COMPLETE CHECKPOINT IS LEFT in {site.folder.path}: training starts at epoch 1")
+        context.console.warning(f"NO COMPLETE CHECKPOINT IS LEFT in {context.folder.path}: training starts at epoch 1")
     elif found is None and options.resume:
-        site.console.warning(f"--resume: no complete checkpoint in {site.folder.checkpoints}; starting at epoch 1")
+        context.console.warning(f"--resume: no complete checkpoint in {context.folder.checkpoints}; starting at epoch 1")
     return found
 
 
-def tell_if_far_ahead(site: Site, found: Found | None, steps_per_epoch: int) -> None:
+def tell_if_far_ahead(context: JobContext, found: LoadedCheckpoint | None, steps_per_epoch: int) -> None:
     """Say so if the state that is gone on from is in memory only, and more than an epoch ahead of all disks: somebody may have taken newer
     ones away by hand, in order to go back. A collective."""
-    world = site.world
-    own = world.together(lambda: Catalogue(site.folder.path).listing().present if world.is_first_on_node else [])
+    world = context.world
+    own = world.together(lambda: Catalogue(context.folder.path).listing().present if world.is_first_on_node else [])
     newest = max((position for position in world.gather(own[0].position if own else None) if position is not None), default=None)
     if found is None or found.manifest.position.step - (newest.step if newest else 0) <= steps_per_epoch:
         return
     on_disk = f"epoch {newest.epoch}, step {newest.step}" if newest else "none"
-    site.console.warning(
+    context.console.warning(
         f"{found.path} is in memory only, and more than an epoch ahead of the newest state on a disk ({on_disk}); if newer ones were taken "
-        f"away to go back, use `gai-yolo snapshots rollback {site.folder.path} --to epoch:N`, which also outdates those in memory"
+        f"away to go back, use `gai-yolo snapshots rollback {context.folder.path} --to epoch:N`, which also outdates those in memory"
     )

@@ -1,24 +1,25 @@
 """`gai-yolo launch`: keeps torchrun, and so the job, going on this node. Run on every node alike.
 
-    launch.py       the loop: start the agent, wait, judge its end, start it again
-    ends.py         what an end means and what follows from it; exit codes
+    supervisor.py   the loop: start the agent, wait, judge its end, start it again
+    verdict.py      what an end means and what follows from it; exit codes
     arguments.py    the command line, refused in sentences before anything starts
     command.py      the agent's command line and environment
-    meeting.py      where the nodes meet: which file or endpoint this node's agent goes by
-    attachment.py   which of several endpoints, as pure decisions
-    board.py        notes that nodes leave for each other, in a file that all of them share
-    served.py       the same over TCP
-    channel.py      a connection between two who know the job's secret
-    secret.py       that secret: where it comes from, and who else could read it
-    run_name.py     which run of a job this is
     processes.py    children that neither outlive this process nor are left behind by the agent
     fork_server.py  a process whose forks become workers, so that nothing is imported after a fault
     forking.py      the agent's side of it
-    agent.py        the child: torchrun without tracebacks          -- loads torch, as do the next four
-    elastic.py      what that runs
+    agent.py        the child: torchrun without tracebacks          -- loads torch, as do the next two
+    torchrun.py     what that runs
     workers.py      workers from the fork server, if there is one
-    handler.py      torchrun's rendezvous, on a board
-    rendezvous_state.py   its state as JSON, because a pickle could run code
+    rendezvous/
+        client.py       where the nodes meet: which file or endpoint this node's agent goes by
+        election.py     which of several endpoints, as pure decisions
+        file_store.py   notes that nodes leave for each other, in a file that all of them share
+        tcp_store.py    the same over TCP; requests.py: what may be asked
+        channel.py      a connection between two who know the job's secret
+        secret.py       that secret: where it comes from, and who else could read it
+        run_name.py     which run of a job this is
+        handler.py      torchrun's rendezvous, on such a store               -- loads torch
+        state.py        its state as JSON, because a pickle could run code   -- loads torch
 
 torchrun's own stores are not used. A FileStore whose last record was cut short, by a kill in mid-write or by a full disk, makes every
 process that opens it spin for ever, without Python's signal handlers; it grows by 1 KB/s. A TCPStore's client waits without limit for

@@ -1,6 +1,6 @@
-"""The launcher's child: torchrun's agent. `python -m gai_yolo.launcher.agent ARGUMENTS OF TORCHRUN`, started by `launch.py` only.
+"""The launcher's child: torchrun's agent. `python -m gai_yolo.launcher.agent ARGUMENTS OF TORCHRUN`, started by `supervisor.py` only.
 
-Ends with a code of `ends.py`: what torchrun would raise is said in one line.
+Ends with a code of `verdict.py`: what torchrun would raise is said in one line.
 """
 
 from __future__ import annotations

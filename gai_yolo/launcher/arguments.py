@@ -11,7 +11,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from gai_yolo.errors import Refusal, refused_by
-from gai_yolo.launcher.rendezvous.file_store import BoardRefused, check_board
+from gai_yolo.launcher.rendezvous.file_store import StoreRefused, check_store
 from gai_yolo.launcher.rendezvous.secret import HOW_TO_MAKE, SECRET_VARIABLE, Secret, given_secret, secret_for
 from gai_yolo.launcher.rendezvous.tcp_store import Endpoint
 from gai_yolo.launcher.verdict import EXIT_CODES
@@ -211,8 +211,8 @@ def _check_file(path: Path) -> Path:
         raise LaunchError(f"--rendezvous {path}: cannot be written to; change its permissions, or name another file.")
     try:
         if path.exists():
-            check_board(path)
-    except BoardRefused as error:
+            check_store(path)
+    except StoreRefused as error:
         raise LaunchError(f"--rendezvous {path}: {error.strerror}.") from None
     except OSError as error:
         raise refused_by(error, LaunchError(f"--rendezvous {path}: cannot be read ({error.strerror}).")) from None

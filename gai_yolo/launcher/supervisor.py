@@ -18,9 +18,9 @@ from gai_yolo.errors import Ending, Refusal, is_transient
 from gai_yolo.launcher.arguments import LaunchError, Settings, settings_from
 from gai_yolo.launcher.command import agent_command, agent_environment
 from gai_yolo.launcher.processes import TICK, Child, adopt_orphans, end_orphans, reap_orphans
-from gai_yolo.launcher.rendezvous.client import EndpointMeeting, FileMeeting, Meeting
+from gai_yolo.launcher.rendezvous.client import EndpointRendezvousClient, FileRendezvousClient, RendezvousClient
 from gai_yolo.launcher.rendezvous.election import Target
-from gai_yolo.launcher.rendezvous.file_store import BoardRefused
+from gai_yolo.launcher.rendezvous.file_store import StoreRefused
 from gai_yolo.launcher.rendezvous.run_name import UNNAMED, JobDone, agree_on_run, numbered, random_name
 from gai_yolo.launcher.rendezvous.secret import Secret, SecretError, read_secret, secret_for
 from gai_yolo.launcher.verdict import (
@@ -148,7 +148,7 @@ class Launcher:
             self._run = agree_on_run(self._meeting.board(target), self._job, self._run, name)
         except JobDone:
             return self._history.judge(End(CLOSED, 0.0))
-        except BoardRefused as error:
+        except StoreRefused as error:
             return Verdict(LaunchError.exit_code, f"--rendezvous {self._meeting.address(target)}: {error.strerror}.")
         except (OSError, ValueError) as error:
             _say(f"{self._meeting.address(target)}: {getattr(error, 'strerror', None) or error}")
@@ -205,13 +205,13 @@ class Launcher:
             self._meeting.target()
             time.sleep(TICK)
 
-    def _meet(self, folder: Path) -> Meeting:
+    def _meet(self, folder: Path) -> RendezvousClient:
         rendezvous = self._settings.rendezvous
         if rendezvous is None:
-            return FileMeeting(folder / "rendezvous", self._secret, self._settings.host_name or "localhost")
+            return FileRendezvousClient(folder / "rendezvous", self._secret, self._settings.host_name or "localhost")
         if isinstance(rendezvous, Path):
-            return FileMeeting(rendezvous, self._secret, self._settings.host_name)
-        return EndpointMeeting(rendezvous, self._secret, self._job, self._settings.host_name, self._settings.patience, _say)
+            return FileRendezvousClient(rendezvous, self._secret, self._settings.host_name)
+        return EndpointRendezvousClient(rendezvous, self._secret, self._job, self._settings.host_name, self._settings.patience, _say)
 
 
 def _say(text: str) -> None:

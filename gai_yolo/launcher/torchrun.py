@@ -26,7 +26,7 @@ from torch.distributed.elastic.rendezvous import (
 from gai_yolo.errors import Ending
 from gai_yolo.launcher.command import BACKEND, JOB_VARIABLE, threads_each
 from gai_yolo.launcher.forking import ForkServer
-from gai_yolo.launcher.rendezvous.handler import BoardLost, BoardRendezvous, StopStarting, make_rendezvous
+from gai_yolo.launcher.rendezvous.handler import StopStarting, StoreLost, StoreRendezvous, make_rendezvous
 from gai_yolo.launcher.rendezvous.state import unknown_torch
 from gai_yolo.launcher.verdict import (
     CLOSED,
@@ -37,7 +37,7 @@ from gai_yolo.launcher.verdict import (
     RENDEZVOUS_LOST,
     TERMINATED,
     Outcome,
-    Starts,
+    RestartCounter,
     clear_outcome,
     have_failed,
     read_outcome,
@@ -49,17 +49,17 @@ from gai_yolo.supervision.outcome import VARIABLE as OUTCOME_VARIABLE
 
 
 def run(arguments: Sequence[str], server: ForkServer | None = None) -> int:
-    """Be torchrun's agent; returns an exit code of `ends.py`.
+    """Be torchrun's agent; returns an exit code of `verdict.py`.
 
     Args:
         server: gives the workers, where it can.
     """
     outcome = Path(os.environ[OUTCOME_VARIABLE])
-    rendezvous: list[BoardRendezvous] = []
+    rendezvous: list[StoreRendezvous] = []
     exit_codes = fork_workers(server)
 
-    def make(parameters: RendezvousParameters) -> BoardRendezvous:
-        rendezvous.append(make_rendezvous(parameters, os.environ[JOB_VARIABLE], Starts(outcome, time.monotonic, exit_codes)))
+    def make(parameters: RendezvousParameters) -> StoreRendezvous:
+        rendezvous.append(make_rendezvous(parameters, os.environ[JOB_VARIABLE], RestartCounter(outcome, time.monotonic, exit_codes)))
         return rendezvous[0]
 
     rendezvous_handler_registry.register(BACKEND, make)
@@ -74,7 +74,7 @@ def run(arguments: Sequence[str], server: ForkServer | None = None) -> int:
     given.nproc_per_node = str(processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_each(available_cores(), processes)))
     _quieten_tracebacks()
-    death = Death(outcome)
+    death = SignalToException(outcome)
     code = _end_of(lambda: torchrun.run(given))  # type: ignore[no-untyped-call]
     death.is_over()
     for one in rendezvous:
@@ -92,7 +92,7 @@ def count_processes(setting: str) -> int:
     return gpus if setting == "gpu" else max(1, gpus)
 
 
-class Death:
+class SignalToException:
     """Turns the first signal into torchrun's exception, which ends the workers with SIGTERM and waits for them. It ignores those that
     follow: torchrun would leave its wait, and its workers.
 
@@ -132,7 +132,7 @@ def _end_of(action: Callable[[], Any]) -> int:
         return stop.code
     except RendezvousClosedError:
         return CLOSED
-    except (RendezvousError, BoardLost) as error:
+    except (RendezvousError, StoreLost) as error:
         _say(f"the rendezvous was lost: {error.__cause__ or error}")
         return RENDEZVOUS_LOST
     except ChildFailedError as error:
@@ -143,11 +143,11 @@ def _end_of(action: Callable[[], Any]) -> int:
     return DONE
 
 
-def _say_good_bye(rendezvous: BoardRendezvous, succeeded: bool) -> None:
+def _say_good_bye(rendezvous: StoreRendezvous, succeeded: bool) -> None:
     if succeeded:
         try:
             rendezvous.set_closed()
-        except (RendezvousError, BoardLost, OSError) as error:
+        except (RendezvousError, StoreLost, OSError) as error:
             _say(f"other nodes were not told of the end: {error}")
     else:
         rendezvous.leave()

@@ -1,4 +1,4 @@
-"""What the end of an agent means, and what follows from it. Decisions only; who acts is in launch.py."""
+"""What the end of an agent means, and what follows from it. Decisions only; who acts is in supervisor.py."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ _OF_CODE = {ending.exit_code: ending for ending in LAST_WORDS - {Ending.DIVERGED
 """For scripts that say no more than a code."""
 
 
-class Starts:
+class RestartCounter:
     """The agent's count of the starts of its workers: what must not be started again, and what ends as it is started.
 
     Args:

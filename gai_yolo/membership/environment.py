@@ -16,14 +16,14 @@ import numpy as np
 import torch
 
 import gai_yolo
-from gai_yolo.checkpointing.state import FORMAT
+from gai_yolo.checkpointing.state import CHECKPOINT_FORMAT
 from gai_yolo.config import Config, shared_values
 from gai_yolo.data.index import Index
 from gai_yolo.distributed.world import World
 from gai_yolo.errors import DataError, refused_by
 from gai_yolo.membership.consistency import Facts, must_agree, should_agree
 from gai_yolo.store.atomic import publish_text
-from gai_yolo.training.context import Site
+from gai_yolo.training.context import JobContext
 
 VARIABLES = (
     *("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS"),
@@ -47,22 +47,22 @@ class Environment:
         """That of this process."""
         return cls(shared_facts(config, world), processor_facts(world), record)
 
-    def check(self, site: Site, exact: bool) -> None:
+    def check(self, context: JobContext, exact: bool) -> None:
         """Compare what is known before anything is read. A collective; raises as `must_agree`.
 
         Args:
             exact: `training.exact`, under which other processors are worth a warning.
         """
-        must_agree(site.world, self._facts, self._record)
-        differing = should_agree(site.world, self._processor)
+        must_agree(context.world, self._facts, self._record)
+        differing = should_agree(context.world, self._processor)
         if exact and differing is not None:
-            site.console.warning(
+            context.console.warning(
                 f"the nodes have different processors, whose kernels may give different last bits: {differing}. Weights may depend on who "
                 "computed what; nodes of one kind keep them exact."
             )
         changes = changes_since(self._record or {}, {**self._facts, **self._processor})
         if exact and changes:
-            site.console.warning(f"changed since the last start, and may show in the last bits: {', '.join(changes)}")
+            context.console.warning(f"changed since the last start, and may show in the last bits: {', '.join(changes)}")
 
     def check_data(self, world: World, indexes: Sequence[Index]) -> None:
         """Compare what the data sets hold. A collective; raises as `must_agree`."""
@@ -71,21 +71,21 @@ class Environment:
         must_agree(world, {"training images that are gone": lost_names(indexes[0])})  # of this start, whatever was there at others
         self._facts.update(found)
 
-    def keep(self, site: Site) -> None:
+    def keep(self, context: JobContext) -> None:
         """Let each node's run folder remember it, once the folder is known to be that of this run. A collective."""
         text = json.dumps({**self._facts, **self._processor}, indent=1)
 
         def write() -> None:
-            path = site.folder.environment
+            path = context.folder.environment
             with contextlib.suppress(OSError, ValueError):
                 if path.read_text(encoding="utf-8") == text:
                     return
             try:
                 publish_text(path, text)
             except OSError as error:
-                site.tell(f"{path}: cannot be written ({error.strerror}); training goes on")
+                context.tell(f"{path}: cannot be written ({error.strerror}); training goes on")
 
-        site.on_each_node(write)
+        context.on_each_node(write)
 
 
 def shared_facts(config: Config, world: World) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def shared_facts(config: Config, world: World) -> dict[str, Any]:
     return {
         **shared_values(config),
         "training.device": world.device.type,
-        "checkpoint format": FORMAT,
+        "checkpoint format": CHECKPOINT_FORMAT,
         "gai-yolo": gai_yolo.__version__,
         "program code": CODE,
         "torch": torch.__version__,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gai_yolo.checkpointing.compatibility import settings_of
-from gai_yolo.checkpointing.disk_tier import Found, newest
+from gai_yolo.checkpointing.disk_tier import LoadedCheckpoint, newest
 from gai_yolo.config import value_at
 from gai_yolo.data.formats.check import expand
 from gai_yolo.errors import CheckpointError, Refusal, refused_by
@@ -24,7 +24,7 @@ from gai_yolo.store.aside import ASIDE, bring, free_name, move_beyond, names_bey
 from gai_yolo.store.catalogue import START_PATIENCE, Catalogue
 from gai_yolo.store.node_memory import NodeMemory
 from gai_yolo.store.run_record import START, RecordError, RunRecord, Settled, Turn
-from gai_yolo.training.context import Site
+from gai_yolo.training.context import JobContext
 
 BRINGING_PATIENCE = 20.0
 """Seconds that a start waits for states that were moved aside in memory to be on the disk; then it goes on meanwhile."""
@@ -56,22 +56,22 @@ class Claims:
         return next((fates[place] for place in own if self.all[place].tier == tier), None)
 
 
-def gather_claims(site: Site, memory: NodeMemory | None, started_over: bool) -> Claims:
+def gather_claims(context: JobContext, memory: NodeMemory | None, started_over: bool) -> Claims:
     """What all nodes hold; they look at their states only if it takes that to tell whose run it is. A collective.
 
     Raises:
         Refusal: on all ranks: a folder cannot be read.
     """
-    world = site.world
-    mine = world.together(lambda: own_claims(site, memory, started_over) if world.is_first_on_node else [])
+    world = context.world
+    mine = world.together(lambda: own_claims(context, memory, started_over) if world.is_first_on_node else [])
     gathered = world.gather(mine)
     if not started_over and is_open([claim for claims in gathered for claim in claims]):
-        mine = world.together(lambda: [looked_at(claim, site, memory) for claim in mine])
+        mine = world.together(lambda: [looked_at(claim, context, memory) for claim in mine])
         gathered = world.gather(mine)
     return Claims([claim for claims in gathered for claim in claims], sum(map(len, gathered[: world.rank])), len(mine))
 
 
-def own_claims(site: Site, memory: NodeMemory | None, started_over: bool) -> list[Claim]:
+def own_claims(context: JobContext, memory: NodeMemory | None, started_over: bool) -> list[Claim]:
     """What this node's run folder and memory say of themselves."""
     host = socket.gethostname()
     in_memory = None
@@ -82,28 +82,28 @@ def own_claims(site: Site, memory: NodeMemory | None, started_over: bool) -> lis
             in_memory = UNKNOWN
     on_disk = None
     try:
-        on_disk = site.folder.record()
+        on_disk = context.folder.record()
     except RecordError as error:
         on_disk = in_memory  # which was a copy
         instead = "that of this node's memory is taken" if in_memory else "whose run this is follows from its checkpoints"
-        site.tell(f"{site.folder.record_path} {error}; {instead}.")
+        context.tell(f"{context.folder.record_path} {error}; {instead}.")
     except CheckpointError:
         if not started_over:
             raise
     except OSError as error:
-        refusal = Refusal(f"{error.filename or site.folder.record_path}: cannot be read ({error.strerror}); make it readable.")
+        refusal = Refusal(f"{error.filename or context.folder.record_path}: cannot be read ({error.strerror}); make it readable.")
         raise refused_by(error, refusal) from None
-    if on_disk is None and names_beyond(site.folder.path, None):
+    if on_disk is None and names_beyond(context.folder.path, None):
         on_disk = RunRecord("")
     claims = []
     if on_disk is not None:
-        claims.append(Claim(f"{host}:{site.folder.path}", "disk", on_disk))
+        claims.append(Claim(f"{host}:{context.folder.path}", "disk", on_disk))
     if memory is not None and in_memory is not None:
         claims.append(Claim(f"{host}:{memory.path}", "memory", in_memory))
     return claims
 
 
-def looked_at(claim: Claim, site: Site, memory: NodeMemory | None) -> Claim:
+def looked_at(claim: Claim, context: JobContext, memory: NodeMemory | None) -> Claim:
     """A claim of this node with its progress, and its turns, if an older version has left them unsaid.
 
     Raises:
@@ -113,7 +113,7 @@ def looked_at(claim: Claim, site: Site, memory: NodeMemory | None) -> Claim:
         assert memory is not None
         catalogue: Catalogue = memory.store
     else:
-        catalogue = Catalogue(site.folder.path, patience=START_PATIENCE)
+        catalogue = Catalogue(context.folder.path, patience=START_PATIENCE)
     if claim.record.turns:
         complete = catalogue.newest(lambda _file, _manifest: None, lambda _: None)
         return replace(claim, progress=None if complete is None else complete[0].position)
@@ -125,7 +125,7 @@ def looked_at(claim: Claim, site: Site, memory: NodeMemory | None) -> Claim:
 
 
 def join(
-    site: Site, memory: NodeMemory | None, record: RunRecord, claims: Claims, fates: Sequence[Fate], moved: Path | None = None
+    context: JobContext, memory: NodeMemory | None, record: RunRecord, claims: Claims, fates: Sequence[Fate], moved: Path | None = None
 ) -> NodeMemory | None:
     """Let this node's folder and memory be those of the run that was agreed on. A collective.
 
@@ -138,27 +138,29 @@ def join(
     Raises:
         Refusal: on all ranks: what is not to be gone on from cannot be moved aside.
     """
-    world = site.world
+    world = context.world
     fate = claims.fate("disk", fates) or KEPT
-    first = world.from_first(lambda: join_folder(site, record, fate))  # first alone, because the folder may be shared
+    first = world.from_first(lambda: join_folder(context, record, fate))  # first alone, because the folder may be shared
     gone = first or moved
     # A network file system may show the old record under the old name for a while, but knows where the folder is now.
-    is_shared = gone is not None and gone.parent == site.folder.path.parent and gone.is_dir()
-    own = world.together(lambda: join_folder(site, record, KEPT if is_shared else fate) if world.is_first_on_node else None)
+    is_shared = gone is not None and gone.parent == context.folder.path.parent and gone.is_dir()
+    own = world.together(lambda: join_folder(context, record, KEPT if is_shared else fate) if world.is_first_on_node else None)
     if memory is None:
         return None
-    home = own or (gone if gone is not None and is_shared else site.folder.path)
+    home = own or (gone if gone is not None and is_shared else context.folder.path)
     try:
-        return join_memory(site, memory, record, claims.fate("memory", fates) or KEPT, home)
+        return join_memory(context, memory, record, claims.fate("memory", fates) or KEPT, home)
     except (OSError, Refusal) as error:
         memory.release()
-        site.tell(f"{memory.path}: cannot be used ({getattr(error, 'strerror', None) or error}). No state is kept in this node's memory.")
+        context.tell(
+            f"{memory.path}: cannot be used ({getattr(error, 'strerror', None) or error}). No state is kept in this node's memory."
+        )
         return None
 
 
-def join_folder(site: Site, record: RunRecord, fate: Fate) -> Path | None:
+def join_folder(context: JobContext, record: RunRecord, fate: Fate) -> Path | None:
     """The same for the run folder; returns where it was moved to, if it was. What another node has done already is not done again."""
-    folder = site.folder
+    folder = context.folder
     moved = None
     with contextlib.suppress(RecordError):
         if folder.record() == record:
@@ -167,13 +169,13 @@ def join_folder(site: Site, record: RunRecord, fate: Fate) -> Path | None:
         if fate.aside:
             moved = folder.move_aside()
             if moved is not None:
-                site.tell(f"{folder.path}: {fate.why}; it is kept in {moved}")
-                if site.world.is_first:
+                context.tell(f"{folder.path}: {fate.why}; it is kept in {moved}")
+                if context.world.is_first:
                     folder.make()
         elif fate.beyond is not None:
             target = free_name(folder.path / ASIDE, "")
             if names := move_beyond(folder.path, fate.beyond, target):
-                site.tell(f"{folder.path}: {fate.why}: {', '.join(names)} are kept in {target}")
+                context.tell(f"{folder.path}: {fate.why}: {', '.join(names)} are kept in {target}")
         folder.set_record(record)
     except OSError as error:
         if fate != KEPT:
@@ -183,7 +185,7 @@ def join_folder(site: Site, record: RunRecord, fate: Fate) -> Path | None:
     return moved
 
 
-def join_memory(site: Site, memory: NodeMemory, record: RunRecord, fate: Fate, home: Path) -> NodeMemory:
+def join_memory(context: JobContext, memory: NodeMemory, record: RunRecord, fate: Fate, home: Path) -> NodeMemory:
     """The same for this node's memory.
 
     Args:
@@ -192,13 +194,15 @@ def join_memory(site: Site, memory: NodeMemory, record: RunRecord, fate: Fate, h
     aside = memory.set_aside(fate.beyond) if fate.aside or fate.beyond is not None else None
     if aside is not None:
         size = sum(path.stat().st_size for path in aside.rglob("*") if path.is_file())
-        site.tell(f"{memory.path}: {fate.why}; {size / 1e6:.0f} MB of states are moved aside, and brought to {home / ASIDE / aside.name}")
-    memory.keep(replace(record, anchored=is_anchored(site, record)))
-    bring_home(site, memory, home)
+        context.tell(
+            f"{memory.path}: {fate.why}; {size / 1e6:.0f} MB of states are moved aside, and brought to {home / ASIDE / aside.name}"
+        )
+    memory.keep(replace(record, anchored=is_anchored(context, record)))
+    bring_home(context, memory, home)
     return memory
 
 
-def bring_home(site: Site, memory: NodeMemory, home: Path) -> None:
+def bring_home(context: JobContext, memory: NodeMemory, home: Path) -> None:
     """Bring to the disk what was moved aside in memory, beside the training if it takes long; what a former start has left there too."""
     asides = memory.asides()
     if not asides:
@@ -216,25 +220,27 @@ def bring_home(site: Site, memory: NodeMemory, home: Path) -> None:
     thread.start()
     thread.join(BRINGING_PATIENCE)
     for failure in failures:
-        site.tell(failure)
+        context.tell(failure)
 
 
-def is_anchored(site: Site, record: RunRecord) -> bool:
+def is_anchored(context: JobContext, record: RunRecord) -> bool:
     """Whether the run folder knows its run."""
     try:
-        known = site.folder.record()
+        known = context.folder.record()
     except (OSError, RecordError, CheckpointError):
         return False
     return known is not None and known.run_id == record.run_id
 
 
-def remember(site: Site, run: Membership, found: Found | None, identity: dict[str, Any], settled: dict[str, Settled]) -> Membership:
+def remember(
+    context: JobContext, run: Membership, found: LoadedCheckpoint | None, identity: dict[str, Any], settled: dict[str, Settled]
+) -> Membership:
     """Make what holds for the rest of the run durable on every node, before the first step. A collective.
 
     Raises:
         Refusal: on all ranks: nothing was saved yet, and a node can keep the record neither on its disk nor in its memory.
     """
-    world = site.world
+    world = context.world
     settings = settings_of(identity)
     weights = value_at(identity["config"], "model.weights")
     if found is None and weights is not None:
@@ -242,29 +248,29 @@ def remember(site: Site, run: Membership, found: Found | None, identity: dict[st
         settings["model.weights"] = "SHA-256 " + world.from_first(lambda: file_digest(expand(Path(weights))))
     turns = turns_after(run.record, None if found is None else found.manifest.position, settings)
     record = replace(run.record, turns=turns, settled=settled)
-    world.from_first(lambda: write_record(site, record))  # first alone, because the folder may be shared
-    failure = write_record(site, record) if world.is_first_on_node else None
-    failed = "" if failure is None else f"{socket.gethostname()}:{site.folder.record_path}: cannot be written ({failure.strerror})"
+    world.from_first(lambda: write_record(context, record))  # first alone, because the folder may be shared
+    failure = write_record(context, record) if world.is_first_on_node else None
+    failed = "" if failure is None else f"{socket.gethostname()}:{context.folder.record_path}: cannot be written ({failure.strerror})"
     if run.memory is not None:
         try:
-            run.memory.keep(replace(record, anchored=failure is None or is_anchored(site, record)))
+            run.memory.keep(replace(record, anchored=failure is None or is_anchored(context, record)))
             if failure is not None:
-                site.tell(f"{failed}; the run record is kept in this node's memory")
+                context.tell(f"{failed}; the run record is kept in this node's memory")
             failure = None
         except (OSError, Refusal) as error:
-            site.tell(f"{run.memory.path}: the run record cannot be kept there ({getattr(error, 'strerror', None) or error})")
+            context.tell(f"{run.memory.path}: the run record cannot be kept there ({getattr(error, 'strerror', None) or error})")
     failures = [(failed, failure) for failed, failure in world.gather((failed, failure)) if failure is not None]
     if failures and found is None:
         said, first = failures[0]
         raise refused_by(first, Refusal(f"{said}: without a run record on every node no training begins; make room there."))
     if failure is not None:
-        site.tell(f"{failed}; training goes on")
+        context.tell(f"{failed}; training goes on")
     return replace(run, record=record)
 
 
-def write_record(site: Site, record: RunRecord) -> OSError | None:
+def write_record(context: JobContext, record: RunRecord) -> OSError | None:
     """Write it to this node's run folder; returns why that failed."""
-    folder = site.folder
+    folder = context.folder
     try:
         with contextlib.suppress(RecordError):
             if folder.record() == record:

@@ -19,7 +19,7 @@ from gai_yolo.data.index import ImageRecord, Index, Problem, Recorded, Records
 from gai_yolo.data.index_cache import DAMAGE, load, save
 from gai_yolo.store.atomic import publish
 from gai_yolo.store.run_folder import RunFolder
-from gai_yolo.training.context import Site
+from gai_yolo.training.context import JobContext
 
 LOST = "training image that is gone since the run began"
 ACTION = "grey is trained on in its place, all else is as it was; put it back, or start over with --fresh"
@@ -55,22 +55,22 @@ def as_it_began(index: Index, folder: RunFolder, max_bad_fraction: float) -> Ind
     )
 
 
-def remember_training_set(index: Index, site: Site) -> None:
+def remember_training_set(index: Index, context: JobContext) -> None:
     """Let each node's run folder remember it. A collective; a disk that refuses is told."""
     recorded = index.recorded
     if recorded is None or index.lost:
         return
 
     def write() -> None:
-        kept, path = _kept(site.folder), site.folder.training_set
+        kept, path = _kept(context.folder), context.folder.training_set
         if kept is not None and (kept.digest(), kept.content) == (index.digest(), index.content):
             return
         try:
             publish(path, lambda file: save(index, file))
         except OSError as error:
-            site.tell(f"{path}: cannot be written ({error.strerror}); an image that is lost between two starts will end the run")
+            context.tell(f"{path}: cannot be written ({error.strerror}); an image that is lost between two starts will end the run")
 
-    site.on_each_node(write)
+    context.on_each_node(write)
 
 
 def _kept(folder: RunFolder) -> Index | None:

@@ -38,7 +38,7 @@ METRICS = {
 """COCO's numbers in plain words; AP is average precision, AR average recall, small < 32^2 <= medium < 96^2 <= large (pixels)."""
 
 
-class Silent:
+class NullConsole:
     """What the other ranks show: nothing."""
 
     def info(self, text: str) -> None: ...
@@ -56,7 +56,7 @@ class Silent:
     def close(self) -> None: ...
 
 
-class Console(Silent):
+class Console(NullConsole):
     """Shows a run to people. `info` and `warning` may be called from any thread, the rest from the training thread only."""
 
     def __init__(

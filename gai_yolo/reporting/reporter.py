@@ -22,7 +22,7 @@ from gai_yolo.data.index import Index
 from gai_yolo.evaluation.coco_metrics import ImageDetections
 from gai_yolo.evaluation.evaluator import Evaluation
 from gai_yolo.goodput.report import REPORT_FILE, Report, as_json, scalars
-from gai_yolo.reporting.console import Silent
+from gai_yolo.reporting.console import NullConsole
 from gai_yolo.reporting.drawing import Image, draw_comparison, write_image
 from gai_yolo.reporting.tensorboard import TensorBoard
 from gai_yolo.sections import ReportingConfig
@@ -34,7 +34,7 @@ class Reporter:
     """Tells people about a run.
 
     Args:
-        console: the terminal on rank 0, `Silent` elsewhere.
+        console: the terminal on rank 0, `NullConsole` elsewhere.
         open_tensorboard: on rank 0 if configured, else None. Called after the first step, because it loads much that no step needs.
         index: the validation split, for names and pictures.
     """
@@ -45,7 +45,7 @@ class Reporter:
         config: ReportingConfig,
         index: Index,
         rank: int,
-        console: Silent,
+        console: NullConsole,
         open_tensorboard: Callable[[], TensorBoard] | None,
     ) -> None:
         self.folder, self.config, self.index, self.rank = folder, config, index, rank

@@ -73,5 +73,5 @@ def bring(source: Path, target: Path, fs: FileSystem = REAL) -> None:
             continue
         fs.make_folder(there.parent)
         with fs.open(path) as file:
-            publish(there, lambda draft, file=file: shutil.copyfileobj(file, draft, 8 << 20), fs)  # type: ignore[misc]
+            publish(there, lambda temp, file=file: shutil.copyfileobj(file, temp, 8 << 20), fs)  # type: ignore[misc]
     shutil.rmtree(source)

@@ -26,7 +26,7 @@ NO_OWNER = "0-none"
 
 
 @dataclass(frozen=True)
-class Draft:
+class TempFile:
     """A whole file, on the disk, that has no name yet but a temporary one."""
 
     path: Path
@@ -35,7 +35,7 @@ class Draft:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a name is one that `write_draft` gives."""
+    """Whether a name is one that `write_temp_file` gives."""
     return name.startswith(".") and name.endswith(SUFFIX)
 
 
@@ -45,12 +45,12 @@ def owner_of(name: str) -> str:
     return parts[1] if len(parts) == 3 else ""
 
 
-def draft_path(target: Path, owner: str) -> Path:
+def temp_path(target: Path, owner: str) -> Path:
     """A temporary name that nobody else uses, in the folder of `target`."""
     return target.with_name(f".{target.name}~{owner}~{os.urandom(6).hex()}{SUFFIX}")
 
 
-def write_draft(target: Path, write: Callable[[BinaryIO], object], owner: str = NO_OWNER, fs: FileSystem = REAL) -> Draft:
+def write_temp_file(target: Path, write: Callable[[BinaryIO], object], owner: str = NO_OWNER, fs: FileSystem = REAL) -> TempFile:
     """Write and fsync a file under a temporary name, unique to this call, in the folder of `target`; hashes while writing.
 
     Args:
@@ -60,7 +60,7 @@ def write_draft(target: Path, write: Callable[[BinaryIO], object], owner: str = 
     Raises:
         OSError: the disk refuses, also where `write` wraps that into an exception of its own. The draft is gone if it can be.
     """
-    with _new_draft(target, owner, fs) as (path, raw):
+    with _new_temp_file(target, owner, fs) as (path, raw):
         file = io.BufferedWriter(raw, BUFFER)
         try:
             write(file)
@@ -69,12 +69,12 @@ def write_draft(target: Path, write: Callable[[BinaryIO], object], owner: str = 
             # torch's archive writer answers a failed write with a RuntimeError of its own.
             raise raw.failure or error from None
         file.detach()
-    return Draft(path, raw.size, raw.digest.hexdigest())
+    return TempFile(path, raw.size, raw.digest.hexdigest())
 
 
-def copy_draft(
+def copy_temp_file(
     source: Path, sha256: str, target: Path, between: Callable[[], object], owner: str = NO_OWNER, fs: FileSystem = REAL
-) -> Draft:
+) -> TempFile:
     """The same with the content of another file: shared where the disk can do that, which takes no time and no room, else copied.
 
     Args:
@@ -84,7 +84,7 @@ def copy_draft(
     Raises:
         OSError: the disk refuses, or what was read has another digest.
     """
-    with _new_draft(target, owner, fs) as (path, raw), fs.open(source) as file:
+    with _new_temp_file(target, owner, fs) as (path, raw), fs.open(source) as file:
         try:
             fs.clone(file.fileno(), raw.descriptor)
         except OSError:  # not on this disk; if it is something worse, the copy fails too
@@ -93,13 +93,13 @@ def copy_draft(
                 between()
             if raw.digest.hexdigest() != sha256:
                 raise OSError(errno.EIO, "what was read is not what was written", str(source)) from None
-    return Draft(path, fs.identity(path).size, sha256)
+    return TempFile(path, fs.identity(path).size, sha256)
 
 
 @contextlib.contextmanager
-def _new_draft(target: Path, owner: str, fs: FileSystem) -> Iterator[tuple[Path, _HashingFile]]:
+def _new_temp_file(target: Path, owner: str, fs: FileSystem) -> Iterator[tuple[Path, _HashingFile]]:
     """A new file under a temporary name: synced after the block, gone if it fails."""
-    path = draft_path(target, owner)
+    path = temp_path(target, owner)
     raw = _HashingFile(fs, fs.create(path))
     try:
         with contextlib.closing(raw):
@@ -125,9 +125,9 @@ def publish(path: Path, write: Callable[[BinaryIO], object], fs: FileSystem = RE
     Raises:
         OSError: the disk refuses; `path` holds the old content, or the new one if only the last fsync has failed.
     """
-    draft = write_draft(path, write, fs=fs)
-    with discarded_unless_renamed(draft, fs):
-        fs.rename(draft.path, path)
+    temp = write_temp_file(path, write, fs=fs)
+    with discarded_unless_renamed(temp, fs):
+        fs.rename(temp.path, path)
     fs.sync_folder(path.parent)
 
 
@@ -137,12 +137,12 @@ def publish_text(path: Path, text: str, fs: FileSystem = REAL) -> None:
 
 
 @contextlib.contextmanager
-def discarded_unless_renamed(draft: Draft, fs: FileSystem) -> Iterator[None]:
+def discarded_unless_renamed(temp: TempFile, fs: FileSystem) -> Iterator[None]:
     """Clean up behind a failing block that was to give the draft its name."""
     try:
         yield
     except BaseException:
-        discard(draft.path, fs)
+        discard(temp.path, fs)
         raise
 
 

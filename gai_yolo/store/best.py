@@ -16,7 +16,7 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
-from gai_yolo.store.atomic import COPY_PIECE, copy_draft, discarded_unless_renamed, write_draft
+from gai_yolo.store.atomic import COPY_PIECE, copy_temp_file, discarded_unless_renamed, write_temp_file
 from gai_yolo.store.catalogue import NAMES, Catalogue
 from gai_yolo.store.filesystem import Identity
 from gai_yolo.store.manifest import FOLDERS, Manifest
@@ -91,7 +91,7 @@ class BestCopy:
         while (best := best_of(candidates, self.since)) is not None:
             if record is not None and record.names(best) and record == self._seen(self.path, record):
                 return []
-            if self.store.flaw_of(best) is None:
+            if self.store.defect_of(best) is None:
                 return self._replace(best, record, present, between)
             candidates.remove(best)
         return []
@@ -106,15 +106,15 @@ class BestCopy:
             return []
         if not is_ours and record is not None and record.names(best):
             return [f"{self.path} is not what this program wrote there; it stays until another epoch is better, and is kept then too"]
-        draft = copy_draft(self.store.data_path(best), best.sha256, self.path, between, self.store.fence.owner, self.fs)
+        temp = copy_temp_file(self.store.data_path(best), best.sha256, self.path, between, self.store.fence.owner, self.fs)
         notes = []
-        with discarded_unless_renamed(draft, self.fs):
+        with discarded_unless_renamed(temp, self.fs):
             is_ours = is_ours and self._identity() == seen  # somebody may have written there while this was copied
             if not is_ours and (aside := self.store.keep_aside(self.path)) is not None:
                 self.fs.sync_folder(self.path.parent)  # otherwise a crash could keep the next rename and lose the second name
                 notes = [f"{self.path} was not what this program wrote there; it is now {aside.name}"]
-            self._write_record(self._seen(draft.path, Record(best.stem, best.sha256, there if is_ours else None, 0, 0, 0, self.since)))
-        self.store.replace(draft, self.path)
+            self._write_record(self._seen(temp.path, Record(best.stem, best.sha256, there if is_ours else None, 0, 0, 0, self.since)))
+        self.store.replace(temp, self.path)
         return notes
 
     def _shares_a_checkpoint(self) -> bool:
@@ -151,5 +151,5 @@ class BestCopy:
     def _write_record(self, record: Record | None) -> None:
         assert record is not None
         data = (json.dumps(asdict(record)) + "\n").encode()
-        draft = write_draft(self._record_path, lambda file: file.write(data), self.store.fence.owner, self.fs)
-        self.store.replace(draft, self._record_path)
+        temp = write_temp_file(self._record_path, lambda file: file.write(data), self.store.fence.owner, self.fs)
+        self.store.replace(temp, self._record_path)

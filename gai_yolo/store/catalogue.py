@@ -36,7 +36,7 @@ class Damaged(Exception):
 
 
 @dataclass(frozen=True)
-class Flaw:
+class Defect:
     """A file under a checkpoint's name that is not a complete checkpoint."""
 
     path: Path
@@ -48,7 +48,7 @@ class Listing:
     """What lies in a run's folders, newest first; sizes are checked, digests are not."""
 
     present: list[Manifest]
-    flaws: list[Flaw]
+    defects: list[Defect]
 
 
 class Catalogue:
@@ -79,21 +79,21 @@ class Catalogue:
             CheckpointError: a folder cannot be read, or holds manifests of another version of this program.
         """
         present: list[Manifest] = []
-        flaws: list[Flaw] = []
+        defects: list[Defect] = []
         for kind in FOLDERS:
             stems = self.stems(kind)
             for stem, suffixes in stems.items():
                 data = self.run / FOLDERS[kind] / f"{stem}.pt"
                 if "json" not in suffixes:
-                    flaws.append(Flaw(data, NO_MANIFEST))
+                    defects.append(Defect(data, NO_MANIFEST))
                     continue
                 found = self.look_at(kind, data)
-                if isinstance(found, Flaw):
-                    flaws.append(found)
+                if isinstance(found, Defect):
+                    defects.append(found)
                 else:
                     present.append(found)
         present.sort(key=lambda manifest: manifest.position, reverse=True)
-        return Listing(present, flaws)
+        return Listing(present, defects)
 
     def newest(self, parse: Callable[[BinaryIO, Manifest], T], tell: Callable[[str], None]) -> tuple[Manifest, T] | None:
         """The newest complete checkpoint, parsed; what is newer and bad is told, left in place and passed over.
@@ -105,7 +105,7 @@ class Catalogue:
             CheckpointError: as `listing` and `read`.
         """
         listing = self.listing()
-        self.tell_flaws(listing, tell)
+        self.tell_defects(listing, tell)
         for manifest in listing.present:
             try:
                 return manifest, self.read(manifest, parse)
@@ -113,10 +113,12 @@ class Catalogue:
                 tell(f"{self.data_path(manifest)} {error}; it is left in place and passed over.")
         return None
 
-    def tell_flaws(self, listing: Listing, tell: Callable[[str], None]) -> None:
+    def tell_defects(self, listing: Listing, tell: Callable[[str], None]) -> None:
         """Say of files under a checkpoint's name why they are none, one sentence for each reason."""
-        for reason, flaws in itertools.groupby(sorted(listing.flaws, key=lambda flaw: flaw.reason), key=lambda flaw: flaw.reason):
-            first, *others = flaws
+        for reason, defects in itertools.groupby(
+            sorted(listing.defects, key=lambda defect: defect.reason), key=lambda defect: defect.reason
+        ):
+            first, *others = defects
             more = f", and so are {len(others)} others" if others else ""
             advice = f" (`gai-yolo snapshots adopt {self.run}` verifies and adopts it)" if reason == NO_MANIFEST else ""
             tell(f"{first.path} {reason}{advice}; it is left in place and passed over{more}.")
@@ -135,7 +137,7 @@ class Catalogue:
 
         def read() -> T:
             with self.fs.open(path) as file:
-                reason = self._digest_flaw(manifest, path, file)
+                reason = self._digest_defect(manifest, path, file)
                 if reason is not None:
                     raise Damaged(reason)
                 file.seek(0)
@@ -168,7 +170,7 @@ class Catalogue:
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    def flaw_of(self, manifest: Manifest) -> str | None:
+    def defect_of(self, manifest: Manifest) -> str | None:
         """Why a listed checkpoint is not complete, or None if its digest fits. Files that have not changed are not read again."""
         path = self.data_path(manifest)
         try:
@@ -176,11 +178,11 @@ class Catalogue:
             if known is not None and known == (self.fs.identity(path), manifest.sha256):
                 return None
             with self.fs.open(path) as file:
-                return self._digest_flaw(manifest, path, file)
+                return self._digest_defect(manifest, path, file)
         except OSError as error:
             return f"cannot be read ({error.strerror or error})"
 
-    def _digest_flaw(self, manifest: Manifest, path: Path, file: BinaryIO) -> str | None:
+    def _digest_defect(self, manifest: Manifest, path: Path, file: BinaryIO) -> str | None:
         identity = self.fs.identity(path)
         if identity.size != manifest.size:
             return f"has {identity.size} bytes, {manifest.size} were written"
@@ -209,23 +211,23 @@ class Catalogue:
         with self.fs.open(path) as file:
             return file.read()
 
-    def look_at(self, kind: Kind, data: Path) -> Manifest | Flaw:
+    def look_at(self, kind: Kind, data: Path) -> Manifest | Defect:
         """What is under one name that has a manifest; its digest is not checked. Raises as `listing`."""
         path = data.with_suffix(".json")
         try:
             manifest = decode(self._patiently(lambda: self._content(path), path))
             if (manifest.kind, manifest.stem) != (kind, data.stem):
-                return Flaw(path, f"is the manifest of {manifest.stem}, renamed")
+                return Defect(path, f"is the manifest of {manifest.stem}, renamed")
             size = self._patiently(lambda: self.fs.identity(data), data).size
         except ForeignManifest as error:
             raise CheckpointError(f"{path}: {error}; go on with the version that wrote it, or start over with --fresh.") from None
         except ManifestError as error:
-            return Flaw(path, str(error))
+            return Defect(path, str(error))
         except FileNotFoundError:
-            return Flaw(data, "is gone; only its manifest is left")
+            return Defect(data, "is gone; only its manifest is left")
         except OSError as error:
-            return Flaw(data, f"cannot be read ({error.strerror or error})")
-        return manifest if size == manifest.size else Flaw(data, f"has {size} bytes, {manifest.size} were written")
+            return Defect(data, f"cannot be read ({error.strerror or error})")
+        return manifest if size == manifest.size else Defect(data, f"has {size} bytes, {manifest.size} were written")
 
     def plan_pruning(self, policy: Policy) -> list[Decision]:
         """What retention says of every complete checkpoint. Those that it counts on, or lets go, are verified first; it never
@@ -234,7 +236,7 @@ class Catalogue:
         while True:
             decisions = decide(candidates, policy)
             weighed = [decision.manifest for decision in decisions if decision.reason != EVERY_EPOCH]
-            bad = [manifest for manifest in weighed if self.flaw_of(manifest) is not None]
+            bad = [manifest for manifest in weighed if self.defect_of(manifest) is not None]
             if not bad:
                 return decisions
             candidates = [manifest for manifest in candidates if manifest not in bad]

@@ -109,8 +109,8 @@ class Lease:
         except OSError as error:
             raise self._refusal(error) from None
         try:
-            for draft in self._path.parent.glob(f".{self._path.name}~*.tmp"):
-                draft.unlink()  # of a start that was killed in the middle of the next line
+            for temp in self._path.parent.glob(f".{self._path.name}~*.tmp"):
+                temp.unlink()  # of a start that was killed in the middle of the next line
             return raise_fence(self._path, self._fs)
         except OSError as error:
             self.release()

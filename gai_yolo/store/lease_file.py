@@ -112,30 +112,30 @@ class LeaseFile:
         """Whether nobody else was the owner."""
         if self.path.exists():
             return False
-        draft = self._draft()
+        temp = self._temp_file()
         try:
-            os.link(draft, self.path)
+            os.link(temp, self.path)
         except FileExistsError:
             pass
         except OSError:
-            draft.rename(self.path)  # no hard links here either; of two at once the later one stays, and both look
+            temp.rename(self.path)  # no hard links here either; of two at once the later one stays, and both look
             self._sleep(SETTLED)
         finally:
-            draft.unlink(missing_ok=True)
+            temp.unlink(missing_ok=True)
         return self._is_ours()
 
     def _write(self) -> None:
-        self._draft().rename(self.path)
+        self._temp_file().rename(self.path)
 
-    def _draft(self) -> Path:
+    def _temp_file(self) -> Path:
         self._beats += 1
         machine = {"host": socket.gethostname(), "boot": _boot(), "pid_namespace": _pid_namespace()}
         owner = {**machine, "pid": os.getpid(), "nonce": self._nonce, "beat": self._beats}
         # One name for all: a full disk, which takes names and no content, would be left a file for each beat.
-        draft = self.path.with_name(f".{self.path.name}~{self._nonce}~0.tmp")
-        assert is_temporary(draft.name)
-        draft.write_text(json.dumps(owner))
-        return draft
+        temp = self.path.with_name(f".{self.path.name}~{self._nonce}~0.tmp")
+        assert is_temporary(temp.name)
+        temp.write_text(json.dumps(owner))
+        return temp
 
     def _read(self) -> bytes | None:
         try:

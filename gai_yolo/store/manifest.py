@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
-FORMAT = 1
+MANIFEST_FORMAT = 1
 """Version of the manifest's layout."""
 
 Kind = Literal["epoch", "step"]
@@ -77,7 +77,7 @@ _PARSER = TypeAdapter(Manifest)
 
 def encode(manifest: Manifest) -> bytes:
     """Canonical JSON with a checksum of the rest in its last field: one manifest has one encoding."""
-    return _with_checksum({"format": FORMAT, "file": f"{manifest.stem}.pt", **asdict(manifest)})
+    return _with_checksum({"format": MANIFEST_FORMAT, "file": f"{manifest.stem}.pt", **asdict(manifest)})
 
 
 def decode(data: bytes) -> Manifest:
@@ -94,8 +94,8 @@ def decode(data: bytes) -> Manifest:
         raise ManifestError("is not a manifest, or was cut off") from None
     if not checksum_fits:
         raise ManifestError("was changed: its checksum does not fit")
-    if values.get("format") != FORMAT:
-        raise ForeignManifest(f"has manifest format {values.get('format')!r}, this program reads {FORMAT}")
+    if values.get("format") != MANIFEST_FORMAT:
+        raise ForeignManifest(f"has manifest format {values.get('format')!r}, this program reads {MANIFEST_FORMAT}")
     try:
         manifest = _PARSER.validate_python({key: value for key, value in values.items() if key not in ("format", "file", "checksum")})
     except ValueError:

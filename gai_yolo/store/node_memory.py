@@ -19,7 +19,7 @@ from gai_yolo.store.manifest import FOLDERS, Position
 from gai_yolo.store.run_record import RecordError, RunRecord, encode, read_record
 from gai_yolo.store.store import Store
 
-LOCK_PATIENCE = 5.0
+MEMORY_LOCK_PATIENCE = 5.0
 """Seconds to wait for a process of this node that is just ending."""
 AGAIN = "set elastic.memory_folder to another place, or null the interval."
 
@@ -33,7 +33,7 @@ def free_memory(store: Store) -> int:
 class NodeMemory:
     """One folder for each run and user of a node, with a lock, a fence and a run record like those of a run folder.
 
-    Which run its content counts for is decided by who opens it (`training.agreement`): a run that was deleted or started over must not
+    Which run its content counts for is decided by who opens it (`membership.decision`): a run that was deleted or started over must not
     come back from memory.
 
     Args:
@@ -55,7 +55,7 @@ class NodeMemory:
         assert self._store is not None, "open() first"
         return self._store
 
-    def open(self, patience: float = LOCK_PATIENCE) -> None:
+    def open(self, patience: float = MEMORY_LOCK_PATIENCE) -> None:
         """Become the process that keeps this node's state of a run. What is left of a removal that was interrupted is removed.
 
         Args:

@@ -13,7 +13,7 @@ from gai_yolo.store.manifest import FOLDERS
 from gai_yolo.store.run_record import RunRecord, encode, read_record
 from gai_yolo.store.store import Store
 
-LOCK_PATIENCE = 10.0
+FOLDER_LOCK_PATIENCE = 10.0
 """Seconds to wait for a job that is just ending."""
 
 
@@ -54,7 +54,7 @@ class RunFolder:
             RunFolderBusy: another job is running on this folder.
             Refusal: the folder cannot be made.
         """
-        self._store = Store(self.path, self._lease.acquire(LOCK_PATIENCE))
+        self._store = Store(self.path, self._lease.acquire(FOLDER_LOCK_PATIENCE))
 
     @property
     def store(self) -> Store:

@@ -20,7 +20,7 @@ from gai_yolo.errors import CheckpointError
 from gai_yolo.store.filesystem import REAL, FileSystem
 from gai_yolo.store.manifest import Position
 
-FORMAT = 1
+RECORD_FORMAT = 1
 """Version of the record's layout."""
 START = Position(0, 0, 0)
 """Before the first step."""
@@ -82,7 +82,7 @@ _PARSER = TypeAdapter(RunRecord)
 
 def encode(record: RunRecord) -> str:
     """JSON with a checksum; equal for equal records."""
-    values = json.loads(json.dumps({"format": FORMAT, **asdict(record)}))
+    values = json.loads(json.dumps({"format": RECORD_FORMAT, **asdict(record)}))
     return json.dumps({**values, "checksum": _checksum(values)}, indent=1) + "\n"
 
 
@@ -100,7 +100,7 @@ def decode(text: str) -> RunRecord:
         raise RecordError("is not a run record, or was cut off") from None
     if checksum != _checksum(values):
         raise RecordError("was changed: its checksum does not fit")
-    if values.pop("format", None) != FORMAT:
+    if values.pop("format", None) != RECORD_FORMAT:
         raise CheckpointError("the run record was written by another version of this program; go on with that one, or --fresh starts over.")
     try:
         return _PARSER.validate_python(values)

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from gai_yolo.store.atomic import Draft, discarded_unless_renamed, hash_file, is_temporary, owner_of, write_draft
+from gai_yolo.store.atomic import TempFile, discarded_unless_renamed, hash_file, is_temporary, owner_of, write_temp_file
 from gai_yolo.store.catalogue import NAMES, NO_MANIFEST, Catalogue
 from gai_yolo.store.filesystem import REAL, FileSystem, Identity
 from gai_yolo.store.lease import Fence
@@ -50,13 +50,13 @@ class Store(Catalogue):
             # Left by a try whose last fsync failed, or by a start that could not read it for a while.
             self.fs.sync_folder(data.parent)
             return there, [f"{data} is complete already and stays as it is"]
-        draft = write_draft(data, write, self.fence.owner, self.fs)
-        with discarded_unless_renamed(draft, self.fs):
-            manifest = replace(manifest, size=draft.size, sha256=draft.sha256, fence=self.fence.number)
-            manifest_draft = write_draft(manifest_path, lambda file: file.write(encode(manifest)), self.fence.owner, self.fs)
-            with discarded_unless_renamed(manifest_draft, self.fs):
-                notes = self._place(draft, data)
-                self._place(manifest_draft, manifest_path)
+        temp = write_temp_file(data, write, self.fence.owner, self.fs)
+        with discarded_unless_renamed(temp, self.fs):
+            manifest = replace(manifest, size=temp.size, sha256=temp.sha256, fence=self.fence.number)
+            manifest_temp = write_temp_file(manifest_path, lambda file: file.write(encode(manifest)), self.fence.owner, self.fs)
+            with discarded_unless_renamed(manifest_temp, self.fs):
+                notes = self._place(temp, data)
+                self._place(manifest_temp, manifest_path)
         self._verified[data] = (self.fs.identity(data), manifest.sha256)
         return manifest, notes
 
@@ -69,24 +69,24 @@ class Store(Catalogue):
             # Whoever copied it here may have synced neither its content nor its name.
             self.fs.fsync(file.fileno())
         self.fs.sync_folder(data.parent)
-        draft = write_draft(manifest_path, lambda file: file.write(encode(manifest)), self.fence.owner, self.fs)
-        with discarded_unless_renamed(draft, self.fs):
-            self._place(draft, manifest_path)
+        temp = write_temp_file(manifest_path, lambda file: file.write(encode(manifest)), self.fence.owner, self.fs)
+        with discarded_unless_renamed(temp, self.fs):
+            self._place(temp, manifest_path)
         return manifest
 
     def publish_text(self, path: Path, text: str) -> None:
         """Publish another file of the run, such as its metrics, under its fence; raises as `publish`."""
-        draft = write_draft(path, lambda file: file.write(text.encode()), self.fence.owner, self.fs)
-        with discarded_unless_renamed(draft, self.fs):
+        temp = write_temp_file(path, lambda file: file.write(text.encode()), self.fence.owner, self.fs)
+        with discarded_unless_renamed(temp, self.fs):
             self.fence.check(self.fs)
-            self.fs.rename(draft.path, path)
+            self.fs.rename(temp.path, path)
         self.fs.sync_folder(path.parent)
 
-    def replace(self, draft: Draft, path: Path) -> None:
+    def replace(self, temp: TempFile, path: Path) -> None:
         """Give a draft its name under the fence, over what is there. Not synced: for what a crash may take back."""
-        with discarded_unless_renamed(draft, self.fs):
+        with discarded_unless_renamed(temp, self.fs):
             self.fence.check(self.fs)
-            self.fs.rename(draft.path, path)
+            self.fs.rename(temp.path, path)
 
     def keep_aside(self, path: Path) -> Path | None:
         """Give what lies under a name that is about to be given another one too, which is returned; None if there is nothing, or only
@@ -96,17 +96,17 @@ class Store(Catalogue):
             self._set_aside(path, aside)
         return aside
 
-    def _place(self, draft: Draft, path: Path) -> list[str]:
+    def _place(self, temp: TempFile, path: Path) -> list[str]:
         """Give a draft its name. A file that lies there and is not our own is kept under another name."""
         self.fence.check(self.fs)
         notes = []
         if path.suffix == ".pt" and (aside := self.keep_aside(path)) is not None:
             notes.append(f"{path} was there, but not complete; it is now {aside.name}")
         try:
-            self.fs.rename(draft.path, path)
+            self.fs.rename(temp.path, path)
         except IsADirectoryError:
             self.fs.rename(path, path.with_name(f"{path.name}.aside-{os.urandom(3).hex()}"))
-            self.fs.rename(draft.path, path)
+            self.fs.rename(temp.path, path)
         self._placed[path] = self.fs.identity(path)
         self.fs.sync_folder(path.parent)
         return notes
@@ -139,7 +139,7 @@ class Store(Catalogue):
         if manifest.stem not in self.stems(manifest.kind):
             return None
         there = self.look_at(manifest.kind, self.data_path(manifest))
-        return there if isinstance(there, Manifest) and self.flaw_of(there) is None else None
+        return there if isinstance(there, Manifest) and self.defect_of(there) is None else None
 
     def is_same_file(self, one: Path, other: Path) -> bool:
         """Whether two names lead to one file; not if there is nothing."""
@@ -179,10 +179,10 @@ class Store(Catalogue):
 
     def _useless_data(self) -> Sequence[Path]:
         listing = self.listing()
-        orphans = [flaw.path for flaw in listing.flaws if flaw.reason == NO_MANIFEST and NAMES["step"].fullmatch(flaw.path.name)]
+        orphans = [defect.path for defect in listing.defects if defect.reason == NO_MANIFEST and NAMES["step"].fullmatch(defect.path.name)]
         if not orphans:
             return []
-        newest = next((manifest.position.step for manifest in listing.present if self.flaw_of(manifest) is None), -1)
+        newest = next((manifest.position.step for manifest in listing.present if self.defect_of(manifest) is None), -1)
         return [path for path in orphans if int(path.stem.removeprefix("step_")) <= newest]
 
     def _names(self, folder: Path) -> Sequence[str]:

@@ -54,9 +54,9 @@ def report(ending: Ending, reason: str) -> None:
 
 def write(path: Path, ending: Ending, reason: str) -> None:
     """Say it in a file, all of it or nothing; raises `OSError`."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps({"code": ending.exit_code, "reason": reason, "ending": ending, "at": time.monotonic()}))
-    draft.rename(path)
+    temp = path.with_name(f".{path.name}.{os.getpid()}")
+    temp.write_text(json.dumps({"code": ending.exit_code, "reason": reason, "ending": ending, "at": time.monotonic()}))
+    temp.rename(path)
 
 
 def _path() -> Path | None:

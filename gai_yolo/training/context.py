@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from gai_yolo.distributed.world import World
 from gai_yolo.goodput.record import Phase
 from gai_yolo.goodput.recorder import Recorder
-from gai_yolo.reporting.console import Silent
+from gai_yolo.reporting.console import NullConsole
 from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.supervision.notices import Notices
 from gai_yolo.supervision.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
-class Site:
+class JobContext:
     """Where a job runs: its processes, its folder, its terminal, and who looks after this process."""
 
     world: World
     folder: RunFolder
-    console: Silent
+    console: NullConsole
     """`Console` on rank 0."""
     notices: Notices
     watchdog: Watchdog

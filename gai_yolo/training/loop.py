@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from gai_yolo.checkpointing.digest import DivergenceAlarm
-from gai_yolo.checkpointing.manager import Saver
+from gai_yolo.checkpointing.manager import CheckpointManager
 from gai_yolo.checkpointing.state import LOSSES, TrainingState
 from gai_yolo.config import Config
 from gai_yolo.data.loader import TrainingLoader
-from gai_yolo.data.order import Plan
+from gai_yolo.data.order import BatchPlan
 from gai_yolo.errors import Departure, Ending
 from gai_yolo.evaluation.coco_metrics import STAT_NAMES
 from gai_yolo.evaluation.evaluator import Evaluator
 from gai_yolo.goodput.record import Phase
 from gai_yolo.goodput.report import report
 from gai_yolo.reporting.reporter import Reporter
-from gai_yolo.training.context import Site
-from gai_yolo.training.step import StepResult, TrainingStep, Wishes
+from gai_yolo.training.context import JobContext
+from gai_yolo.training.step import StepRequests, StepResult, TrainingStep
 
 TRAIN_COLUMNS = ("train_loss", "train_box", "train_cls", "train_dfl")
 VAL_COLUMNS = ("val_loss", "val_box", "val_cls", "val_dfl")
@@ -32,15 +32,15 @@ class Run:
     """The parts that the job has put together."""
 
     config: Config
-    plan: Plan
+    plan: BatchPlan
     state: TrainingState
     loader: TrainingLoader
     step: TrainingStep
     alarm: DivergenceAlarm
     evaluate: Evaluator
-    saver: Saver
+    saver: CheckpointManager
     reporter: Reporter
-    site: Site
+    context: JobContext
     accounts: Sequence[Mapping[str, Any]]
     """Records of earlier starts."""
 
@@ -54,28 +54,28 @@ def train(run: Run) -> None:
     """
     run.saver.catch_up()
     for epoch in range(run.state.epoch + 1, run.config.training.epochs + 1):
-        run.site.world.end_long_work()
+        run.context.world.end_long_work()
         row = train_epoch(run, epoch)
-        run.site.world.begin_long_work()
-        run.site.enter(Phase.EVALUATION)
+        run.context.world.begin_long_work()
+        run.context.enter(Phase.EVALUATION)
         evaluate_epoch(run, epoch, row)
         run.state.end_epoch(row)
-        run.site.enter(Phase.SNAPSHOT)
+        run.context.enter(Phase.SNAPSHOT)
         run.alarm.compare(run.state)
         run.saver.after_epoch()
-        run.site.enter(Phase.REPORTING)
+        run.context.enter(Phase.REPORTING)
         run.reporter.record(run.state.history)
         tell_goodput(run, run.state.step)
-    run.site.enter(Phase.CLOSING)
+    run.context.enter(Phase.CLOSING)
     # The other processes must not leave before: a launcher takes their end for the job's.
-    run.site.world.from_first(run.saver.finish)
-    run.site.recorder.ended(Ending.FINISHED)
+    run.context.world.from_first(run.saver.finish)
+    run.context.recorder.ended(Ending.FINISHED)
     tell_goodput(run, None)
 
 
 def train_epoch(run: Run, epoch: int) -> dict[str, Any]:
     """The steps of an epoch that are not done yet; returns the row of metrics of all of them."""
-    state, steps, enter = run.state, run.plan.steps_per_epoch, run.site.enter
+    state, steps, enter = run.state, run.plan.steps_per_epoch, run.context.enter
     done = state.step - (epoch - 1) * steps
     state.model.train()
     run.reporter.start_epoch(epoch, steps, done)
@@ -88,15 +88,15 @@ def train_epoch(run: Run, epoch: int) -> dict[str, Any]:
         run.reporter.trained(epoch, state.step + 1, batches)
         enter(Phase.STEP)
         num_micro_batches, num_samples = run.plan.step_size(number)
-        result = run.step(batches, num_micro_batches, num_samples, run.config.data.image_size, wishes(run))
+        result = run.step(batches, num_micro_batches, num_samples, run.config.data.image_size, requests(run))
         state.progress.seconds = before + time.monotonic() - started
-        run.site.step_done(state.step, epoch)
+        run.context.step_done(state.step, epoch)
         enter(Phase.REPORTING)
         report_step(run, number + 1, result, num_samples)
         enter(Phase.SNAPSHOT)
-        run.alarm.after_step(state, saving=result.wishes.save)
-        run.saver.after_step(agreed=result.wishes.save)
-        if result.wishes.leave:
+        run.alarm.after_step(state, saving=result.requests.save)
+        run.saver.after_step(agreed=result.requests.save)
+        if result.requests.leave:
             leave(run)
     good = max(1, steps - state.progress.bad_steps)
     means = {name: value / good for name, value in state.progress.losses.items()}
@@ -107,7 +107,7 @@ def train_epoch(run: Run, epoch: int) -> dict[str, Any]:
         "step": state.step,
         "samples": state.samples,
         **dict(zip(TRAIN_COLUMNS, means.values(), strict=True)),
-        "learning_rate": run.step.recipe.learning_rate(state.step - 1),
+        "learning_rate": run.step.schedule.learning_rate(state.step - 1),
         "images_per_second": round(samples / state.progress.seconds, 3),
         "seconds": round(state.progress.seconds, 3),
     }
@@ -123,12 +123,12 @@ def report_step(run: Run, step_in_epoch: int, result: StepResult, num_samples: i
         run.reporter.measured(run.state.step)
 
 
-def wishes(run: Run) -> Wishes:
+def requests(run: Run) -> StepRequests:
     """What this rank wants all to do after the next step."""
-    advice = run.site.notices.take_advice()
+    advice = run.context.notices.take_advice()
     if advice is not None:
-        run.site.tell(f"{advice}: the state is saved, and training goes on")
-    return Wishes(run.saver.is_due(run.state.step + 1, at_once=advice is not None), run.site.notices.pending() is not None)
+        run.context.tell(f"{advice}: the state is saved, and training goes on")
+    return StepRequests(run.saver.is_due(run.state.step + 1, at_once=advice is not None), run.context.notices.pending() is not None)
 
 
 def leave(run: Run) -> None:
@@ -138,10 +138,10 @@ def leave(run: Run) -> None:
     Raises:
         Departure: unless the notice was withdrawn meanwhile.
     """
-    world = run.site.world
+    world = run.context.world
     run.alarm.compare(run.state)
     world.begin_long_work()  # one rank's disk may be slow
-    failures, notice = run.saver.save_now(), run.site.notices.pending()
+    failures, notice = run.saver.save_now(), run.context.notices.pending()
     found = [one for one in world.gather((world.node, notice) if notice else None) if one]
     world.end_long_work()
     if not found:
@@ -160,8 +160,8 @@ def leave(run: Run) -> None:
 
 def tell_goodput(run: Run, step: int | None) -> None:
     """Bring the account of where the time went up to date, in TensorBoard at a step if one is given."""
-    if run.site.world.is_first:
-        run.reporter.goodput(step, report([*run.accounts, run.site.recorder.record()], time.time()))
+    if run.context.world.is_first:
+        run.reporter.goodput(step, report([*run.accounts, run.context.recorder.record()], time.time()))
 
 
 def evaluate_epoch(run: Run, epoch: int, row: dict[str, Any]) -> None:
@@ -169,7 +169,7 @@ def evaluate_epoch(run: Run, epoch: int, row: dict[str, Any]) -> None:
     row.update(dict.fromkeys((*VAL_COLUMNS, *STAT_NAMES)))
     if epoch % run.config.evaluation.interval and epoch != run.config.training.epochs:
         return
-    evaluation = run.evaluate(run.state.ema.model, run.site.watchdog.counted)
+    evaluation = run.evaluate(run.state.ema.model, run.context.watchdog.counted)
     row.update(zip(VAL_COLUMNS, (evaluation.losses[name] for name in LOSSES), strict=True))
     row.update({name: value if value >= 0 else None for name, value in evaluation.metrics.stats.items()})
     run.reporter.evaluated(epoch, run.state.step, evaluation)

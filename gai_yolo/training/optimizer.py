@@ -16,7 +16,7 @@ FEW_ITERATIONS = 10_000
 
 
 @dataclass(frozen=True)
-class Recipe:
+class OptimizerSchedule:
     """The optimisation settings with every `auto` resolved."""
 
     optimizer: str
@@ -45,7 +45,7 @@ class Recipe:
         return start + (self.momentum - start) * step / self.warmup_steps
 
 
-def make_recipe(config: TrainingConfig, num_classes: int, steps_per_epoch: int) -> Recipe:
+def make_schedule(config: TrainingConfig, num_classes: int, steps_per_epoch: int) -> OptimizerSchedule:
     """Resolve every `auto` for a data set.
 
     Args:
@@ -55,7 +55,7 @@ def make_recipe(config: TrainingConfig, num_classes: int, steps_per_epoch: int) 
     name = choose_optimizer(config, total_steps)
     default_lr = 0.01 if name == "sgd" else round(0.002 * 5 / (4 + num_classes), 6)
     default_momentum = 0.937 if name == "sgd" else 0.9
-    return Recipe(
+    return OptimizerSchedule(
         optimizer=name,
         lr=default_lr if config.lr == "auto" else config.lr,
         momentum=default_momentum if config.momentum == "auto" else config.momentum,
@@ -75,22 +75,22 @@ def choose_optimizer(config: TrainingConfig, total_steps: int) -> Literal["sgd",
     return "adamw" if total_steps < FEW_ITERATIONS else "sgd"
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
+def make_optimizer(model: nn.Module, schedule: OptimizerSchedule) -> Optimizer:
     """Two groups: convolution weights with decay; biases, norms and residual scales (all with one dimension) without."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": schedule.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    if recipe.optimizer == "sgd":
-        return SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
-    return AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999))
+    if schedule.optimizer == "sgd":
+        return SGD(groups, lr=schedule.lr, momentum=schedule.momentum, nesterov=schedule.momentum > 0)
+    return AdamW(groups, lr=schedule.lr, betas=(schedule.momentum, 0.999))
 
 
-def set_rates(optimizer: Optimizer, recipe: Recipe, step: int) -> float:
+def set_rates(optimizer: Optimizer, schedule: OptimizerSchedule, step: int) -> float:
     """Set what step `step` (0-based) is to use, whatever a loaded optimizer state says; returns the learning rate."""
-    rate, momentum = recipe.learning_rate(step), recipe.momentum_at(step)
-    for group, weight_decay in zip(optimizer.param_groups, (recipe.weight_decay, 0.0), strict=True):
+    rate, momentum = schedule.learning_rate(step), schedule.momentum_at(step)
+    for group, weight_decay in zip(optimizer.param_groups, (schedule.weight_decay, 0.0), strict=True):
         group["lr"], group["weight_decay"] = rate, weight_decay
         if "momentum" in group:
             group["momentum"] = momentum

@@ -21,7 +21,7 @@ from gai_yolo.distributed.world import World
 from gai_yolo.errors import Stop
 from gai_yolo.sections import TrainingConfig
 from gai_yolo.training.batchnorm import RunningStatistics
-from gai_yolo.training.optimizer import Recipe, set_rates
+from gai_yolo.training.optimizer import OptimizerSchedule, set_rates
 
 NUM_LOSSES = 4
 """Numbers in `LossSums.detached()`; the last is the target scores."""
@@ -36,7 +36,7 @@ class WentBad(Stop):
 
 
 @dataclass(frozen=True)
-class Wishes:
+class StepRequests:
     """What this rank wants all to do after the step."""
 
     save: bool = False
@@ -45,7 +45,7 @@ class Wishes:
     """Save it and end, because this rank has to."""
 
 
-NO_WISHES = Wishes()
+NO_REQUESTS = StepRequests()
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class StepResult:
     """box, cls, dfl of the global batch, normalised by its target scores, and their sum `total`; None if they or the gradient are not
     finite and the step was passed over."""
     learning_rate: float
-    wishes: Wishes
+    requests: StepRequests
     """Of all ranks together."""
     measured: bool
     """Whether the gradients were measured before they were added up: in a run's first step, and after a jump."""
@@ -67,16 +67,18 @@ class TrainingStep:
 
     The gradient is that of the global batch's loss times its number of samples: un-normalised gradients are summed over
     micro-batches and ranks and then divided once by the target scores of the whole batch. With `training.exact` the sum is
-    order-invariant (`elastic.exact`), so no bit depends on who computed which micro-batch. Losses and BatchNorm's statistics
+    order-invariant (`distributed.exact_sum`), so no bit depends on who computed which micro-batch. Losses and BatchNorm's statistics
     are always summed so.
 
     Args:
         state: holds model, EMA, optimizer and scaler, all changed by each step.
-        recipe: learning rate and momentum of each step.
+        schedule: learning rate and momentum of each step.
     """
 
-    def __init__(self, state: TrainingState, loss: DetectionLoss, recipe: Recipe, world: World, config: TrainingConfig) -> None:
-        self.state, self.loss, self.recipe, self.world, self.config = state, loss, recipe, world, config
+    def __init__(
+        self, state: TrainingState, loss: DetectionLoss, schedule: OptimizerSchedule, world: World, config: TrainingConfig
+    ) -> None:
+        self.state, self.loss, self.schedule, self.world, self.config = state, loss, schedule, world, config
         self.model: nn.Module = state.model
         self.parameters = [p for p in state.model.parameters() if p.requires_grad]
         self.gradients = GradientSum(self.parameters, world.world_size) if config.exact else None
@@ -85,7 +87,12 @@ class TrainingStep:
         self.statistics = RunningStatistics(state.model)
 
     def __call__(
-        self, micro_batches: Sequence[Batch], num_micro_batches: int, num_samples: int, image_size: int, wishes: Wishes = NO_WISHES
+        self,
+        micro_batches: Sequence[Batch],
+        num_micro_batches: int,
+        num_samples: int,
+        image_size: int,
+        requests: StepRequests = NO_REQUESTS,
     ) -> StepResult:
         """Train on this rank's part of one global batch.
 
@@ -93,21 +100,21 @@ class TrainingStep:
             micro_batches: of this rank; may be empty.
             num_micro_batches, num_samples: of the global batch.
             image_size: for the blank image of a rank without micro-batches.
-            wishes: of this rank.
+            requests: of this rank.
 
         Raises:
             WentBad: the loss or the gradient was not finite in more than `max_bad_steps` steps in a row.
         """
         with self.state.changing:
-            learning_rate = set_rates(self.state.optimizer, self.recipe, self.state.step)
+            learning_rate = set_rates(self.state.optimizer, self.schedule, self.state.step)
             self.statistics.begin_step()
         exponents = self.state.gradient_exponents or self._measure(micro_batches)
-        sums, norms = self._accumulate(micro_batches, num_micro_batches, image_size, exponents, wishes)
+        sums, norms = self._accumulate(micro_batches, num_micro_batches, image_size, exponents, requests)
         measured = self.gradients is not None and self.state.gradient_exponents is None
         if not measured and self._is_out_of_range(sums, norms):
             # All ranks see it alike, and it does not depend on who computed what: each micro-batch has the same limits.
             measured, exponents = True, self._measure(micro_batches)
-            sums, norms = self._accumulate(micro_batches, num_micro_batches, image_size, exponents, wishes)
+            sums, norms = self._accumulate(micro_batches, num_micro_batches, image_size, exponents, requests)
         losses = None
         with self.state.transition():
             if self._is_usable(sums, norms):
@@ -119,7 +126,7 @@ class TrainingStep:
             raise WentBad(
                 f"the loss or the gradient was not finite in {self.state.bad_in_row} steps in a row, up to step {self.state.step}"
             )
-        return StepResult(losses, learning_rate, Wishes(sums.counts[SAVING] > 0, sums.counts[LEAVING] > 0), measured)
+        return StepResult(losses, learning_rate, StepRequests(sums.counts[SAVING] > 0, sums.counts[LEAVING] > 0), measured)
 
     def boundary(self) -> dict[str, Any]:
         """The state after the last completed step, as `TrainingState.capture` gives it, also in the middle of the next one and from
@@ -140,7 +147,7 @@ class TrainingStep:
         return means
 
     def _accumulate(
-        self, micro_batches: Sequence[Batch], num_micro_batches: int, image_size: int, exponents: Sequence[int], wishes: Wishes
+        self, micro_batches: Sequence[Batch], num_micro_batches: int, image_size: int, exponents: Sequence[int], requests: StepRequests
     ) -> tuple[ExactSum, Tensor]:
         """Gradients of un-normalised losses and the sums of everything else, over all micro-batches and ranks; returns these sums
         and the gradients' norms `(P,)`, without the loss scale."""
@@ -162,7 +169,7 @@ class TrainingStep:
                 self.gradients.ignore_next()
             self._forward_backward(self.model, _blank(image_size, device), weight=0.0)
             self.statistics.end_micro_batch()
-        wished = torch.tensor([wishes.save, wishes.leave], device=device)
+        wished = torch.tensor([requests.save, requests.leave], device=device)
         sums.count(torch.cat((self.gradients.above if self.gradients else torch.zeros_like(wished[:1]), wished)))
         sums.reduce(self.world.sum)
         if self.gradients:

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from elastic_train import main
-from gai_yolo.checkpointing.state import FORMAT
+from gai_yolo.checkpointing.state import CHECKPOINT_FORMAT
 from gai_yolo.detector import YOLO12
 from gai_yolo.store.manifest import Manifest, Position
 from gai_yolo.store.run_folder import RunFolder
@@ -283,7 +283,7 @@ def _publish(run: Path, content: Json) -> None:
 
 def _foreign_checkpoint(run: Path) -> None:
     state = YOLO12("s", num_classes=2).state_dict()
-    _publish(run, {"format": FORMAT, "epoch": 1, "step": 5, "samples": 50, "model_state_dict": state})
+    _publish(run, {"format": CHECKPOINT_FORMAT, "epoch": 1, "step": 5, "samples": 50, "model_state_dict": state})
 
 
 def _other_format(run: Path) -> None:

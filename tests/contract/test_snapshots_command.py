@@ -176,7 +176,7 @@ def test_rollback_moves_nothing_it_cannot_go_back_from(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Loss: a typo, a damaged checkpoint or a job that runs, and the newest state is away."""
-    monkeypatch.setattr("gai_yolo.store.run_folder.LOCK_PATIENCE", 0.1)
+    monkeypatch.setattr("gai_yolo.store.run_folder.FOLDER_LOCK_PATIENCE", 0.1)
     files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     for where, said in (
         ("3", "write epoch:3, or step:120"),

@@ -195,7 +195,7 @@ def recover(files: Files, promised: Promises) -> str:
         raise Violated("drafts of a dead writer were not swept")
     found, told = _find(store)
     _check_found(found, promised)
-    listed = {one.stem for one in store.listing().present if store.flaw_of(one) is None}
+    listed = {one.stem for one in store.listing().present if store.defect_of(one) is None}
     if missing := promised.complete.keys() - listed:
         raise Violated(f"{missing} were complete and are not any more")
     if bad := [text for text in told if NO_MANIFEST not in text and "epoch_004" not in text]:
@@ -215,9 +215,9 @@ def recover(files: Files, promised: Promises) -> str:
 def _check_best(store: Store, disk: MemoryDisk) -> None:
     BestCopy(store).renew()
     listing = store.listing()
-    best = best_of([one for one in listing.present if store.flaw_of(one) is None])
+    best = best_of([one for one in listing.present if store.defect_of(one) is None])
     # Then best.pt is all that is left of it, perhaps, and stays.
-    is_damaged = best is not best_of(listing.present) or any(flaw.reason != NO_MANIFEST for flaw in listing.flaws)
+    is_damaged = best is not best_of(listing.present) or any(defect.reason != NO_MANIFEST for defect in listing.defects)
     if best is not None and not is_damaged and disk.files()[BEST] != disk.files()[store.data_path(best)]:
         raise Violated("best.pt is not the best")
     if best is not None and BEST in disk.entries and disk.entries[BEST] == disk.entries[store.data_path(best)]:
@@ -341,7 +341,7 @@ ASIDE = RUN / "aside" / "1"
 def complete_under(files: Files, run: Path) -> set[str]:
     """Stems of the checkpoints in a folder laid out like a run folder that are whole."""
     catalogue = Catalogue(run, MemoryDisk(files))
-    return {one.stem for one in catalogue.listing().present if catalogue.flaw_of(one) is None}
+    return {one.stem for one in catalogue.listing().present if catalogue.defect_of(one) is None}
 
 
 def moved_aside(disk: MemoryDisk) -> tuple[set[str], int]:

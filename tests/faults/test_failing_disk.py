@@ -70,7 +70,7 @@ def test_training_never_dies_of_a_failed_save(
     assert left == {"epoch_004.pt", "epoch_004.json", "best.pt", ".best", "training_metrics.json"}
     assert not list((tmp_path / "run").rglob("*.tmp")), "failed tries clean up behind themselves"
     catalogue = Catalogue(tmp_path / "run")
-    assert all(catalogue.flaw_of(one) is None for one in catalogue.listing().present)
+    assert all(catalogue.defect_of(one) is None for one in catalogue.listing().present)
 
 
 def test_result_that_did_not_get_to_the_disk_is_brought_there_by_the_next_start(tmp_path: Path, cache: Path, undisturbed: str) -> None:

@@ -27,7 +27,7 @@ CHECKPOINTS = (*SETTINGS, "snapshots.interval_seconds=null", "snapshots.keep_epo
 def newest_complete(folder: Path) -> Position | None:
     """What a start must go on from, found by hand: the newest manifest whose data has its digest."""
     catalogue = Catalogue(folder)
-    return next((one.position for one in catalogue.listing().present if catalogue.flaw_of(one) is None), None)
+    return next((one.position for one in catalogue.listing().present if catalogue.defect_of(one) is None), None)
 
 
 def gone_on_from(output: str) -> int:

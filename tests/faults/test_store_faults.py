@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from gai_yolo.checkpointing.disk_tier import newest
-from gai_yolo.checkpointing.state import FORMAT
+from gai_yolo.checkpointing.state import CHECKPOINT_FORMAT
 from gai_yolo.store.best import BestCopy
 from gai_yolo.store.filesystem import FileSystem
 from gai_yolo.store.lease import raise_fence
@@ -85,7 +85,7 @@ def manifest(epoch: int, metric: float | None = None) -> Manifest:
 def state(epoch: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(epoch)
     weights = {f"w{number}": torch.randn(60, 100, generator=generator) for number in range(10)}
-    return {"format": FORMAT, "epoch": epoch, "step": 10 * epoch, "samples": 160 * epoch, "model_state_dict": weights}
+    return {"format": CHECKPOINT_FORMAT, "epoch": epoch, "step": 10 * epoch, "samples": 160 * epoch, "model_state_dict": weights}
 
 
 def save(store: Store, epoch: int) -> None:
@@ -148,9 +148,9 @@ def test_disk_that_refuses_any_one_call_costs_nothing_complete(error: int, run: 
         save(store, epoch)  # the same store tries again, as the writer does
         assert found_epoch(reader) == (epoch, [])
         left = {path.name for path in (run / "checkpoints").iterdir()}
-        drafts = {name for name in left if name.endswith(".tmp")}
-        assert left - drafts == {f"epoch_{epoch:03d}.pt", f"epoch_{epoch:03d}.json", "best.pt", ".best"}
-        assert not drafts or fs.broken == "unlink", "a failed try cleans up behind itself"
+        temps = {name for name in left if name.endswith(".tmp")}
+        assert left - temps == {f"epoch_{epoch:03d}.pt", f"epoch_{epoch:03d}.json", "best.pt", ".best"}
+        assert not temps or fs.broken == "unlink", "a failed try cleans up behind itself"
     assert set(broken) == {"create", "write", "fsync", "close", "rename", "clone", "unlink", "sync_folder"}
     assert len(broken) > 20
 

@@ -120,7 +120,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def prune(self) -> None:
-        good = [one for one in self.store.listing().present if self.store.flaw_of(one) is None]
+        good = [one for one in self.store.listing().present if self.store.defect_of(one) is None]
         expected = {d.manifest.stem for d in decide(good, self.policy) if not d.keep}
         removed = {decision.manifest.stem for decision in self.store.prune(self.policy)}
         assert removed == expected, "exactly what the pure function says of what is verified"
@@ -241,7 +241,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_complete_is_lost(self) -> None:
-        complete = {one.stem for one in self.store.listing().present if self.store.flaw_of(one) is None}
+        complete = {one.stem for one in self.store.listing().present if self.store.defect_of(one) is None}
         assert self.promised.keys() <= complete <= self.promised.keys() | self.maybe
 
     def _content_of(self, one: Manifest) -> bytes:

@@ -140,7 +140,7 @@ def test_writer_stopped_at_any_call_and_replaced_changes_nothing_when_it_goes_on
             del before["checkpoints/epoch_001.pt"]  # it had taken the manifest away before; this was no checkpoint any more
         assert contents(run_folder) == before, f"changed by a writer that was stopped before {victim}"
         listing = Catalogue(run_folder).listing()
-        assert [one.position.epoch for one in listing.present] == [3] and all(successor.flaw_of(one) is None for one in listing.present)
+        assert [one.position.epoch for one in listing.present] == [3] and all(successor.defect_of(one) is None for one in listing.present)
         assert said.startswith(("refused:", "gone:")) or victim in ("close folder", "open folder", "fsync folder", "unlink data"), said
         victims.append(victim)
     assert {
@@ -231,5 +231,5 @@ def test_stopped_writer_of_a_killed_job_cannot_publish_over_the_next_job(tmp_pat
     assert contents(run_folder) == before
     job.wait()
     catalogue = Catalogue(run_folder)
-    assert catalogue.listing().flaws == [] and all(catalogue.flaw_of(one) is None for one in catalogue.listing().present)
+    assert catalogue.listing().defects == [] and all(catalogue.defect_of(one) is None for one in catalogue.listing().present)
     assert not [name for name in before if name.endswith(".tmp")], "the drafts of the dead were swept"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gai_yolo.checkpointing.writer_process import BestRenewed, renew
-from gai_yolo.store.atomic import copy_draft
+from gai_yolo.store.atomic import copy_temp_file
 from gai_yolo.store.best import BestCopy
 from gai_yolo.store.filesystem import FileSystem
 from gai_yolo.store.lease import raise_fence
@@ -59,7 +59,7 @@ def test_writing_into_best_leaves_the_checkpoint_alone(store: Store) -> None:
     assert best.path.read_bytes() == content_of(1)
     best.path.write_bytes(b"EMA only")
     assert checkpoint.read_bytes() == content_of(1)
-    assert Store(store.run, store.fence).flaw_of(store.listing().present[0]) is None
+    assert Store(store.run, store.fence).defect_of(store.listing().present[0]) is None
 
 
 def test_hard_link_of_an_older_version_becomes_a_file_of_its_own(store: Store) -> None:
@@ -99,7 +99,7 @@ def test_what_a_person_writes_while_the_copy_is_made_is_kept(there_before: bool,
     if there_before:
         best.renew()
         save(store, 2, 0.6)
-    monkeypatch.setattr("gai_yolo.store.best.copy_draft", lambda *args: (copy_draft(*args), best.path.write_bytes(b"mine"))[0])
+    monkeypatch.setattr("gai_yolo.store.best.copy_temp_file", lambda *args: (copy_temp_file(*args), best.path.write_bytes(b"mine"))[0])
     (note,) = best.renew()
     assert "was not what this program wrote there; it is now best.pt.aside-" in note
     assert best.path.read_bytes() == content_of(2 if there_before else 1) and asides(best.path) == [b"mine"]
@@ -145,7 +145,7 @@ def test_a_checkpoint_that_waits_goes_first(store: Store) -> None:
 def test_bytes_that_change_on_the_way_are_no_copy(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss: a torn best.pt, which people take home."""
     path = save(store, 1, 0.5)
-    monkeypatch.setattr(store, "flaw_of", lambda _one: None)  # verified when it was written, and not read again
+    monkeypatch.setattr(store, "defect_of", lambda _one: None)  # verified when it was written, and not read again
     path.write_bytes(content_of(2))
     answer = renew(BestCopy(store), lambda: False)
     assert answer is not None and len(answer.notes) == 1 and "what was read is not what was written" in answer.notes[0]

@@ -18,12 +18,12 @@ from gai_yolo.goodput.recorder import Recorder
 from gai_yolo.job.startup import Options, compare_nodes
 from gai_yolo.membership.consistency import Member, compare, must_agree
 from gai_yolo.membership.environment import Environment, processor_facts, read_record
-from gai_yolo.reporting.console import Silent
+from gai_yolo.reporting.console import NullConsole
 from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.supervision.cloud.watch import CloudWatch
 from gai_yolo.supervision.notices import Notices
 from gai_yolo.supervision.watchdog import Watchdog
-from gai_yolo.training.context import Site
+from gai_yolo.training.context import JobContext
 from tests.worlds import Told, on_ranks
 
 
@@ -176,14 +176,14 @@ class Nodes:
 
         def work(world: World) -> int:
             folder = RunFolder(self.folder / str(world.rank) / "run")
-            site = Site(world, folder, console if world.is_first else Silent(), notices, watchdog, Recorder(0.0))
+            context = JobContext(world, folder, console if world.is_first else NullConsole(), notices, watchdog, Recorder(0.0))
             world.threads = threads[world.rank] if threads else 1
-            environment = compare_nodes(Config.model_validate({"loss": {"box": boxes[world.rank]}}), Options(fresh=fresh), site)
+            environment = compare_nodes(Config.model_validate({"loss": {"box": boxes[world.rank]}}), Options(fresh=fresh), context)
             if versions:
                 environment = Environment({"torch": versions[world.rank]}, {}, read_record(folder.environment))
-                environment.check(site, exact=True)
+                environment.check(context, exact=True)
             folder.path.mkdir(parents=True, exist_ok=True)
-            environment.keep(site)
+            environment.keep(context)
             return world.threads
 
         before = torch.get_num_threads()
@@ -238,8 +238,10 @@ def test_other_processors_are_told() -> None:
     watchdog = Watchdog(notices, 15.0, 60.0, lambda *_: None)
 
     def check(world: World) -> None:
-        site = Site(world, RunFolder(Path("/nowhere")), console if world.is_first else Silent(), notices, watchdog, Recorder(0.0))
-        Environment({}, {"vector instructions": "AVX2" if world.rank else "AVX512"}, None).check(site, exact=True)
+        context = JobContext(
+            world, RunFolder(Path("/nowhere")), console if world.is_first else NullConsole(), notices, watchdog, Recorder(0.0)
+        )
+        Environment({}, {"vector instructions": "AVX2" if world.rank else "AVX512"}, None).check(context, exact=True)
 
     assert kinds(on_ranks(2, check)) == "--"
     notices.close()

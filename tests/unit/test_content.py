@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gai_yolo.checkpointing.compatibility import check_continuation, identity_of, judges_anew
-from gai_yolo.checkpointing.disk_tier import Found
+from gai_yolo.checkpointing.disk_tier import LoadedCheckpoint
 from gai_yolo.config import Config
 from gai_yolo.data import content
 from gai_yolo.data.content import content_digest, look, part_digests, sample_positions
@@ -50,9 +50,9 @@ def identity(root: Path) -> dict[str, object]:
     return identity_of(Config(), load_indexes(DataConfig(path=root, cache_folder=root.parent / "cache")))
 
 
-def found_with(content: dict[str, object]) -> Found:
+def found_with(content: dict[str, object]) -> LoadedCheckpoint:
     manifest = Manifest("epoch", Position(8, 2, 64), 0, "", 0, "f", "2", "2026-01-01T00:00:00Z")
-    return Found(Path("epoch_002.pt"), {**content, "epoch": 2, "step": 8}, "disk", manifest)
+    return LoadedCheckpoint(Path("epoch_002.pt"), {**content, "epoch": 2, "step": 8}, "disk", manifest)
 
 
 def test_inverted_training_images_are_refused(data: Path) -> None:

@@ -19,7 +19,7 @@ from gai_yolo.data.dataset import EvaluationSet, Item, Key, TrainingSet, collate
 from gai_yolo.data.images import GREY, ImageSource
 from gai_yolo.data.index import ImageRecord, make_record
 from gai_yolo.data.loader import EvaluationLoader, TrainingLoader
-from gai_yolo.data.order import Plan
+from gai_yolo.data.order import BatchPlan
 from gai_yolo.sections import AugmentConfig
 
 WriteImages = Callable[[int], list[ImageRecord]]
@@ -93,7 +93,7 @@ def test_workers_and_caches_do_not_change_a_bit(
 ) -> None:
     """Loss: results that depend on how many loader processes a machine affords."""
     records = write_images(7)
-    plan = Plan(num_samples=7, batch_size=4, micro_batch_size=2, seed=5)
+    plan = BatchPlan(num_samples=7, batch_size=4, micro_batch_size=2, seed=5)
     dataset = training_set(records, tmp_path)
     loader = opened(TrainingLoader(training_set(records, tmp_path, cache=cache), plan, 0, 1, workers, pin_memory=False))
     for epoch in (1, 2, EPOCHS):
@@ -112,7 +112,7 @@ def test_an_epoch_left_in_the_middle_does_not_leak_into_the_next(
     workers: int, opened: Opened, write_images: WriteImages, tmp_path: Path
 ) -> None:
     """Loss: prefetched batches of an abandoned epoch are trained on under the number of the next."""
-    records, plan = write_images(6), Plan(num_samples=6, batch_size=2, micro_batch_size=1, seed=5)
+    records, plan = write_images(6), BatchPlan(num_samples=6, batch_size=2, micro_batch_size=1, seed=5)
     loader = opened(TrainingLoader(training_set(records, tmp_path), plan, 0, 1, workers, pin_memory=False))
     whole = list(loader.epoch(2))
     for batches in loader.epoch(1):
@@ -129,7 +129,7 @@ def test_an_epoch_left_in_the_middle_does_not_leak_into_the_next(
 @pytest.mark.parametrize("world_size", [2, 3, 5])
 def test_ranks_together_bring_what_one_rank_brings(world_size: int, write_images: WriteImages, tmp_path: Path) -> None:
     """Loss: after a change of machines another set of pictures enters a step."""
-    records, plan = write_images(7), Plan(num_samples=7, batch_size=6, micro_batch_size=2, seed=1)
+    records, plan = write_images(7), BatchPlan(num_samples=7, batch_size=6, micro_batch_size=2, seed=1)
     alone = list(TrainingLoader(training_set(records, tmp_path), plan, 0, 1, 0, False).epoch(1))
     ranks = [list(TrainingLoader(training_set(records, tmp_path), plan, rank, world_size, 0, False).epoch(1)) for rank in range(world_size)]
     for number, wanted in enumerate(alone):
@@ -203,7 +203,7 @@ def test_unreadable_image_becomes_grey_and_is_told(how: str, cache: str, write_i
     records = write_images(3)
     assert len(records[2].boxes) == 2
     damage(records[2].path, how)
-    plan = Plan(num_samples=3, batch_size=3, micro_batch_size=3, seed=0)
+    plan = BatchPlan(num_samples=3, batch_size=3, micro_batch_size=3, seed=0)
     (batches,) = TrainingLoader(training_set(records, tmp_path, NONE, cache), plan, 0, 1, 0, False).epoch(1)
     place = batches[0].image_ids.tolist().index(102)
     assert batches[0].unreadable.tolist() == [102]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gai_yolo.data.augment import Sample
 from gai_yolo.data.dataset import Item, Key, SampleSet
 from gai_yolo.data.loader import TrainingLoader
-from gai_yolo.data.order import Plan
+from gai_yolo.data.order import BatchPlan
 
 EPOCHS = 3
 Trained = dict[tuple[int, int], list[list[int]]]
@@ -34,10 +34,10 @@ class Ids(SampleSet):
 
 
 @st.composite
-def plans(draw: st.DrawFn) -> Plan:
+def plans(draw: st.DrawFn) -> BatchPlan:
     """Shapes of epochs of at most some twenty steps."""
     batch = draw(st.integers(1, 12))
-    return Plan(draw(st.integers(1, 18 * batch)), batch, draw(st.integers(1, batch)), draw(st.integers(0, 2**32 - 1)))
+    return BatchPlan(draw(st.integers(1, 18 * batch)), batch, draw(st.integers(1, batch)), draw(st.integers(0, 2**32 - 1)))
 
 
 starts = st.lists(
@@ -48,7 +48,7 @@ starts = st.lists(
 fired: Counter[str] = Counter()
 
 
-def simulate(plan: Plan, schedule: list[tuple[int, int, int, int]]) -> tuple[Trained, Counter[tuple[int, int, int]]]:
+def simulate(plan: BatchPlan, schedule: list[tuple[int, int, int, int]]) -> tuple[Trained, Counter[tuple[int, int, int]]]:
     """What is trained on in the end, and how often each (epoch, step, sample) is part of the state that is left.
 
     Every start goes on from the newest save, as the job does: its position is a number of completed steps and nothing else.
@@ -90,7 +90,7 @@ def test_each_epoch_is_the_data_set_once_and_each_step_the_undisturbed_ones(figu
 
     @settings(max_examples=250, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
     @given(plans(), starts)
-    def check(plan: Plan, schedule: list[tuple[int, int, int, int]]) -> None:
+    def check(plan: BatchPlan, schedule: list[tuple[int, int, int, int]]) -> None:
         nonlocal schedules
         schedules += 1
         undisturbed, _ = simulate(plan, [(1, EPOCHS * plan.steps_per_epoch, 0, 0)])

@@ -20,13 +20,13 @@ from gai_yolo.data.dataset import EvaluationSet, Item, Key, SampleSet, TrainingS
 from gai_yolo.data.images import ImageSource
 from gai_yolo.data.index import ImageRecord
 from gai_yolo.data.loader import EvaluationLoader, TrainingLoader
-from gai_yolo.data.order import Plan
+from gai_yolo.data.order import BatchPlan
 from gai_yolo.errors import DataError
 from gai_yolo.sections import AugmentConfig
 
 WriteImages = Callable[[int], list[ImageRecord]]
 SIZE = 32
-PLAN = Plan(num_samples=64, batch_size=64, micro_batch_size=1, seed=3)
+PLAN = BatchPlan(num_samples=64, batch_size=64, micro_batch_size=1, seed=3)
 
 
 class Samples(SampleSet):
@@ -155,7 +155,7 @@ def test_batches_stay_what_they_are_while_others_come(write_images: WriteImages)
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_an_epoch_that_is_begun_anew_has_all_its_memory(write_images: WriteImages) -> None:
     """Loss: what an abandoned epoch was still to bring is missing later, and the loader runs out of room for batches."""
-    records, plan = write_images(6), Plan(num_samples=6, batch_size=2, micro_batch_size=1, seed=5)
+    records, plan = write_images(6), BatchPlan(num_samples=6, batch_size=2, micro_batch_size=1, seed=5)
     loader = TrainingLoader(TrainingSet(ImageSource(records, SIZE, "none", Path()), AugmentConfig(), 1, 9), plan, 0, 1, 3, False)
     with contextlib.closing(loader):
         for epoch in range(1, 8):

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gai_yolo.store.manifest import FORMAT, ForeignManifest, Kind, Manifest, ManifestError, Position, decode, encode, stem_of
+from gai_yolo.store.manifest import MANIFEST_FORMAT, ForeignManifest, Kind, Manifest, ManifestError, Position, decode, encode, stem_of
 
 EPOCH = Manifest(
     kind="epoch",
@@ -69,7 +69,7 @@ def test_a_manifest_names_its_file_and_can_be_read_by_people() -> None:
     text = encode(EPOCH).decode()
     values = json.loads(text)
     assert len(text.splitlines()) > 10 and text.endswith("\n")
-    assert (values["format"], values["file"], values["metric"]) == (FORMAT, "epoch_007.pt", 0.4375)
+    assert (values["format"], values["file"], values["metric"]) == (MANIFEST_FORMAT, "epoch_007.pt", 0.4375)
     assert values["position"] == {"step": 1234, "epoch": 7, "samples": 78_976}
     assert json.loads(encode(STEP))["file"] == "step_00000999.pt"
 
@@ -125,12 +125,12 @@ def test_json_that_is_no_manifest_is_damage(garbage: bytes) -> None:
     assert not isinstance(raised.value, ForeignManifest)
 
 
-@pytest.mark.parametrize("version", [FORMAT + 1, FORMAT - 1, str(FORMAT), None])
+@pytest.mark.parametrize("version", [MANIFEST_FORMAT + 1, MANIFEST_FORMAT - 1, str(MANIFEST_FORMAT), None])
 def test_whole_manifest_in_another_format_is_told_from_a_damaged_one(version: Any) -> None:
     """Loss: an older program passes over the checkpoints of a newer one and trains their steps again."""
     with pytest.raises(ForeignManifest, match="format") as raised:
         decode(resealed({"format": version, "more": 1}))
-    assert repr(version) in str(raised.value) and str(FORMAT) in str(raised.value)
+    assert repr(version) in str(raised.value) and str(MANIFEST_FORMAT) in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gai_yolo.store.node_memory.LOCK_PATIENCE", 0.1)
+    monkeypatch.setattr("gai_yolo.store.node_memory.MEMORY_LOCK_PATIENCE", 0.1)
 
 
 def opened(base: Path, run: Path, run_id: str = "1-a") -> NodeMemory:

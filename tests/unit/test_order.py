@@ -8,28 +8,35 @@ from itertools import pairwise, permutations
 
 import pytest
 
-from gai_yolo.data.order import Order, Plan, split_evenly
+from gai_yolo.data.order import BatchPlan, Order, split_evenly
 
 WORLD_SIZES = range(1, 6)
 GOLDEN = [10, 9, 4, 5, 7, 11, 0, 8, 3, 2, 1, 6]
 
 
-def plans() -> list[Plan]:
+def plans() -> list[BatchPlan]:
     """Shapes of epochs: small and odd ones, and random ones."""
     rng = random.Random(0)
-    fixed = [Plan(1, 1, 1, 0), Plan(1, 64, 64, 0), Plan(7, 7, 1, 1), Plan(8, 3, 3, 2), Plan(65, 64, 16, 3), Plan(5, 10, 4, 4)]
+    fixed = [
+        BatchPlan(1, 1, 1, 0),
+        BatchPlan(1, 64, 64, 0),
+        BatchPlan(7, 7, 1, 1),
+        BatchPlan(8, 3, 3, 2),
+        BatchPlan(65, 64, 16, 3),
+        BatchPlan(5, 10, 4, 4),
+    ]
     for _ in range(60):
         batch = rng.randint(1, 40)
-        fixed.append(Plan(rng.randint(1, 200), batch, rng.randint(1, batch), rng.randrange(2**32)))
+        fixed.append(BatchPlan(rng.randint(1, 200), batch, rng.randint(1, batch), rng.randrange(2**32)))
     return fixed
 
 
-def everything(plan: Plan, epoch: int) -> list[int]:
+def everything(plan: BatchPlan, epoch: int) -> list[int]:
     """An epoch's samples in order."""
     return plan.order(epoch).samples(0, plan.num_samples)
 
 
-def epoch_by_rank(plan: Plan, epoch: int, world_size: int) -> list[list[list[list[int]]]]:
+def epoch_by_rank(plan: BatchPlan, epoch: int, world_size: int) -> list[list[list[list[int]]]]:
     """Micro-batches of every step of every rank; each rank works out the order by itself, as in a real job."""
     return [
         [plan.rank_micro_batches(plan.order(epoch), step, rank, world_size) for step in range(plan.steps_per_epoch)]
@@ -95,20 +102,20 @@ def test_samples_follow_the_order_of_the_epoch() -> None:
 
 def test_orders_are_repeatable_and_differ_between_epochs_and_seeds() -> None:
     """Loss: a resumed epoch in another order, or every epoch (or every seed) in the same one."""
-    orders = {(seed, epoch): everything(Plan(100, 10, 5, seed), epoch) for seed in range(5) for epoch in range(1, 6)}
+    orders = {(seed, epoch): everything(BatchPlan(100, 10, 5, seed), epoch) for seed in range(5) for epoch in range(1, 6)}
     assert len({tuple(order) for order in orders.values()}) == 25
-    assert all(everything(Plan(100, 7, 2, seed), epoch) == order for (seed, epoch), order in orders.items()), "batch size has no say"
+    assert all(everything(BatchPlan(100, 7, 2, seed), epoch) == order for (seed, epoch), order in orders.items()), "batch size has no say"
     assert all(order != sorted(order) for order in orders.values())
 
 
 def test_order_is_the_one_of_earlier_releases() -> None:
     """Loss: after an update of this program or of NumPy, a run goes on with samples it has already seen in the epoch."""
-    assert everything(Plan(12, 4, 2, seed=7), 1) == GOLDEN
+    assert everything(BatchPlan(12, 4, 2, seed=7), 1) == GOLDEN
 
 
 def test_shuffling_mixes_the_whole_set() -> None:
     """Loss: neighbours in the annotation file (frames of one video) stay neighbours in the batches."""
-    order = everything(Plan(1000, 10, 5, 0), 1)
+    order = everything(BatchPlan(1000, 10, 5, 0), 1)
     distance = sum(abs(place - sample) for place, sample in enumerate(order)) / 1000
     assert 280 < distance < 390, "a third of the length is expected"
 
@@ -116,9 +123,9 @@ def test_shuffling_mixes_the_whole_set() -> None:
 @pytest.mark.parametrize(("num_samples", "max_steps", "expected"), [(100, None, 10), (101, None, 11), (100, 3, 3), (15, 3, 2), (1, 1, 1)])
 def test_max_steps_ends_an_epoch_early_and_never_lengthens_it(num_samples: int, max_steps: int | None, expected: int) -> None:
     """Loss: a trial of three steps that takes an epoch, or steps without samples."""
-    plan = Plan(num_samples, 10, 5, 0, max_steps)
+    plan = BatchPlan(num_samples, 10, 5, 0, max_steps)
     assert plan.steps_per_epoch == expected
-    full = Plan(num_samples, 10, 5, 0)
+    full = BatchPlan(num_samples, 10, 5, 0)
     assert [plan.step_size(step) for step in range(expected)] == [full.step_size(step) for step in range(expected)]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from gai_yolo.checkpointing.disk_tier import Found, newest
+from gai_yolo.checkpointing.disk_tier import LoadedCheckpoint, newest
 from gai_yolo.checkpointing.recovery import agree, share
 from gai_yolo.distributed.world import World
 from gai_yolo.errors import RESTART, CheckpointError, Departure
@@ -40,11 +40,13 @@ class Cluster:
     def tiers(self, node: int) -> Tiers:
         return {"memory": Catalogue(self.memory(node)), "disk": Catalogue(self.disk(node))}
 
-    def start(self, nodes: int, per_node: int = 1, agreeing: Callable[..., Found | None] = agree) -> list[Found | Exception | None]:
+    def start(
+        self, nodes: int, per_node: int = 1, agreeing: Callable[..., LoadedCheckpoint | None] = agree
+    ) -> list[LoadedCheckpoint | Exception | None]:
         """What each rank goes on from."""
         self.told.clear()
 
-        def work(world: World) -> Found | None:
+        def work(world: World) -> LoadedCheckpoint | None:
             def tell(text: str) -> None:
                 with self._telling:
                     self.told.append((world.rank, text))
@@ -59,7 +61,7 @@ def cluster(tmp_path: Path) -> Cluster:
     return Cluster(tmp_path)
 
 
-def positions(results: list[Found | Exception | None]) -> list[tuple[int, str] | None]:
+def positions(results: list[LoadedCheckpoint | Exception | None]) -> list[tuple[int, str] | None]:
     """Step and tier of each rank; the content is what was saved at that step."""
     found = good(results)
     for one in found:
@@ -131,7 +133,7 @@ def test_only_one_node_is_left_that_holds_anything(cluster: Cluster) -> None:
     results = cluster.start(4)
     assert positions(results) == [(35, "another node"), (35, "another node"), (35, "memory"), (35, "another node")]
     manifest = decode((cluster.memory(2) / "snapshots" / "step_00000035.json").read_bytes())
-    assert all(isinstance(found, Found) and found.manifest == manifest for found in results)
+    assert all(isinstance(found, LoadedCheckpoint) and found.manifest == manifest for found in results)
 
 
 def test_a_damaged_newest_falls_back_on_all_ranks_alike(cluster: Cluster) -> None:
@@ -168,7 +170,7 @@ def test_everything_is_damaged(cluster: Cluster) -> None:
     assert sorted(rank for rank, _ in cluster.told) == [0, 1]
 
 
-def assert_refused(results: list[Found | Exception | None], text: str) -> None:
+def assert_refused(results: list[LoadedCheckpoint | Exception | None], text: str) -> None:
     for result in results:
         assert isinstance(result, CheckpointError) and text in str(result)
 
@@ -196,7 +198,7 @@ def test_what_changes_while_it_is_sent_is_noticed_by_all(fault: str, cluster: Cl
     """Loss: ranks that go on from bytes that nobody has verified; or those who have it wait for those who do not."""
     path = published(cluster.memory(1), 36)
 
-    def agreeing(world: World, tiers: Tiers, tell: Callable[[str], None]) -> Found:
+    def agreeing(world: World, tiers: Tiers, tell: Callable[[str], None]) -> LoadedCheckpoint:
         found = newest(tiers["memory"], tell)
         world.gather(None)
         if world.rank == 1:

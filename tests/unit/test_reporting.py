@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 import pytest
 
-from gai_yolo.reporting.console import Console, Silent
+from gai_yolo.reporting.console import Console, NullConsole
 from gai_yolo.reporting.drawing import class_colour, draw_comparison, write_image
 
 LOSSES = {"total": 3.21, "box": 1.2, "cls": 1.1, "dfl": 0.91}
@@ -154,8 +154,8 @@ def test_broken_output_does_not_end_the_training() -> None:
 def test_other_ranks_are_silent(capfd: pytest.CaptureFixture[str]) -> None:
     """Loss: eight copies of every line, and an interface that the quiet ranks do not have."""
     public = {name for name in vars(Console) if not name.startswith("_")}
-    assert public == {name for name in vars(Silent) if not name.startswith("_")}
-    silent = Silent()
+    assert public == {name for name in vars(NullConsole) if not name.startswith("_")}
+    silent = NullConsole()
     silent.info("x")
     silent.start_epoch(1, 1)
     silent.step(1, LOSSES, 0.1, 1)

@@ -38,9 +38,17 @@ from gai_yolo.launcher.rendezvous.channel import (
     Greeting,
     Stranger,
 )
-from gai_yolo.launcher.rendezvous.client import EndpointMeeting, Host
-from gai_yolo.launcher.rendezvous.file_store import FIRST_SLOT, HEADER, MAGIC, SLOT_BYTES, BoardRefused, FileBoard, Notes
-from gai_yolo.launcher.rendezvous.handler import BoardRendezvous, make_rendezvous
+from gai_yolo.launcher.rendezvous.client import EndpointRendezvousClient, Host
+from gai_yolo.launcher.rendezvous.file_store import (
+    FIRST_SLOT,
+    HEADER,
+    MAGIC,
+    SLOT_BYTES,
+    FileKeyValueStore,
+    InMemoryKeyValueStore,
+    StoreRefused,
+)
+from gai_yolo.launcher.rendezvous.handler import StoreRendezvous, make_rendezvous
 from gai_yolo.launcher.rendezvous.secret import (
     SECRET_FILE_VARIABLE,
     SECRET_VARIABLE,
@@ -52,9 +60,9 @@ from gai_yolo.launcher.rendezvous.secret import (
     shared_secret,
 )
 from gai_yolo.launcher.rendezvous.state import StateBackend, decode, encode, unknown_torch
-from gai_yolo.launcher.rendezvous.tcp_store import MOST_STRANGERS, BoardServer, Endpoint, RemoteBoard
+from gai_yolo.launcher.rendezvous.tcp_store import MOST_STRANGERS, Endpoint, KeyValueServer, TcpKeyValueStore
 from gai_yolo.launcher.supervisor import Launcher
-from gai_yolo.launcher.verdict import Starts
+from gai_yolo.launcher.verdict import RestartCounter
 
 SECRET, ANOTHER = Secret("0123456789abcdef" * 2), Secret("fedcba9876543210" * 2)
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give files away")
@@ -79,9 +87,9 @@ def endpoint() -> Endpoint:
 
 
 @pytest.fixture
-def server(endpoint: Endpoint) -> Iterator[BoardServer]:
+def server(endpoint: Endpoint) -> Iterator[KeyValueServer]:
     """A served board."""
-    server = BoardServer(endpoint, SECRET)
+    server = KeyValueServer(endpoint, SECRET)
     yield server
     server.close()
 
@@ -121,16 +129,16 @@ def test_stranger_is_hung_up_on_before_anything_is_read(sent: bytes, endpoint: E
         except ConnectionError:
             return
         assert is_hung_up(client)
-    assert RemoteBoard(endpoint, SECRET, 5.0).read(["torch.rendezvous.run"]) == [None]
+    assert TcpKeyValueStore(endpoint, SECRET, 5.0).read(["torch.rendezvous.run"]) == [None]
 
 
 @pytest.mark.usefixtures("server")
 def test_launcher_with_another_secret_is_refused_and_says_so(endpoint: Endpoint) -> None:
     """Loss: a job that waits for hours for a node whose secret was mistyped."""
     with pytest.raises(Stranger, match="has another secret than this one"):
-        RemoteBoard(endpoint, ANOTHER, 5.0)
+        TcpKeyValueStore(endpoint, ANOTHER, 5.0)
     said: list[str] = []
-    meeting = EndpointMeeting([endpoint], ANOTHER, "job", "nobody", 60.0, said.append)
+    meeting = EndpointRendezvousClient([endpoint], ANOTHER, "job", "nobody", 60.0, said.append)
     deadline = time.monotonic() + 30
     while not said and time.monotonic() < deadline:
         meeting.target()
@@ -168,11 +176,11 @@ def test_false_server_is_refused() -> None:
     for answer in (pretend, reflect):
         endpoint, thread = serve_once(answer)
         with pytest.raises(Stranger, match="does not know this job's secret"):
-            RemoteBoard(endpoint, SECRET, 5.0)
+            TcpKeyValueStore(endpoint, SECRET, 5.0)
         thread.join()
     endpoint, thread = serve_once(lambda client: client.sendall(b"SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u3 and more\r\n" * 2))
     with pytest.raises(Stranger, match="no rendezvous of gai-yolo"):
-        RemoteBoard(endpoint, SECRET, 5.0)
+        TcpKeyValueStore(endpoint, SECRET, 5.0)
 
 
 def test_false_server_that_drips_is_not_waited_for() -> None:
@@ -189,7 +197,7 @@ def test_false_server_that_drips_is_not_waited_for() -> None:
     endpoint, _ = serve_once(drip)
     began = time.monotonic()
     with pytest.raises(TimeoutError):
-        RemoteBoard(endpoint, SECRET, 0.3)
+        TcpKeyValueStore(endpoint, SECRET, 0.3)
     assert time.monotonic() - began < 5.0
 
 
@@ -225,7 +233,7 @@ def test_message_counts_once_in_its_connection_and_in_its_place(endpoint: Endpoi
     changed = bytearray(fourth.messages.wrap(ADD))
     changed[-2] ^= 1
     assert is_hung_up_after(fourth, bytes(changed)), "changed"
-    assert RemoteBoard(endpoint, SECRET, 5.0).read(["n"]) == [b"1"]
+    assert TcpKeyValueStore(endpoint, SECRET, 5.0).read(["n"]) == [b"1"]
 
 
 def is_hung_up_after(wire: Wire, frame: bytes) -> bool:
@@ -245,8 +253,8 @@ def test_message_that_is_cut_short_or_too_long_is_none(endpoint: Endpoint) -> No
     long = Wire(endpoint)
     assert is_hung_up_after(long, (MOST_BYTES + 1).to_bytes(4, "big") + bytes(32))
     with pytest.raises(ValueError, match="more than"):
-        RemoteBoard(endpoint, SECRET, 5.0).write({"n": bytes(MOST_BYTES)})
-    assert RemoteBoard(endpoint, SECRET, 5.0).read(["n"]) == [None]
+        TcpKeyValueStore(endpoint, SECRET, 5.0).write({"n": bytes(MOST_BYTES)})
+    assert TcpKeyValueStore(endpoint, SECRET, 5.0).read(["n"]) == [None]
 
 
 @pytest.mark.usefixtures("server")
@@ -258,7 +266,7 @@ def test_request_of_another_form_is_none(content: bytes, endpoint: Endpoint) -> 
     """Loss: a server that dies of a newer launcher's request."""
     wire = Wire(endpoint)
     assert is_hung_up_after(wire, wire.messages.wrap(content))
-    assert RemoteBoard(endpoint, SECRET, 5.0).read(["n"]) == [None]
+    assert TcpKeyValueStore(endpoint, SECRET, 5.0).read(["n"]) == [None]
 
 
 @pytest.mark.usefixtures("server")
@@ -269,7 +277,7 @@ def test_flood_of_slow_strangers_is_in_its_own_way_only(endpoint: Endpoint) -> N
         for _ in range(3 * MOST_STRANGERS):
             strangers.append(stranger := socket.create_connection((endpoint.host, endpoint.port), 5.0))
             stranger.sendall(b"0")
-        board = RemoteBoard(endpoint, SECRET, 5.0)
+        board = TcpKeyValueStore(endpoint, SECRET, 5.0)
         assert board.add("n", 1) == 1
         ended = [is_hung_up_without_waiting(stranger) for stranger in strangers]
         assert 0 < ended.count(False) <= MOST_STRANGERS and all(ended[:MOST_STRANGERS])
@@ -308,7 +316,7 @@ def test_stranger_has_seconds_and_no_more(endpoint: Endpoint, monkeypatch: pytes
 
 def test_notes_do_not_grow_without_bound() -> None:
     """Loss: the launcher's memory, to a launcher that has lost its mind."""
-    notes = Notes()
+    notes = InMemoryKeyValueStore()
     for number in range(63):
         notes.write({f"{number}": bytes(1 << 20)})
     with pytest.raises(OSError, match="too many notes"):
@@ -377,13 +385,13 @@ def test_file_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     """Loss: a secret, or a rendezvous, that somebody else has laid ready."""
     secret, board = tmp_path / "secret", tmp_path / "board"
     shared_secret(secret)
-    FileBoard(board, SECRET).write({"a": b"1"})
+    FileKeyValueStore(board, SECRET).write({"a": b"1"})
     for path in (secret, board):
         os.chown(path, 12345, -1)
     with pytest.raises(SecretError, match="belongs to user 12345"):
         read_secret(secret)
-    with pytest.raises(BoardRefused, match="belongs to user 12345"):
-        FileBoard(board, SECRET).read(["a"])
+    with pytest.raises(StoreRefused, match="belongs to user 12345"):
+        FileKeyValueStore(board, SECRET).read(["a"])
     (tmp_path / "train.py").touch()
     monkeypatch.chdir(tmp_path)
     assert main(["launch", "--rendezvous", str(board), "--", "train.py"]) == 2
@@ -458,19 +466,19 @@ def test_file_that_was_not_written_with_the_secret_is_not_parsed(signed_by: Secr
     """Loss: one write into the rendezvous file runs code on every node."""
     false_file(tmp_path / "board", tmp_path / "marker", signed_by)
     before = (tmp_path / "board").read_bytes()
-    with pytest.raises(BoardRefused, match="was not written with this job's secret"):
-        FileBoard(tmp_path / "board", SECRET).write({"a": b"1"})
+    with pytest.raises(StoreRefused, match="was not written with this job's secret"):
+        FileKeyValueStore(tmp_path / "board", SECRET).write({"a": b"1"})
     assert (tmp_path / "board").read_bytes() == before and not (tmp_path / "marker").exists()
 
 
 def test_first_change_with_another_secret_is_refused_and_one_that_was_cut_short_is_not(tmp_path: Path) -> None:
     """Loss: two launchers that write over each other for ever; or a file that a full disk has made useless."""
     path = tmp_path / "board"
-    FileBoard(path, ANOTHER).write({"a": b"1"})
-    with pytest.raises(BoardRefused):
-        FileBoard(path, SECRET).read(["a"])
+    FileKeyValueStore(path, ANOTHER).write({"a": b"1"})
+    with pytest.raises(StoreRefused):
+        FileKeyValueStore(path, SECRET).read(["a"])
     path.write_bytes(path.read_bytes()[:-3])
-    board = FileBoard(path, SECRET)
+    board = FileKeyValueStore(path, SECRET)
     assert board.read(["a"]) == [None]
     board.write({"a": b"2"})
     assert board.read(["a"]) == [b"2"]
@@ -479,7 +487,7 @@ def test_first_change_with_another_secret_is_refused_and_one_that_was_cut_short_
 def test_change_by_a_stranger_has_not_happened(tmp_path: Path) -> None:
     """Loss: the newest slot is taken for the truth, whoever has written it."""
     path = tmp_path / "board"
-    board = FileBoard(path, SECRET)
+    board = FileKeyValueStore(path, SECRET)
     board.write({"a": b"1"})
     board.write({"a": b"2"})
     data = b'{"a":"3"}'
@@ -494,7 +502,7 @@ def test_rendezvous_file_is_of_this_user_alone(tmp_path: Path, monkeypatch: pyte
     path = tmp_path / "board"
     before = os.umask(0)
     try:
-        FileBoard(path, SECRET).write({"a": b"1"})
+        FileKeyValueStore(path, SECRET).write({"a": b"1"})
     finally:
         os.umask(before)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -502,8 +510,8 @@ def test_rendezvous_file_is_of_this_user_alone(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     for mode in (0o620, 0o602):
         path.chmod(mode)
-        with pytest.raises(BoardRefused, match="can be written to by other users; chmod 600"):
-            FileBoard(path, SECRET).read(["a"])
+        with pytest.raises(StoreRefused, match="can be written to by other users; chmod 600"):
+            FileKeyValueStore(path, SECRET).read(["a"])
         assert main(["launch", "--rendezvous", str(path), "--", "train.py"]) == 2
         assert f"--rendezvous {path}: can be written to by other users" in capsys.readouterr().err
     path.chmod(0o600)
@@ -653,7 +661,7 @@ def test_unknown_state_of_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -
 def test_note_of_another_form_is_no_state(note: bytes) -> None:
     """Loss: an agent that dies of a state it does not understand, with a traceback."""
     with pytest.raises(RendezvousStateError, match="no state of torchrun"):
-        StateBackend(Notes({"torch.rendezvous.run": note}), "run").get_state()
+        StateBackend(InMemoryKeyValueStore({"torch.rendezvous.run": note}), "run").get_state()
 
 
 def test_pickle_on_the_board_is_not_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -666,10 +674,10 @@ def test_pickle_on_the_board_is_not_unpickled(tmp_path: Path, monkeypatch: pytes
     secret = secret_for(path, None)
     data = pickle.dumps(Exploit(tmp_path / "marker"))
     for note in (data, b64encode(data)):
-        FileBoard(path, secret).write({"torch.rendezvous.run": note})
+        FileKeyValueStore(path, secret).write({"torch.rendezvous.run": note})
         parameters = RendezvousParameters(BACKEND, str(path), "run", 1, 2, "localhost", **{**RENDEZVOUS, "join_timeout": 3})
-        rendezvous = make_rendezvous(parameters, "job", Starts(tmp_path / "outcome.json", time.monotonic, list))
-        assert isinstance(rendezvous, BoardRendezvous)
+        rendezvous = make_rendezvous(parameters, "job", RestartCounter(tmp_path / "outcome.json", time.monotonic, list))
+        assert isinstance(rendezvous, StoreRendezvous)
         with pytest.raises(RendezvousStateError):
             rendezvous.next_rendezvous()
         assert not (tmp_path / "marker").exists()
@@ -678,7 +686,7 @@ def test_pickle_on_the_board_is_not_unpickled(tmp_path: Path, monkeypatch: pytes
 
 def test_backend_swaps_as_torchrun_expects() -> None:
     """Loss: two nodes that both believe that their change has counted."""
-    backend = StateBackend(Notes(), "run")
+    backend = StateBackend(InMemoryKeyValueStore(), "run")
     state = torchruns_state()
     assert backend.get_state() is None
     first = backend.set_state(pickle.dumps(state))
@@ -725,7 +733,7 @@ def test_only_the_endpoints_own_address_is_listened_on(monkeypatch: pytest.Monke
         assert host.addresses() == addresses, "a name server that is away opens the port nowhere else"
 
 
-def eventually(true: Callable[[], bool], meeting: EndpointMeeting) -> None:
+def eventually(true: Callable[[], bool], meeting: EndpointRendezvousClient) -> None:
     """Wait, as the launcher does."""
     deadline = time.monotonic() + 30
     while not true():
@@ -745,15 +753,15 @@ def test_addresses_that_come_later_are_listened_on_too(endpoint: Endpoint, monke
     """Loss: a job started at boot waits for ever for a first node that was there before its network."""
     port, own, said = endpoint.port, ["127.0.1.1"], list[str]()
     monkeypatch.setattr("gai_yolo.launcher.rendezvous.client.own_addresses", lambda _: list(own))
-    meeting = EndpointMeeting([Endpoint("localhost", port)], SECRET, "job", "localhost", 60.0, said.append)
+    meeting = EndpointRendezvousClient([Endpoint("localhost", port)], SECRET, "job", "localhost", 60.0, said.append)
     try:
-        early = RemoteBoard(Endpoint("127.0.1.1", port), SECRET, 5.0)
+        early = TcpKeyValueStore(Endpoint("127.0.1.1", port), SECRET, 5.0)
         early.write({"a": b"1"})
         assert not answers("127.0.0.8", port) and not answers("127.0.0.9", port)
         with socket.create_server(("127.0.0.8", port)):
             own += ["127.0.0.8", "127.0.0.9"]
             eventually(lambda: answers("127.0.0.9", port), meeting)
-            assert RemoteBoard(Endpoint("127.0.0.9", port), SECRET, 5.0).read(["a"]) == [b"1"], "the same board"
+            assert TcpKeyValueStore(Endpoint("127.0.0.9", port), SECRET, 5.0).read(["a"]) == [b"1"], "the same board"
             eventually(lambda: any("127.0.0.8" in line for line in said), meeting)
         eventually(lambda: answers("127.0.0.8", port), meeting)
         assert early.read(["a"]) == [b"1"], "who is connected stays so"
@@ -767,18 +775,18 @@ def test_addresses_that_come_later_are_listened_on_too(endpoint: Endpoint, monke
 
 def test_address_that_cannot_be_bound_closes_no_other(endpoint: Endpoint) -> None:
     """Loss: a node that serves nothing, because one of its addresses went while it started."""
-    server = BoardServer(endpoint, SECRET, ["192.0.2.1", "127.0.0.2", "2001:db8::5"])
+    server = KeyValueServer(endpoint, SECRET, ["192.0.2.1", "127.0.0.2", "2001:db8::5"])
     try:
         assert server.addresses == ["127.0.0.2"]
         assert server.listen(["192.0.2.1", "127.0.0.2", "127.0.0.3"]) == [] and server.addresses == ["127.0.0.2", "127.0.0.3"]
         with pytest.raises(OSError, match="assign requested address"):
-            BoardServer(endpoint, SECRET, ["192.0.2.1"])
+            KeyValueServer(endpoint, SECRET, ["192.0.2.1"])
         with pytest.raises(OSError, match="in use"):
-            BoardServer(endpoint, SECRET, ["192.0.2.1", "127.0.0.4", "127.0.0.3"])
+            KeyValueServer(endpoint, SECRET, ["192.0.2.1", "127.0.0.4", "127.0.0.3"])
         assert server.listen(["127.0.0.4"]) == []
     finally:
         server.close()
-    BoardServer(endpoint, SECRET, ["127.0.0.2", "127.0.0.3", "127.0.0.4"]).close()
+    KeyValueServer(endpoint, SECRET, ["127.0.0.2", "127.0.0.3", "127.0.0.4"]).close()
 
 
 def test_address_that_comes_before_the_thread_has_begun_is_served_once(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -786,27 +794,27 @@ def test_address_that_comes_before_the_thread_has_begun_is_served_once(endpoint:
     late: list[threading.Thread] = []
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", lambda thread: late.append(thread))  # a function, so that it is bound
-        server = BoardServer(endpoint, SECRET, ["127.0.0.2"])
+        server = KeyValueServer(endpoint, SECRET, ["127.0.0.2"])
         assert server.listen(["127.0.0.3"]) == []
     late[0].start()
     raised: list[object] = []
     monkeypatch.setattr(threading, "excepthook", raised.append)
     for host in ("127.0.0.2", "127.0.0.3"):
-        assert RemoteBoard(Endpoint(host, endpoint.port), SECRET, 5.0).read(["a"]) == [None]
+        assert TcpKeyValueStore(Endpoint(host, endpoint.port), SECRET, 5.0).read(["a"]) == [None]
     server.close()
     assert raised == []
 
 
 def test_server_listens_where_it_was_told(endpoint: Endpoint) -> None:
     """Loss: `::` in the list of what listens."""
-    server = BoardServer(endpoint, SECRET, ["127.0.0.2", "127.0.0.3"])
+    server = KeyValueServer(endpoint, SECRET, ["127.0.0.2", "127.0.0.3"])
     try:
         assert server.addresses == ["127.0.0.2", "127.0.0.3"]
-        assert RemoteBoard(Endpoint("127.0.0.3", endpoint.port), SECRET, 5.0).read(["a"]) == [None]
+        assert TcpKeyValueStore(Endpoint("127.0.0.3", endpoint.port), SECRET, 5.0).read(["a"]) == [None]
         with pytest.raises(ConnectionRefusedError):
-            RemoteBoard(endpoint, SECRET, 5.0)
+            TcpKeyValueStore(endpoint, SECRET, 5.0)
         with pytest.raises(OSError, match="in use"):
-            BoardServer(endpoint, SECRET, ["127.0.0.4", "127.0.0.2"])
-        BoardServer(endpoint, SECRET, ["127.0.0.4"]).close()
+            KeyValueServer(endpoint, SECRET, ["127.0.0.4", "127.0.0.2"])
+        KeyValueServer(endpoint, SECRET, ["127.0.0.4"]).close()
     finally:
         server.close()

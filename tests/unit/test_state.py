@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gai_yolo.checkpointing.state import FORMAT, TrainingState
+from gai_yolo.checkpointing.state import CHECKPOINT_FORMAT, TrainingState
 from gai_yolo.data.batch import Batch
 from gai_yolo.detector.ema import EMA
 from gai_yolo.detector.loss import DetectionLoss
@@ -22,7 +22,7 @@ from gai_yolo.distributed.world import World
 from gai_yolo.errors import CheckpointError
 from gai_yolo.sections import TrainingConfig
 from gai_yolo.training.batchnorm import RunningStatistics
-from gai_yolo.training.optimizer import make_recipe
+from gai_yolo.training.optimizer import make_schedule
 from gai_yolo.training.step import TrainingStep
 
 MakeState = Callable[..., TrainingState]
@@ -59,7 +59,7 @@ def train(state: TrainingState, world: World, make_batch: MakeBatch, steps: rang
     """Steps of two micro-batches each; the data depends on the step's number only."""
     config = TrainingConfig.model_validate({"optimizer": optimizer, "epochs": 10, "ema_tau": 5.0, "lr": 0.001, "channels_last": False})
     state.model.train()
-    step = TrainingStep(state, DetectionLoss(), make_recipe(config, 3, 10), world, config)
+    step = TrainingStep(state, DetectionLoss(), make_schedule(config, 3, 10), world, config)
     for number in steps:
         step([make_batch(number, (1, 2)), make_batch(number, (3, 4))], 2, 4, 64)
 
@@ -93,7 +93,7 @@ def test_capture_holds_what_the_optimizer_remembers(
     trained = [p for p in state.model.parameters() if p.requires_grad]
     assert len(captured["optimizer_state_dict"]["state"]) == len(trained)
     assert all(moments <= entry.keys() for entry in captured["optimizer_state_dict"]["state"].values())
-    assert captured["format"] == FORMAT
+    assert captured["format"] == CHECKPOINT_FORMAT
     assert not torch.equal(captured["model_state_dict"]["model.0.conv.weight"], captured["ema_state_dict"]["model.0.conv.weight"])
 
 

@@ -16,8 +16,8 @@ from gai_yolo.data.batch import Batch
 from gai_yolo.detector.loss import DetectionLoss
 from gai_yolo.distributed.world import World
 from gai_yolo.sections import TrainingConfig
-from gai_yolo.training.optimizer import Recipe, make_recipe
-from gai_yolo.training.step import NO_WISHES, TrainingStep, WentBad, Wishes
+from gai_yolo.training.optimizer import OptimizerSchedule, make_schedule
+from gai_yolo.training.step import NO_REQUESTS, StepRequests, TrainingStep, WentBad
 
 MakeState = Callable[..., TrainingState]
 MakeBatch = Callable[[int, Sequence[int]], Batch]
@@ -52,9 +52,9 @@ def frozen_norms(state: TrainingState, batch: Batch) -> TrainingState:
     return state
 
 
-def make_step(state: TrainingState, world: World, config: TrainingConfig) -> tuple[TrainingStep, Recipe]:
-    recipe = make_recipe(config, 3, 10)
-    return TrainingStep(state, DetectionLoss(), recipe, world, config), recipe
+def make_step(state: TrainingState, world: World, config: TrainingConfig) -> tuple[TrainingStep, OptimizerSchedule]:
+    schedule = make_schedule(config, 3, 10)
+    return TrainingStep(state, DetectionLoss(), schedule, world, config), schedule
 
 
 def weights(state: TrainingState) -> dict[str, Tensor]:
@@ -155,10 +155,10 @@ def test_a_step_counts_itself_and_its_samples(make_state: MakeState, make_batch:
     """Loss: learning rate, EMA and curves that lag behind the steps; counters that depend on the micro-batches."""
     state = make_state()
     state.model.train()
-    step, recipe = make_step(state, world, config_of(warmup_epochs=3))
+    step, schedule = make_step(state, world, config_of(warmup_epochs=3))
     for number in range(3):
         result = step([make_batch(number, (1, 2)), make_batch(number, (3,)), make_batch(number, (4,))], 3, 4, 64)
-        assert result.learning_rate == recipe.learning_rate(number)
+        assert result.learning_rate == schedule.learning_rate(number)
         assert (state.step, state.samples, state.ema.updates) == (number + 1, 4 * (number + 1), number + 1)
         for model in (state.model, state.ema.model):
             counters = {b.item() for name, b in model.named_buffers() if name.endswith("num_batches_tracked")}
@@ -221,7 +221,7 @@ def test_a_loss_that_is_no_number_is_passed_over_and_leaves_the_weights(
     state.model.train()
     config = config_of(lr=0.01)
     loss = PoisonedLoss(value)
-    step = TrainingStep(state, loss, make_recipe(config, 3, 10), world, config)
+    step = TrainingStep(state, loss, make_schedule(config, 3, 10), world, config)
     before = copy.deepcopy(state.capture())
     result = step([make_batch(0, (1, 2)), make_batch(0, (4,)), make_batch(0, (5,))], 3, 4, 64)
     assert loss.calls == 6, "measured, then summed"
@@ -304,7 +304,7 @@ def test_a_gradient_that_is_no_number_is_passed_over_until_there_are_too_many(
     state = make_state()
     state.model.train()
     config = config_of(max_bad_steps=2)
-    step = TrainingStep(state, BadBackward(), make_recipe(config, 3, 10), world, config)
+    step = TrainingStep(state, BadBackward(), make_schedule(config, 3, 10), world, config)
     for _ in range(2):
         before = copy.deepcopy(state.capture())
         assert step([make_batch(0, (1, 2))], 1, 2, 64).losses is None
@@ -318,7 +318,7 @@ def test_a_good_step_ends_the_row_of_bad_ones(make_state: MakeState, make_batch:
     state = make_state()
     state.model.train()
     config = config_of(max_bad_steps=1)
-    good, bad = (TrainingStep(state, loss, make_recipe(config, 3, 10), world, config) for loss in (DetectionLoss(), BadBackward()))
+    good, bad = (TrainingStep(state, loss, make_schedule(config, 3, 10), world, config) for loss in (DetectionLoss(), BadBackward()))
     for step in (bad, good, bad, good):
         step([make_batch(0, (1, 2))], 1, 2, 64)
     assert (state.step, state.bad_in_row, state.progress.bad_steps) == (4, 0, 2)
@@ -343,7 +343,7 @@ def test_the_last_whole_steps_state_can_be_had_in_the_middle_of_the_next(
     state = make_state()
     state.model.train()
     config = config_of()
-    step = TrainingStep(state, Interrupted(), make_recipe(config, 3, 10), world, config)
+    step = TrainingStep(state, Interrupted(), make_schedule(config, 3, 10), world, config)
     batches = [make_batch(0, (1, 2)), make_batch(0, (4, 5))]
     step(batches, 2, 4, 64)
     whole = part_digests(copy.deepcopy({**step.boundary()}))
@@ -364,10 +364,10 @@ def test_a_loss_scale_that_is_too_large_is_halved_and_the_step_passed_over(
     state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     config = config_of()
     before = weights(state)
-    TrainingStep(state, BadBackward(), make_recipe(config, 3, 10), world, config)([make_batch(0, (1, 2))], 1, 2, 64)
+    TrainingStep(state, BadBackward(), make_schedule(config, 3, 10), world, config)([make_batch(0, (1, 2))], 1, 2, 64)
     assert state.scaler.get_scale() == 2.0**9 and state.step == 1
     assert not change(state, before).any()
-    result = TrainingStep(state, DetectionLoss(), make_recipe(config, 3, 10), world, config)([make_batch(0, (1, 2))], 1, 2, 64)
+    result = TrainingStep(state, DetectionLoss(), make_schedule(config, 3, 10), world, config)([make_batch(0, (1, 2))], 1, 2, 64)
     assert change(state, before).any() and result.losses is not None and result.losses["total"] > 0
 
 
@@ -376,5 +376,5 @@ def test_a_step_tells_what_any_rank_wishes(make_state: MakeState, make_batch: Ma
     state = make_state()
     state.model.train()
     step, _ = make_step(state, world, config_of())
-    wishes = [NO_WISHES, Wishes(save=True), Wishes(leave=True), Wishes(save=True, leave=True)]
-    assert [step([make_batch(0, (1, 2))], 1, 2, 64, wish).wishes for wish in wishes] == wishes
+    requests = [NO_REQUESTS, StepRequests(save=True), StepRequests(leave=True), StepRequests(save=True, leave=True)]
+    assert [step([make_batch(0, (1, 2))], 1, 2, 64, wish).requests for wish in requests] == requests

@@ -22,7 +22,7 @@ import pytest
 
 from gai_yolo.errors import CheckpointError, ConfigError, Refusal, RunFolderBusy
 from gai_yolo.store import run_folder
-from gai_yolo.store.atomic import BUFFER, NO_OWNER, is_temporary, owner_of, publish, publish_text, write_draft
+from gai_yolo.store.atomic import BUFFER, NO_OWNER, is_temporary, owner_of, publish, publish_text, write_temp_file
 from gai_yolo.store.catalogue import Catalogue
 from gai_yolo.store.filesystem import FileSystem
 from gai_yolo.store.lease import FENCE_BYTES, Fence, Lease, raise_fence
@@ -235,9 +235,9 @@ def test_short_writes_give_the_same_bytes_and_the_right_digest(tmp_path: Path) -
             assert file.write(rest[:777]) == len(rest[:777]), "whoever writes does not notice"
             rest = rest[777:]
 
-    draft = write_draft(tmp_path / "a.bin", write, "7-abc", fs)
-    assert draft.path.read_bytes() == whole
-    assert (draft.size, draft.sha256) == (len(whole), hashlib.sha256(whole).hexdigest())
+    temp = write_temp_file(tmp_path / "a.bin", write, "7-abc", fs)
+    assert temp.path.read_bytes() == whole
+    assert (temp.size, temp.sha256) == (len(whole), hashlib.sha256(whole).hexdigest())
     assert set(fs.lengths) == set(range(1, 8)) and sum(fs.lengths) == len(whole)
 
 
@@ -250,15 +250,15 @@ def test_digest_is_of_the_bytes_however_they_were_handed_over(tmp_path: Path) ->
         for piece in pieces:
             file.write(piece)
 
-    draft = write_draft(tmp_path / "a.bin", write)
-    assert draft.path.read_bytes() == whole
-    assert (draft.size, draft.sha256) == (len(whole), hashlib.sha256(whole).hexdigest())
+    temp = write_temp_file(tmp_path / "a.bin", write)
+    assert temp.path.read_bytes() == whole
+    assert (temp.size, temp.sha256) == (len(whole), hashlib.sha256(whole).hexdigest())
 
 
 def test_a_draft_says_whose_it_is_and_two_never_have_one_name(tmp_path: Path) -> None:
     """Loss: a start sweeps the drafts of its own writer, or leaves those of a dead one, which then gets them published."""
     target = tmp_path / "epoch_001.pt"
-    paths = [write_draft(target, lambda file: file.write(b"x"), owner).path for owner in ("7-abc", "7-abc", "8-def")]
+    paths = [write_temp_file(target, lambda file: file.write(b"x"), owner).path for owner in ("7-abc", "7-abc", "8-def")]
     assert len(set(paths)) == 3 and all(path.parent == tmp_path and is_temporary(path.name) for path in paths)
     assert [owner_of(path.name) for path in paths] == ["7-abc", "7-abc", "8-def"]
     others = ("epoch_001.pt", ".epoch_001.pt.k3jf9x.tmp", ".a~b", "", ".nfs0001")
@@ -380,7 +380,7 @@ folder.release()
 
 def test_second_job_is_refused_until_the_first_is_gone_even_if_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss: two jobs overwrite each other's checkpoints; or a killed job locks its folder for ever."""
-    monkeypatch.setattr(run_folder, "LOCK_PATIENCE", 0.3)
+    monkeypatch.setattr(run_folder, "FOLDER_LOCK_PATIENCE", 0.3)
     folder = RunFolder(tmp_path / "runs" / "a")
     with script(HOLDER, str(folder.path), "600") as holder:
         assert line_of(holder) == "locked"
@@ -414,7 +414,7 @@ def test_moving_the_folder_aside_does_not_open_the_lock(tmp_path: Path) -> None:
     folder.make()
     assert folder.move_aside() is not None
     folder.make()
-    impatient = HOLDER.replace("folder.lock()", "import gai_yolo.store.run_folder as m; m.LOCK_PATIENCE = 0.3; folder.lock()")
+    impatient = HOLDER.replace("folder.lock()", "import gai_yolo.store.run_folder as m; m.FOLDER_LOCK_PATIENCE = 0.3; folder.lock()")
     with script(impatient, str(folder.path), "0") as other:
         assert other.wait(60) != 0
         assert other.stderr is not None and "RunFolderBusy" in other.stderr.read()

@@ -13,11 +13,11 @@ from typing import Protocol
 
 from gai_yolo.distributed.network import all_addresses, is_loopback, own_addresses, source_address
 from gai_yolo.launcher.rendezvous.channel import Stranger
-from gai_yolo.launcher.rendezvous.election import Attachment, Look, Target
-from gai_yolo.launcher.rendezvous.file_store import Board, FileBoard
+from gai_yolo.launcher.rendezvous.election import EndpointElection, Look, Target
+from gai_yolo.launcher.rendezvous.file_store import FileKeyValueStore, KeyValueStore
 from gai_yolo.launcher.rendezvous.run_name import claim_run
 from gai_yolo.launcher.rendezvous.secret import Secret
-from gai_yolo.launcher.rendezvous.tcp_store import BoardServer, Endpoint, RemoteBoard
+from gai_yolo.launcher.rendezvous.tcp_store import Endpoint, KeyValueServer, TcpKeyValueStore
 
 LOOK_EVERY = 1.0
 """Seconds."""
@@ -27,7 +27,7 @@ LINGER = 60.0
 """Seconds that a host waits, after the job's success, for the others to hear of it."""
 
 
-class Meeting(Protocol):
+class RendezvousClient(Protocol):
     """A file, or endpoints."""
 
     def target(self) -> Target | None:
@@ -39,7 +39,7 @@ class Meeting(Protocol):
     def local_address(self, target: Target) -> str | None:
         """Under which name the other nodes reach this one; None: its host name."""
 
-    def board(self, target: Target) -> Board:
+    def board(self, target: Target) -> KeyValueStore:
         """The board there.
 
         Raises:
@@ -53,30 +53,30 @@ class Meeting(Protocol):
         """Leave. After the job's success (`done`) a host waits for the others while `go_on` says so."""
 
 
-class FileMeeting:
+class FileRendezvousClient:
     """All nodes share a file."""
 
     def __init__(self, path: Path, secret: Secret, local_address: str | None) -> None:
         self._path, self._secret, self._local_address = path, secret, local_address
 
     def target(self) -> Target | None:
-        """See `Meeting`."""
+        """See `RendezvousClient`."""
         return Target(0, 0, answers=True)
 
     def address(self, target: Target) -> str:
-        """See `Meeting`."""
+        """See `RendezvousClient`."""
         del target
         return str(self._path.resolve())
 
     def local_address(self, target: Target) -> str | None:
-        """See `Meeting`."""
+        """See `RendezvousClient`."""
         del target
         return self._local_address
 
-    def board(self, target: Target) -> Board:
-        """See `Meeting`."""
+    def board(self, target: Target) -> KeyValueStore:
+        """See `RendezvousClient`."""
         del target
-        return FileBoard(self._path, self._secret)
+        return FileKeyValueStore(self._path, self._secret)
 
     def remember(self, run: str) -> None:
         """The file remembers."""
@@ -85,7 +85,7 @@ class FileMeeting:
         """Nothing to give back."""
 
 
-class EndpointMeeting:
+class EndpointRendezvousClient:
     """One board or more, each served by the launcher on its host.
 
     The boards are served and looked at by threads of this process: an agent that imports torch, hangs or is killed has nothing to
@@ -93,7 +93,7 @@ class EndpointMeeting:
 
     Args:
         host_name: the name of this machine among the endpoints, and for the other nodes; None: found out.
-        patience: see `Attachment`.
+        patience: see `EndpointElection`.
         say: tells people.
     """
 
@@ -108,7 +108,7 @@ class EndpointMeeting:
     ) -> None:
         self._endpoints, self._secret, self._job, self._host_name, self._say = endpoints, secret, job, host_name, say
         self._own = [index for index, endpoint in enumerate(endpoints) if is_here(endpoint.host, host_name)]
-        self._attachment = Attachment(patience, time.monotonic())
+        self._attachment = EndpointElection(patience, time.monotonic())
         self._target: Target | None = None
         self._next_look = 0.0
         self._told: set[str] = set()
@@ -125,7 +125,7 @@ class EndpointMeeting:
             watcher.start()
 
     def target(self) -> Target | None:
-        """See `Meeting`."""
+        """See `RendezvousClient`."""
         now = time.monotonic()
         if now >= self._next_look:
             self._next_look = now + LOOK_EVERY
@@ -142,11 +142,11 @@ class EndpointMeeting:
         return self._target
 
     def address(self, target: Target) -> str:
-        """See `Meeting`."""
+        """See `RendezvousClient`."""
         return str(self._endpoints[target.index])
 
     def local_address(self, target: Target) -> str | None:
-        """See `Meeting`: the name by which an endpoint calls this machine, or the address from which it reaches the endpoint."""
+        """See `RendezvousClient`: the name by which an endpoint calls this machine, or the address from which it reaches the endpoint."""
         if self._host_name is not None:
             return self._host_name
         if self._own:
@@ -154,17 +154,17 @@ class EndpointMeeting:
         endpoint = self._endpoints[target.index]
         return source_address(endpoint.host, endpoint.port)
 
-    def board(self, target: Target) -> Board:
-        """See `Meeting`."""
-        return RemoteBoard(self._endpoints[target.index], self._secret, ANSWER_WITHIN)
+    def board(self, target: Target) -> KeyValueStore:
+        """See `RendezvousClient`."""
+        return TcpKeyValueStore(self._endpoints[target.index], self._secret, ANSWER_WITHIN)
 
     def remember(self, run: str) -> None:
-        """See `Meeting`: a board that starts anew is told."""
+        """See `RendezvousClient`: a board that starts anew is told."""
         for watcher in self._watchers:
             watcher.run_name = run
 
     def close(self, done: bool, go_on: Callable[[], bool]) -> None:
-        """See `Meeting`."""
+        """See `RendezvousClient`."""
         for watcher in self._watchers:
             watcher.attached = False
             watcher.stopped.set()
@@ -203,7 +203,7 @@ class Host(threading.Thread):
         super().__init__(name=f"host {endpoint}", daemon=True)
         self._endpoint, self._others, self._secret = endpoint, others, secret
         self._ways: list[str] = []
-        self._server: BoardServer | None = None
+        self._server: KeyValueServer | None = None
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self.obstacle: str | None = None
@@ -222,7 +222,7 @@ class Host(threading.Thread):
                 if self._closed.is_set():
                     return
                 if self._server is None:
-                    self._server = BoardServer(self._endpoint, self._secret, addresses)
+                    self._server = KeyValueServer(self._endpoint, self._secret, addresses)
                 else:
                     taken = self._server.listen(addresses)
         except OSError as error:
@@ -276,12 +276,12 @@ class _Watcher(threading.Thread):
         self.stopped = threading.Event()
 
     def run(self) -> None:
-        board: RemoteBoard | None = None
+        board: TcpKeyValueStore | None = None
         failures = 0
         while not self.stopped.is_set():
             try:
                 if board is None:
-                    board = RemoteBoard(self._endpoint, self._secret, ANSWER_WITHIN)
+                    board = TcpKeyValueStore(self._endpoint, self._secret, ANSWER_WITHIN)
                 if self.attached and self.run_name is not None:
                     claim_run(board, self._job, self.run_name)
                 launchers = board.launchers(self._job, self._me, self.attached)

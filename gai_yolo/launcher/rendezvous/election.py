@@ -1,4 +1,4 @@
-"""Which of several endpoints a launcher goes by. Decisions from looks only; who looks is in meeting.py.
+"""Which of several endpoints a launcher goes by. Decisions from looks only; who looks is in client.py.
 
 Launchers prefer the endpoint by which most of them go, the earlier one in the list among equals. Where nobody goes by any, it is the
 first that answers; but a launcher that has just started waits a while for the first of the list, because the others will. So
@@ -42,7 +42,7 @@ class Target:
     """Whether it did when it was last looked at. Until it does, an agent need not be started."""
 
 
-class Attachment:
+class EndpointElection:
     """Remembers by which endpoint this launcher goes.
 
     Args:

@@ -29,11 +29,11 @@ MOST_BYTES = 64 << 20
 """Of all notes of a board in memory."""
 
 
-class BoardRefused(OSError):
+class StoreRefused(OSError):
     """A file that time does not mend: of another kind, of another user, or written by somebody who does not know the job's secret."""
 
 
-class Board(Protocol):
+class KeyValueStore(Protocol):
     """Every call is atomic: no other node's call comes in between.
 
     Raises:
@@ -53,7 +53,7 @@ class Board(Protocol):
         """Leave a note if `expected` stands there (empty: nothing); returns what stands there afterwards."""
 
 
-class Notes:
+class InMemoryKeyValueStore:
     """A board of one process."""
 
     def __init__(self, content: dict[str, bytes] | None = None) -> None:
@@ -61,11 +61,11 @@ class Notes:
         self._size = sum(map(_size_of, self.content.items()))
 
     def read(self, names: Sequence[str]) -> list[bytes | None]:
-        """See `Board`."""
+        """See `KeyValueStore`."""
         return [self.content.get(name) for name in names]
 
     def write(self, notes: Mapping[str, bytes]) -> None:
-        """See `Board`."""
+        """See `KeyValueStore`."""
         for name, value in notes.items():
             if name not in self.content:
                 forget_old_rounds(self.content, name)
@@ -76,13 +76,13 @@ class Notes:
             self.content[name] = value
 
     def add(self, name: str, amount: int) -> int:
-        """See `Board`."""
+        """See `KeyValueStore`."""
         total = int(self.content.get(name, b"0")) + amount
         self.write({name: str(total).encode()})
         return total
 
     def swap(self, name: str, expected: bytes, value: bytes) -> bytes:
-        """See `Board`."""
+        """See `KeyValueStore`."""
         if self.content.get(name, b"") == expected:
             self.write({name: value})
         return self.content.get(name, b"")
@@ -110,7 +110,7 @@ def _round_of(name: str) -> tuple[str, int | None]:
     return (run, int(number)) if slash and head.startswith("torch.rendezvous.") and number.isdigit() else (head, None)
 
 
-class FileBoard:
+class FileKeyValueStore:
     """A board in one file on storage that all nodes share, under a lock (`flock`; NFS 4, Lustre mounted with it, and GPFS have it).
 
     Two slots are written by turns, each with a MAC by the job's secret: a change that was cut short, by a kill or a full disk, has not
@@ -129,27 +129,27 @@ class FileBoard:
         self.path, self._secret, self._patience = path, secret, patience
 
     def read(self, names: Sequence[str]) -> list[bytes | None]:
-        """See `Board`."""
+        """See `KeyValueStore`."""
         with self._locked(fcntl.LOCK_SH) as file:
-            return Notes(self._newest(file)[1]).read(names)
+            return InMemoryKeyValueStore(self._newest(file)[1]).read(names)
 
     def write(self, notes: Mapping[str, bytes]) -> None:
-        """See `Board`."""
+        """See `KeyValueStore`."""
         self._change(lambda present: present.write(notes))
 
     def add(self, name: str, amount: int) -> int:
-        """See `Board`."""
+        """See `KeyValueStore`."""
         return self._change(lambda notes: notes.add(name, amount))
 
     def swap(self, name: str, expected: bytes, value: bytes) -> bytes:
-        """See `Board`."""
+        """See `KeyValueStore`."""
         return self._change(lambda notes: notes.swap(name, expected, value))
 
-    def _change(self, action: Callable[[Notes], T]) -> T:
+    def _change(self, action: Callable[[InMemoryKeyValueStore], T]) -> T:
         with self._locked(fcntl.LOCK_EX) as file:
             number, content = self._newest(file)
             before = dict(content)
-            result = action(Notes(content))
+            result = action(InMemoryKeyValueStore(content))
             if content != before:
                 self._publish(file, number + 1, content)
             return result
@@ -189,7 +189,7 @@ class FileBoard:
             elif its_number > 1 or len(data) == length:  # a first change that was cut short is nobody's fault
                 is_foreign = True
         if is_foreign and number == 0:
-            raise BoardRefused(
+            raise StoreRefused(
                 errno.EPERM,
                 "was not written with this job's secret; give all launchers the same one, or remove the file if no job meets there",
                 str(self.path),
@@ -206,7 +206,7 @@ class FileBoard:
         _write(file, HEADER.pack(number, len(data), mac) + data, FIRST_SLOT + (number % 2) * SLOT_BYTES)
 
 
-def check_board(path: Path, secret: Secret | None = None) -> None:
+def check_store(path: Path, secret: Secret | None = None) -> None:
     """Refuse a file that cannot be this job's board.
 
     Args:
@@ -217,7 +217,7 @@ def check_board(path: Path, secret: Secret | None = None) -> None:
         OSError: it cannot be read.
     """
     if secret is not None:
-        FileBoard(path, secret).read([])
+        FileKeyValueStore(path, secret).read([])
         return
     with path.open("rb") as file:
         _check_access(path, os.fstat(file.fileno()))
@@ -226,20 +226,20 @@ def check_board(path: Path, secret: Secret | None = None) -> None:
 
 def _check_access(path: Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise BoardRefused(errno.EINVAL, "is no file; name another one", str(path))
+        raise StoreRefused(errno.EINVAL, "is no file; name another one", str(path))
     try:
         check_owner(path, status)
     except SecretError as error:
-        raise BoardRefused(errno.EPERM, str(error).removeprefix(f"{path}: ").removesuffix("."), str(path)) from None
+        raise StoreRefused(errno.EPERM, str(error).removeprefix(f"{path}: ").removesuffix("."), str(path)) from None
     if status.st_mode & 0o022:
-        raise BoardRefused(errno.EPERM, "can be written to by other users; chmod 600, or remove it if no job meets there", str(path))
+        raise StoreRefused(errno.EPERM, "can be written to by other users; chmod 600, or remove it if no job meets there", str(path))
 
 
 def _check_kind(begin: bytes, path: Path) -> None:
     if begin.startswith(OLD_MAGIC):
-        raise BoardRefused(errno.EINVAL, "was left by an older version and is not signed; remove it when no job meets there", str(path))
+        raise StoreRefused(errno.EINVAL, "was left by an older version and is not signed; remove it when no job meets there", str(path))
     if not MAGIC.startswith(begin):
-        raise BoardRefused(errno.EINVAL, "is a file of another kind; name one of its own, which need not exist yet", str(path))
+        raise StoreRefused(errno.EINVAL, "is a file of another kind; name one of its own, which need not exist yet", str(path))
 
 
 def _write(file: int, data: bytes, offset: int) -> None:

@@ -22,12 +22,12 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRende
 
 from gai_yolo.launcher.arguments import parse_rendezvous
 from gai_yolo.launcher.command import BACKEND
-from gai_yolo.launcher.rendezvous.file_store import Board, FileBoard
+from gai_yolo.launcher.rendezvous.file_store import FileKeyValueStore, KeyValueStore
 from gai_yolo.launcher.rendezvous.run_name import close_run
 from gai_yolo.launcher.rendezvous.secret import given_secret, secret_for
 from gai_yolo.launcher.rendezvous.state import StateBackend
-from gai_yolo.launcher.rendezvous.tcp_store import RemoteBoard
-from gai_yolo.launcher.verdict import Starts
+from gai_yolo.launcher.rendezvous.tcp_store import TcpKeyValueStore
+from gai_yolo.launcher.verdict import RestartCounter
 
 ANSWER_WITHIN = 5.0
 """Seconds; a board that takes longer is lost."""
@@ -39,7 +39,7 @@ LEAVE_WITHIN = 2.0
 """Seconds."""
 
 
-class BoardLost(RuntimeError):
+class StoreLost(RuntimeError):
     """The board cannot be reached, or another node has not written what it had to."""
 
 
@@ -55,7 +55,7 @@ class StopStarting(Exception):
         self.code = code
 
 
-class BoardStore(dist.Store):  # type: ignore[name-defined, misc]
+class TorchStore(dist.Store):  # type: ignore[name-defined, misc]
     """A board as a store of torch.distributed, which calls it through its C++ wrappers.
 
     Raises:
@@ -65,7 +65,7 @@ class BoardStore(dist.Store):  # type: ignore[name-defined, misc]
         patience: seconds to wait for other nodes' notes.
     """
 
-    def __init__(self, board: Board, patience: float) -> None:
+    def __init__(self, board: KeyValueStore, patience: float) -> None:
         super().__init__()
         self._board, self._patience = board, timedelta(seconds=patience)
 
@@ -119,11 +119,11 @@ class BoardStore(dist.Store):  # type: ignore[name-defined, misc]
             if len(values) == len(found):
                 return values
             if time.monotonic() > deadline:
-                raise BoardLost(f"no node has written {keys[found.index(None)]} for {patience.total_seconds():.0f} s")
+                raise StoreLost(f"no node has written {keys[found.index(None)]} for {patience.total_seconds():.0f} s")
             time.sleep(POLL)
 
 
-class BoardRendezvous(RendezvousHandler):
+class StoreRendezvous(RendezvousHandler):
     """torchrun's own rendezvous with another end: it is closed when the workers have succeeded, and only then. torchrun closes it, for
     all nodes, whenever an agent fails.
 
@@ -132,12 +132,12 @@ class BoardRendezvous(RendezvousHandler):
         starts: whether workers may be started.
     """
 
-    def __init__(self, parameters: RendezvousParameters, job: str, starts: Starts) -> None:
+    def __init__(self, parameters: RendezvousParameters, job: str, starts: RestartCounter) -> None:
         self._board = _board_at(parameters.endpoint)
         self._job, self._starts = job, starts
         self._run = parameters.run_id
         # Kept: where C++ alone holds a store of Python's, its methods are gone.
-        self._store = BoardStore(self._board, parameters.get_as_int("read_timeout") or 20)
+        self._store = TorchStore(self._board, parameters.get_as_int("read_timeout") or 20)
         self._handler: DynamicRendezvousHandler = create_handler(self._store, StateBackend(self._board, self._run), parameters)
         self._resized = False
 
@@ -192,27 +192,27 @@ class BoardRendezvous(RendezvousHandler):
     def leave(self) -> None:
         """Strike this node off, so that the others need not wait until it is taken for dead."""
         # torchrun does this within next_rendezvous and has no public way to it. If a later version has changed it, they wait.
-        with contextlib.suppress(ImportError, AttributeError, TypeError, RendezvousError, BoardLost):
+        with contextlib.suppress(ImportError, AttributeError, TypeError, RendezvousError, StoreLost):
             from torch.distributed.elastic.rendezvous.dynamic_rendezvous import _RendezvousExitOp
 
             self._handler._stop_heartbeats()
             self._handler._op_executor.run(_RendezvousExitOp(), time.monotonic() + LEAVE_WITHIN)
 
 
-def make_rendezvous(parameters: RendezvousParameters, job: str, starts: Starts) -> BoardRendezvous:
+def make_rendezvous(parameters: RendezvousParameters, job: str, starts: RestartCounter) -> StoreRendezvous:
     """For torchrun's registry.
 
     Raises:
         BoardLost: there is nobody at its endpoint.
     """
     with _lost():
-        return BoardRendezvous(parameters, job, starts)
+        return StoreRendezvous(parameters, job, starts)
 
 
-def _board_at(address: str) -> Board:
+def _board_at(address: str) -> KeyValueStore:
     where = parse_rendezvous(address)
     secret = secret_for(where, given_secret(None, os.environ))
-    return FileBoard(where, secret) if isinstance(where, Path) else RemoteBoard(where[0], secret, ANSWER_WITHIN)
+    return FileKeyValueStore(where, secret) if isinstance(where, Path) else TcpKeyValueStore(where[0], secret, ANSWER_WITHIN)
 
 
 @contextlib.contextmanager
@@ -220,7 +220,7 @@ def _lost() -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError) as error:  # the last two: what answers is no board
-        raise BoardLost(str(error)) from error
+        raise StoreLost(str(error)) from error
 
 
 def _bytes(value: str | bytes) -> bytes:

@@ -10,7 +10,7 @@ import re
 import secrets
 from collections.abc import Callable
 
-from gai_yolo.launcher.rendezvous.file_store import Board
+from gai_yolo.launcher.rendezvous.file_store import KeyValueStore
 
 UNNAMED = "gai-yolo"
 """Job id where none was given."""
@@ -20,7 +20,7 @@ class JobDone(Exception):
     """The run of this launcher has succeeded, on other nodes."""
 
 
-def agree_on_run(board: Board, job: str, known: str | None, next_name: Callable[[str | None], str]) -> str:
+def agree_on_run(board: KeyValueStore, job: str, known: str | None, next_name: Callable[[str | None], str]) -> str:
     """The run that this node takes part in.
 
     Args:
@@ -41,12 +41,12 @@ def agree_on_run(board: Board, job: str, known: str | None, next_name: Callable[
         board.swap(_current(job), current.encode(), (known or next_name(current)).encode())
 
 
-def claim_run(board: Board, job: str, known: str) -> None:
+def claim_run(board: KeyValueStore, job: str, known: str) -> None:
     """Tell a new board which run goes on, before a newcomer begins another one there."""
     board.swap(_current(job), b"", known.encode())
 
 
-def close_run(board: Board, job: str, run: str) -> None:
+def close_run(board: KeyValueStore, job: str, run: str) -> None:
     """Leave word that a run has succeeded."""
     board.write({_done(job, run): b"1"})
 

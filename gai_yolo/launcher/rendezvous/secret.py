@@ -219,17 +219,17 @@ class _EmptySecret(SecretError):
 
 def _publish(path: Path, data: bytes) -> None:
     """Write a file that nobody has written yet: all of it or nothing, for this user alone. If somebody is faster, that file stands."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    _write_new(draft, data)
+    temp = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    _write_new(temp, data)
     try:
-        os.link(draft, path)
+        os.link(temp, path)
     except FileExistsError:
         pass
     except OSError:  # no hard links here
         with contextlib.suppress(FileExistsError):
             _write_new(path, data)
     finally:
-        draft.unlink(missing_ok=True)
+        temp.unlink(missing_ok=True)
 
 
 def _write_new(path: Path, data: bytes) -> None:

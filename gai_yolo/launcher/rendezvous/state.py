@@ -17,7 +17,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, NonNegativeInt
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousStateError, dynamic_rendezvous
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import RendezvousBackend
 
-from gai_yolo.launcher.rendezvous.file_store import Board
+from gai_yolo.launcher.rendezvous.file_store import KeyValueStore
 
 FIELDS = {"round", "complete", "deadline", "closed", "participants", "wait_list", "redundancy_list", "last_heartbeats"}
 NODE_FIELDS = {"addr", "pid", "local_id"}
@@ -98,7 +98,7 @@ class StateBackend(RendezvousBackend):
         run: name of the run.
     """
 
-    def __init__(self, board: Board, run: str) -> None:
+    def __init__(self, board: KeyValueStore, run: str) -> None:
         self._board, self._note = board, f"torch.rendezvous.{run}"
 
     @property

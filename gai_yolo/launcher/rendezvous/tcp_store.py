@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gai_yolo.launcher.rendezvous.channel import ANSWER_BYTES, HEAD_BYTES, REFUSED, Channel, Greeting, Stranger
-from gai_yolo.launcher.rendezvous.file_store import Notes, pack, unpack
+from gai_yolo.launcher.rendezvous.file_store import InMemoryKeyValueStore, pack, unpack
 from gai_yolo.launcher.rendezvous.requests import ANSWERS, REQUESTS, Add, Count, Read, Request, Swap, Write
 from gai_yolo.launcher.rendezvous.secret import Secret
 
@@ -55,7 +55,7 @@ class Endpoint:
         return self.host in ("localhost", "::1") or self.host.startswith("127.")
 
 
-class BoardServer:
+class KeyValueServer:
     """Serves a board for as long as this process lives, in a thread.
 
     Args:
@@ -69,7 +69,7 @@ class BoardServer:
     def __init__(
         self, endpoint: Endpoint, secret: Secret, addresses: Sequence[str] = (), clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._notes, self._secret, self._clock = Notes(), secret, clock
+        self._notes, self._secret, self._clock = InMemoryKeyValueStore(), secret, clock
         self._seen: dict[str, dict[str, float]] = defaultdict(dict)
         self._lock = threading.Lock()
         self._strangers: dict[asyncio.Task[None], str] = {}
@@ -213,7 +213,7 @@ class BoardServer:
 
 
 def _listen(addresses: Sequence[str], port: int, held: Sequence[socket.socket] = ()) -> list[socket.socket]:
-    """Sockets on each of the addresses that are not held already, of one family each. Raises `OSError`, see `BoardServer`."""
+    """Sockets on each of the addresses that are not held already, of one family each. Raises `OSError`, see `KeyValueServer`."""
     made: list[socket.socket] = []
     obstacle: OSError | None = None
     try:
@@ -252,7 +252,7 @@ def _listener(family: int, kind: int, protocol: int, address: Any) -> socket.soc
     return made
 
 
-class RemoteBoard:
+class TcpKeyValueStore:
     """A board that is served elsewhere. It lives as long as its connection: who finds the server gone, or started anew with an
     empty board, has lost what it stood on.
 
@@ -270,22 +270,22 @@ class RemoteBoard:
         self._channel: Channel | None = Channel((endpoint.host, endpoint.port), secret, timeout)
 
     def read(self, names: Sequence[str]) -> list[bytes | None]:
-        """See `Board`."""
+        """See `KeyValueStore`."""
         answer = self._ask(Read(do="read", names=list(names)))
         if not isinstance(answer, list):
             raise ValueError("an answer of another kind")
         return [None if note is None else note.encode("latin-1") for note in answer]
 
     def write(self, notes: Mapping[str, bytes]) -> None:
-        """See `Board`."""
+        """See `KeyValueStore`."""
         self._ask(Write(do="write", notes=pack(notes)))
 
     def add(self, name: str, amount: int) -> int:
-        """See `Board`."""
+        """See `KeyValueStore`."""
         return _number(self._ask(Add(do="add", name=name, amount=amount)))
 
     def swap(self, name: str, expected: bytes, value: bytes) -> bytes:
-        """See `Board`."""
+        """See `KeyValueStore`."""
         found = self._ask(Swap(do="swap", name=name, expected=expected.decode("latin-1"), value=value.decode("latin-1")))
         if not isinstance(found, str):
             raise ValueError("an answer of another kind")

@@ -54,7 +54,7 @@ class Answer:
         return content
 
 
-class Line:
+class HttpClient:
     """Asks over HTTP, one question at a time, through no proxy, following no redirection.
 
     Raises:

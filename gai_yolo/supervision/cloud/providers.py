@@ -15,7 +15,7 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar, Literal
 
-from gai_yolo.supervision.cloud.http import ANSWER_SECONDS, FAILURES, Answer, Line
+from gai_yolo.supervision.cloud.http import ANSWER_SECONDS, FAILURES, Answer, HttpClient
 
 Provider = Literal["aws", "gcp", "azure"]
 
@@ -44,12 +44,12 @@ class Cloud(ABC):
 
     provider: ClassVar[Provider]
 
-    def __init__(self, line: Line, poll_seconds: float) -> None:
+    def __init__(self, line: HttpClient, poll_seconds: float) -> None:
         self._line, self._poll_seconds = line, poll_seconds
 
     @staticmethod
     @abstractmethod
-    def is_here(line: Line) -> bool:
+    def is_here(line: HttpClient) -> bool:
         """Whether it is this cloud's service that answers; may raise any of `FAILURES` if not."""
 
     @abstractmethod
@@ -64,7 +64,7 @@ class Aws(Cloud):
     _token: str | None = None
 
     @staticmethod
-    def is_here(line: Line) -> bool:
+    def is_here(line: HttpClient) -> bool:
         answer = Aws._ask_token(line, FINDING_SECONDS)
         # The header tells it from servers that say yes to everything.
         return answer.status == 200 and answer.headers.get("X-aws-ec2-metadata-token-ttl-seconds", "").isdigit()
@@ -105,7 +105,7 @@ class Aws(Cloud):
         return self._line.ask("GET", path, {"X-aws-ec2-metadata-token": self._token})
 
     @staticmethod
-    def _ask_token(line: Line, seconds: float) -> Answer:
+    def _ask_token(line: HttpClient, seconds: float) -> Answer:
         return line.ask("PUT", "/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "21600"}, seconds)
 
 
@@ -116,7 +116,7 @@ class Gcp(Cloud):
     _version: str | None = None
 
     @staticmethod
-    def is_here(line: Line) -> bool:
+    def is_here(line: HttpClient) -> bool:
         return Gcp._get(line, "", FINDING_SECONDS).status == 200
 
     def questions(self) -> list[Callable[[], CloudNotice | None]]:
@@ -144,7 +144,7 @@ class Gcp(Cloud):
         return CloudNotice("gcp", "host maintenance that stops the machine", leave=False) if value.startswith("TERMINATE") else None
 
     @staticmethod
-    def _get(line: Line, path: str, seconds: float = ANSWER_SECONDS) -> Answer:
+    def _get(line: HttpClient, path: str, seconds: float = ANSWER_SECONDS) -> Answer:
         answer = line.ask("GET", f"/computeMetadata/v1/{path}", {"Metadata-Flavor": "Google"}, seconds)
         if answer.headers.get("Metadata-Flavor") != "Google":
             raise ValueError("it is not Google that answers")
@@ -158,7 +158,7 @@ class Azure(Cloud):
     _name: str | None = None
 
     @staticmethod
-    def is_here(line: Line) -> bool:
+    def is_here(line: HttpClient) -> bool:
         answer = line.ask("GET", "/metadata/versions", {"Metadata": "true"}, FINDING_SECONDS)
         return isinstance(answer.record().get("apiVersions"), list)
 

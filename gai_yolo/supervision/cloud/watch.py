@@ -4,7 +4,7 @@ A daemon thread asks, and a flag holds what stands; nothing else happens here. A
 come, and whatever answers at that address may lie: only a well-formed notice is one, only an explicit "nothing" withdraws it, and all
 else is a failure, after which what stood still stands and the question is put again.
 
-Which of them is asked, the machine's firmware decides (`dmi.py`). 169.254.169.254 is an address of the link: where there is no such
+Which of them is asked, the machine's firmware decides (`firmware.py`). 169.254.169.254 is an address of the link: where there is no such
 service, anybody on the same link may answer there. On a machine of nobody's cloud nothing is asked.
 
 Where it cannot see: with an IMDSv2 hop limit of 1 (the default of many AWS machines), containers without the host's network get no
@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from gai_yolo.supervision.cloud.firmware import machine_vendor
-from gai_yolo.supervision.cloud.http import FAILURES, Line
+from gai_yolo.supervision.cloud.http import FAILURES, HttpClient
 from gai_yolo.supervision.cloud.providers import CLOUDS, FINDING_SECONDS, NAMES, Cloud, CloudNotice, Provider
 
 __all__ = ["CloudNotice", "CloudWatch", "Provider"]
@@ -67,7 +67,7 @@ class CloudWatch:
         assert poll_seconds > 0
         self._kinds = _kinds(setting, endpoint, vendor)
         self._setting, self._poll_seconds, self._tell = setting, poll_seconds, tell
-        self._line = Line(endpoint or ADDRESS)
+        self._line = HttpClient(endpoint or ADDRESS)
         self._stop = threading.Event()
         self._notice: CloudNotice | None = None
         self._told_of_failure = False

@@ -34,8 +34,8 @@ def install(faults):
         nonlocal count
         count += 1
         # Cleaning up behind a failed try is not retention.
-        draft = name == "unlink" and os.path.basename(str(path)).startswith(".")
-        what = f"{name} {'draft' if draft else role(path)}"
+        temp = name == "unlink" and os.path.basename(str(path)).startswith(".")
+        what = f"{name} {'draft' if temp else role(path)}"
         kinds[what] = kinds.get(what, 0) + 1
         struck = count in faults["at"] or [what, kinds[what]] in faults["at"]
         with open(faults["log"], "a") as log:

@@ -13,11 +13,11 @@ from torch.optim import SGD, AdamW
 
 from gai_yolo.detector import YOLO12
 from gai_yolo.sections import TrainingConfig
-from gai_yolo.training.optimizer import Recipe, make_optimizer, make_recipe, set_rates
+from gai_yolo.training.optimizer import OptimizerSchedule, make_optimizer, make_schedule, set_rates
 
 
-def recipe_of(num_classes: int = 80, steps_per_epoch: int = 50, **settings: Any) -> Recipe:
-    return make_recipe(TrainingConfig.model_validate(settings), num_classes, steps_per_epoch)
+def recipe_of(num_classes: int = 80, steps_per_epoch: int = 50, **settings: Any) -> OptimizerSchedule:
+    return make_schedule(TrainingConfig.model_validate(settings), num_classes, steps_per_epoch)
 
 
 # --- the recipe ------------------------------------------------------------------------------------------------------------
@@ -67,7 +67,7 @@ def test_warm_up_is_the_longer_of_epochs_and_iterations_and_can_be_off(settings:
 
 # --- the rates -------------------------------------------------------------------------------------------------------------
 
-BASE = Recipe("sgd", 0.01, 0.937, 0.8, 0.0005, 0.01, cosine=False, warmup_steps=100, total_steps=1000)
+BASE = OptimizerSchedule("sgd", 0.01, 0.937, 0.8, 0.0005, 0.01, cosine=False, warmup_steps=100, total_steps=1000)
 
 
 @pytest.mark.parametrize("cosine", [False, True])
@@ -85,10 +85,10 @@ def test_learning_rate_rises_during_warm_up_and_falls_after_it(cosine: bool) -> 
 @pytest.mark.parametrize("fraction", [0.0, 0.01, 0.5, 1.0])
 def test_learning_rate_ends_at_the_configured_fraction(cosine: bool, fraction: float) -> None:
     """Loss: the last epochs, which settle the weights, are trained with a far too high (or no) learning rate."""
-    recipe = replace(BASE, cosine=cosine, final_lr_fraction=fraction)
-    assert recipe.learning_rate(1000) == pytest.approx(0.01 * fraction, abs=1e-12)
-    assert recipe.learning_rate(5000) == pytest.approx(0.01 * fraction, abs=1e-12), "never below"
-    assert recipe.learning_rate(999) == pytest.approx(0.01 * fraction, abs=0.011 / 1000)
+    schedule = replace(BASE, cosine=cosine, final_lr_fraction=fraction)
+    assert schedule.learning_rate(1000) == pytest.approx(0.01 * fraction, abs=1e-12)
+    assert schedule.learning_rate(5000) == pytest.approx(0.01 * fraction, abs=1e-12), "never below"
+    assert schedule.learning_rate(999) == pytest.approx(0.01 * fraction, abs=0.011 / 1000)
 
 
 def test_linear_and_cosine_have_their_shapes() -> None:

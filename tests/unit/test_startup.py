@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from gai_yolo.checkpointing.disk_tier import Found
+from gai_yolo.checkpointing.disk_tier import LoadedCheckpoint
 from gai_yolo.config import Config
 from gai_yolo.distributed.world import World
 from gai_yolo.errors import CheckpointError, Refusal
@@ -23,7 +23,7 @@ from gai_yolo.goodput.recorder import Recorder
 from gai_yolo.job.rollback import roll_back, state_at
 from gai_yolo.job.startup import Options, find, open_record, open_run, read_accounts, tell_if_far_ahead
 from gai_yolo.membership.join import remember
-from gai_yolo.reporting.console import Silent
+from gai_yolo.reporting.console import NullConsole
 from gai_yolo.store.catalogue import Catalogue
 from gai_yolo.store.node_memory import NodeMemory
 from gai_yolo.store.run_folder import RunFolder
@@ -31,7 +31,7 @@ from gai_yolo.store.run_record import RunRecord, Settled
 from gai_yolo.supervision.cloud.watch import CloudWatch
 from gai_yolo.supervision.notices import Notices
 from gai_yolo.supervision.watchdog import Watchdog
-from gai_yolo.training.context import Site
+from gai_yolo.training.context import JobContext
 from tests.states import content_of, flip, manifest_of, published, store_at
 from tests.worlds import Told, good, on_ranks
 
@@ -75,12 +75,12 @@ class Cluster:
         memory.mkdir(parents=True, exist_ok=True)
         return Config.model_validate({"elastic": {"memory_folder": str(memory), **elastic}})
 
-    def site(self, world: World, node: str, console: Silent) -> Site:
+    def context(self, world: World, node: str, console: NullConsole) -> JobContext:
         watchdog = Watchdog(self.notices, 15.0, 60.0, lambda *_: None)
         folder = RunFolder(self.run(node))
-        return Site(world, folder, console if world.is_first else Silent(), self.notices, watchdog, Recorder(0.0))
+        return JobContext(world, folder, console if world.is_first else NullConsole(), self.notices, watchdog, Recorder(0.0))
 
-    def start(self, *arguments: Any, **options: Any) -> list[Found | None]:
+    def start(self, *arguments: Any, **options: Any) -> list[LoadedCheckpoint | None]:
         """The same, where no rank may raise."""
         return good(self.try_to_start(*arguments, **options))
 
@@ -95,7 +95,7 @@ class Cluster:
         exact: bool = True,
         weights: Path | None = None,
         **elastic: Any,
-    ) -> list[Found | Exception | None]:
+    ) -> list[LoadedCheckpoint | Exception | None]:
         """One start on nodes such as `ab`, the first of which has rank 0; returns what each rank finds. Then a state is saved.
 
         Args:
@@ -104,19 +104,19 @@ class Cluster:
         """
         console = Told()
 
-        def work(world: World) -> Found | None:
+        def work(world: World) -> LoadedCheckpoint | None:
             node = nodes[world.node]
-            site = self.site(world, node, console)
-            world.from_first(site.folder.lock)
+            context = self.context(world, node, console)
+            world.from_first(context.folder.lock)
             memory: NodeMemory | None = None
             try:
                 config = self.config(node, **elastic)
                 config = config.model_copy(update={"training": config.training.model_copy(update={"exact": exact})})
-                run = open_run(config, options or Options(fresh=fresh), site)
+                run = open_run(config, options or Options(fresh=fresh), context)
                 memory = run.memory
-                found = find(Options(), site, memory, exact=exact)
+                found = find(Options(), context, memory, exact=exact)
                 if settings is not None:
-                    remember(site, run, found, identity_with(settings, weights), SETTLED)
+                    remember(context, run, found, identity_with(settings, weights), SETTLED)
                 if step is not None and memory is not None:
                     content = content_of(step)
                     memory.store.publish(manifest_of(content), lambda file: torch.save(content, file))
@@ -125,7 +125,7 @@ class Cluster:
             finally:
                 if memory is not None:
                     memory.release()
-                site.folder.release()
+                context.folder.release()
 
         found = on_ranks(len(nodes) * per_node, work, per_node)
         self.told = console.lines
@@ -139,13 +139,13 @@ class Cluster:
         return [path for path in self.run(node).parent.glob("run.*") if path.is_dir()]
 
 
-def steps(found: Sequence[Found | None]) -> list[int | None]:
+def steps(found: Sequence[LoadedCheckpoint | None]) -> list[int | None]:
     return [None if one is None else one.manifest.position.step for one in found]
 
 
 @pytest.fixture(autouse=True)
 def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gai_yolo.store.node_memory.LOCK_PATIENCE", 0.1)
+    monkeypatch.setattr("gai_yolo.store.node_memory.MEMORY_LOCK_PATIENCE", 0.1)
 
 
 @pytest.fixture(params=["local folders", "a shared folder"])
@@ -470,7 +470,7 @@ def test_memory_that_is_far_ahead_of_the_disk_is_told(local: Cluster) -> None:
 
     def work(world: World) -> None:
         for steps_per_epoch in (15, 14):
-            tell_if_far_ahead(local.site(world, "a", console), found, steps_per_epoch)
+            tell_if_far_ahead(local.context(world, "a", console), found, steps_per_epoch)
 
     good(on_ranks(1, work))
     (line,) = console.lines
@@ -554,11 +554,11 @@ def test_every_node_keeps_the_accounts_of_all(cluster: Cluster) -> None:
     (folder / "000004-x-b-b4.json").write_bytes(pack(lone))
 
     def work(world: World) -> list[dict[str, Any]]:
-        site = cluster.site(world, "ab"[world.node], Silent())
-        accounts = read_accounts(site)
-        open_record(site, accounts)
+        context = cluster.context(world, "ab"[world.node], NullConsole())
+        accounts = read_accounts(context)
+        open_record(context, accounts)
         world.gather(None)
-        site.recorder.close()
+        context.recorder.close()
         return accounts
 
     first, second = good(on_ranks(2, work))

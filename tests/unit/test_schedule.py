@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gai_yolo.checkpointing.schedule import FIRST_AFTER, Cadence, Cost, automatic_interval, young_daly
+from gai_yolo.checkpointing.schedule import FIRST_AFTER, Cost, SnapshotSchedule, automatic_interval, young_daly
 from gai_yolo.sections import SnapshotsConfig
 
 HOUR = 3600.0
@@ -25,11 +25,11 @@ class Clock:
         return self.now
 
 
-def cadence_of(clock: Clock, step: int = 0, expected_bytes: int = 30_000_000, **settings: object) -> Cadence:
-    return Cadence(SnapshotsConfig.model_validate(settings), step, expected_bytes, clock)
+def cadence_of(clock: Clock, step: int = 0, expected_bytes: int = 30_000_000, **settings: object) -> SnapshotSchedule:
+    return SnapshotSchedule(SnapshotsConfig.model_validate(settings), step, expected_bytes, clock)
 
 
-def due_after(cadence: Cadence, clock: Clock, step: int = 0) -> float:
+def due_after(cadence: SnapshotSchedule, clock: Clock, step: int = 0) -> float:
     """Seconds from now until it is due, to a thousandth; the clock is put back."""
     start, low, high = clock.now, 0.0, 1e7
     while high - low > 1e-4 * max(1.0, low):

@@ -23,12 +23,12 @@ from gai_yolo.launcher.arguments import RENDEZVOUS, LaunchError, Settings, add_a
 from gai_yolo.launcher.command import BACKEND, agent_command, agent_environment, threads_each
 from gai_yolo.launcher.rendezvous.channel import GREETING_BYTES
 from gai_yolo.launcher.rendezvous.client import is_here
-from gai_yolo.launcher.rendezvous.election import LOST_AFTER, OUTVOTED_AFTER, Attachment, Look, Target
-from gai_yolo.launcher.rendezvous.file_store import Board, FileBoard, Notes
-from gai_yolo.launcher.rendezvous.handler import BoardLost, BoardRendezvous, BoardStore, StopStarting, make_rendezvous
+from gai_yolo.launcher.rendezvous.election import LOST_AFTER, OUTVOTED_AFTER, EndpointElection, Look, Target
+from gai_yolo.launcher.rendezvous.file_store import FileKeyValueStore, InMemoryKeyValueStore, KeyValueStore
+from gai_yolo.launcher.rendezvous.handler import StopStarting, StoreLost, StoreRendezvous, TorchStore, make_rendezvous
 from gai_yolo.launcher.rendezvous.run_name import JobDone, agree_on_run, claim_run, close_run, numbered, random_name
 from gai_yolo.launcher.rendezvous.secret import SECRET_FILE_VARIABLE, SECRET_VARIABLE, Secret
-from gai_yolo.launcher.rendezvous.tcp_store import LIVE_SECONDS, BoardServer, Endpoint, RemoteBoard
+from gai_yolo.launcher.rendezvous.tcp_store import LIVE_SECONDS, Endpoint, KeyValueServer, TcpKeyValueStore
 from gai_yolo.launcher.verdict import (
     CLOSED,
     FAILED,
@@ -42,7 +42,7 @@ from gai_yolo.launcher.verdict import (
     End,
     History,
     Outcome,
-    Starts,
+    RestartCounter,
     backoff,
     clear_outcome,
     read_outcome,
@@ -263,7 +263,7 @@ class Workers:
         self.now = 0.0
         self.path = folder / "outcome.json"
         self.exit_codes: Sequence[int] = ()
-        self.starts = Starts(self.path, lambda: self.now, lambda: self.exit_codes)
+        self.starts = RestartCounter(self.path, lambda: self.now, lambda: self.exit_codes)
 
     def run(self, seconds: float, *exit_codes: int, said: Ending | None = None, resized: bool = False) -> int | None:
         """One start; returns what the agent is to do after it."""
@@ -316,7 +316,7 @@ def test_last_words_end_the_agent_and_a_departure_on_its_order_does_not(tmp_path
         *((ending, False) for ending in (Ending.LEFT, Ending.PEER_LOST, Ending.WAITING)),
     ):
         write_outcome(path, Outcome(ending, "why"))
-        assert Starts(path, time.monotonic, list).before(resized=True) == (FAILED if ends else None)
+        assert RestartCounter(path, time.monotonic, list).before(resized=True) == (FAILED if ends else None)
         assert read_outcome(path) == (Outcome(ending, "why") if ends else None)
     path.write_text("{")
     assert read_outcome(path) is None
@@ -348,7 +348,7 @@ class Cluster:
     """Looks of one launcher, second by second."""
 
     def __init__(self, patience: float = 60.0, endpoints: int = 2) -> None:
-        self.attachment = Attachment(patience, 0.0)
+        self.attachment = EndpointElection(patience, 0.0)
         self.now = 0.0
         self.failures = [0] * endpoints
 
@@ -380,7 +380,7 @@ def test_first_endpoint_is_waited_for_at_the_start_only() -> None:
 
 def test_nothing_is_decided_before_every_endpoint_was_looked_at() -> None:
     """A host that is back begins a second job on its own empty board, because it has not seen the first yet."""
-    attachment = Attachment(60.0, 0.0)
+    attachment = EndpointElection(60.0, 0.0)
     assert attachment.update([Look(0, 0), None], 30.0) is None
     assert index(attachment.update([Look(0, 0), Look(3, 0)], 31.0)) == 1
 
@@ -442,30 +442,30 @@ def test_this_machine_is_known_by_its_addresses_or_by_the_name_it_was_given() ->
 
 
 @pytest.fixture
-def server() -> Iterator[tuple[BoardServer, Endpoint, list[float]]]:
+def server() -> Iterator[tuple[KeyValueServer, Endpoint, list[float]]]:
     """A served board, where it is, and the time by its clock."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     now = [100.0]
     endpoint = Endpoint("127.0.0.1", port)
-    server = BoardServer(endpoint, SECRET, clock=lambda: now[0])
+    server = KeyValueServer(endpoint, SECRET, clock=lambda: now[0])
     yield server, endpoint, now
     server.close()
 
 
-Served = tuple[BoardServer, Endpoint, list[float]]
+Served = tuple[KeyValueServer, Endpoint, list[float]]
 
 
 @pytest.fixture(params=["file", "tcp", "dictionary"])
-def board(request: pytest.FixtureRequest, tmp_path: Path, server: Served) -> Board:
+def board(request: pytest.FixtureRequest, tmp_path: Path, server: Served) -> KeyValueStore:
     """Every kind of board."""
     if request.param == "tcp":
-        return RemoteBoard(server[1], SECRET, 5.0)
-    return FileBoard(tmp_path / "board", SECRET) if request.param == "file" else Notes()
+        return TcpKeyValueStore(server[1], SECRET, 5.0)
+    return FileKeyValueStore(tmp_path / "board", SECRET) if request.param == "file" else InMemoryKeyValueStore()
 
 
-def test_notes_are_left_and_swapped(board: Board) -> None:
+def test_notes_are_left_and_swapped(board: KeyValueStore) -> None:
     """Nodes that disagree on who is in the job."""
     anything = bytes(range(256))
     board.write({"a": anything, "torch.rendezvous.run/b": b""})
@@ -481,7 +481,7 @@ def test_changes_of_several_nodes_do_not_get_lost(kind: str, tmp_path: Path, ser
     """A barrier that waits for ever for a node which was there."""
 
     def count() -> None:
-        board: Board = FileBoard(tmp_path / "board", SECRET) if kind == "file" else RemoteBoard(server[1], SECRET, 5.0)
+        board: KeyValueStore = FileKeyValueStore(tmp_path / "board", SECRET) if kind == "file" else TcpKeyValueStore(server[1], SECRET, 5.0)
         for _ in range(25):
             board.add("n", 1)
 
@@ -490,7 +490,7 @@ def test_changes_of_several_nodes_do_not_get_lost(kind: str, tmp_path: Path, ser
         thread.start()
     for thread in threads:
         thread.join()
-    board: Board = FileBoard(tmp_path / "board", SECRET) if kind == "file" else RemoteBoard(server[1], SECRET, 5.0)
+    board: KeyValueStore = FileKeyValueStore(tmp_path / "board", SECRET) if kind == "file" else TcpKeyValueStore(server[1], SECRET, 5.0)
     assert board.read(["n"]) == [b"100"]
 
 
@@ -500,7 +500,7 @@ def test_a_board_ends_while_others_are_asking(server: Served) -> None:
     started = threading.Barrier(9)
 
     def ask() -> None:
-        board = RemoteBoard(server[1], SECRET, 5.0)
+        board = TcpKeyValueStore(server[1], SECRET, 5.0)
         started.wait()
         with contextlib.suppress(OSError, EOFError):
             while True:
@@ -521,7 +521,7 @@ def test_a_board_ends_while_others_are_asking(server: Served) -> None:
 def test_change_that_was_cut_short_has_not_happened(bytes_written: int, tmp_path: Path) -> None:
     """A rendezvous that no node can read any more, because one was killed while it wrote, or the disk was full."""
     path = tmp_path / "board"
-    board = FileBoard(path, SECRET)
+    board = FileKeyValueStore(path, SECRET)
     board.write({"a": b"1"})
     board.write({"a": b"2"})
     before = path.read_bytes()
@@ -539,13 +539,13 @@ def test_file_of_another_kind_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("model: n")
     with pytest.raises(OSError, match="is a file of another kind"):
-        FileBoard(path, SECRET).write({"a": b"1"})
+        FileKeyValueStore(path, SECRET).write({"a": b"1"})
     assert path.read_text() == "model: n"
 
 
 def test_board_does_not_grow_with_the_rounds() -> None:
     """A rendezvous file of gigabytes after a month of spot machines."""
-    notes = Notes()
+    notes = InMemoryKeyValueStore()
     notes.write({"torch.rendezvous.run": b"state", "job/run": b"run"})
     for number in range(50):
         notes.write({f"torch.rendezvous.run.{number}/{name}": b"x" for name in "abc"})
@@ -556,7 +556,7 @@ def test_board_does_not_grow_with_the_rounds() -> None:
 def test_launchers_are_counted_while_they_are_heard_of(server: Served) -> None:
     """A dead launcher that others keep waiting for, or a living one that they do not see."""
     server_, endpoint, now = server
-    first, second = RemoteBoard(endpoint, SECRET, 5.0), RemoteBoard(endpoint, SECRET, 5.0)
+    first, second = TcpKeyValueStore(endpoint, SECRET, 5.0), TcpKeyValueStore(endpoint, SECRET, 5.0)
     assert first.launchers("job", "a", attached=True) == 1
     assert second.launchers("job", "b", attached=False) == 1, "who only looks is not counted"
     assert second.launchers("job", "b", attached=True) == 2
@@ -571,7 +571,7 @@ def test_launchers_are_counted_while_they_are_heard_of(server: Served) -> None:
 def test_board_that_was_lost_stays_lost(server: Served) -> None:
     """An agent that goes on with an empty board, on which it is no member, and never hears of those who come."""
     _, endpoint, _ = server
-    board = RemoteBoard(endpoint, SECRET, 5.0)
+    board = TcpKeyValueStore(endpoint, SECRET, 5.0)
     board.write({"a": b"1"})
     board.close()
     with pytest.raises(ConnectionError, match="was lost"):
@@ -581,7 +581,7 @@ def test_board_that_was_lost_stays_lost(server: Served) -> None:
 def test_server_that_does_not_answer_is_noticed() -> None:
     """A node that hangs for a quarter of an hour on a machine that is gone without a word."""
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(TimeoutError):
-        RemoteBoard(Endpoint("127.0.0.1", silent.getsockname()[1]), SECRET, 0.2)
+        TcpKeyValueStore(Endpoint("127.0.0.1", silent.getsockname()[1]), SECRET, 0.2)
 
 
 def test_server_outlives_what_is_no_request(server: Served) -> None:
@@ -593,13 +593,13 @@ def test_server_outlives_what_is_no_request(server: Served) -> None:
             client.shutdown(socket.SHUT_WR)
             assert client.recv(GREETING_BYTES + 1) + client.recv(1) != b"", "it greets"
             assert client.recv(100) == b""
-    assert RemoteBoard(endpoint, SECRET, 5.0).read(["a"]) == [None]
+    assert TcpKeyValueStore(endpoint, SECRET, 5.0).read(["a"]) == [None]
 
 
 @pytest.mark.parametrize("names", [numbered("job"), random_name])
 def test_nodes_agree_on_a_run_until_it_has_succeeded(names: Callable[[str | None], str]) -> None:
     """A rendezvous file that serves once; a `--fresh` that counts again after every restart."""
-    board = Notes()
+    board = InMemoryKeyValueStore()
     first = agree_on_run(board, "job", None, names)
     assert agree_on_run(board, "job", None, names) == agree_on_run(board, "job", first, names) == first
     close_run(board, "job", first)
@@ -615,14 +615,14 @@ def test_nodes_agree_on_a_run_until_it_has_succeeded(names: Callable[[str | None
 
 def test_run_outlives_its_board() -> None:
     """A rendezvous host's restart that workers take for another job's start."""
-    board = Notes()
+    board = InMemoryKeyValueStore()
     claim_run(board, "job", "gai-yolo-1234")
     assert agree_on_run(board, "job", None, random_name) == "gai-yolo-1234"
-    assert agree_on_run(Notes(), "job", "gai-yolo-1234", random_name) == "gai-yolo-1234"
+    assert agree_on_run(InMemoryKeyValueStore(), "job", "gai-yolo-1234", random_name) == "gai-yolo-1234"
     assert [numbered("job")(before) for before in (None, "job-1", "job-41")] == ["job-1", "job-2", "job-42"]
 
 
-class BrokenBoard(Notes):
+class BrokenBoard(InMemoryKeyValueStore):
     """Its host is gone."""
 
     def write(self, notes: Mapping[str, bytes]) -> None:
@@ -631,36 +631,36 @@ class BrokenBoard(Notes):
         raise TimeoutError("timed out")
 
 
-def test_board_serves_torch_as_a_store(board: Board) -> None:
+def test_board_serves_torch_as_a_store(board: KeyValueStore) -> None:
     """An agent that finds out in the middle of a rendezvous that its store is none."""
-    of_python = BoardStore(board, 0.3)
+    of_python = TorchStore(board, 0.3)
     store: Any = PrefixStore("torch.rendezvous.run.0", of_python)
     store.set("a", "1")
     store.multi_set(["b", "c"], ["2", "3"])
     assert (store.get("a"), store.multi_get(["a", "b", "c"])) == (b"1", [b"1", b"2", b"3"])
     assert (store.add("n", 3), store.check(["a", "b"]), store.check(["a", "z"])) == (3, True, False)
     assert (store.compare_set("s", "", "x"), store.compare_set("s", "y", "z")) == (b"x", b"x")
-    with pytest.raises(BoardLost, match="no node has written"):
+    with pytest.raises(StoreLost, match="no node has written"):
         store.get("z")
-    broken = BoardStore(BrokenBoard(), 0.3)
-    with pytest.raises(BoardLost, match="timed out"):
+    broken = TorchStore(BrokenBoard(), 0.3)
+    with pytest.raises(StoreLost, match="timed out"):
         PrefixStore("x", broken).set("a", "1")
 
 
 @pytest.fixture
-def meet(tmp_path: Path) -> Callable[[], BoardRendezvous]:
+def meet(tmp_path: Path) -> Callable[[], StoreRendezvous]:
     """Makes the rendezvous of another agent of a job of one or two nodes, with a shared file."""
 
-    def meet() -> BoardRendezvous:
+    def meet() -> StoreRendezvous:
         conf = {**RENDEZVOUS, "last_call_timeout": 1}
         parameters = RendezvousParameters(BACKEND, str(tmp_path / "board"), "run", 1, 2, "localhost", **conf)
-        return make_rendezvous(parameters, "job", Starts(tmp_path / "outcome.json", time.monotonic, list))
+        return make_rendezvous(parameters, "job", RestartCounter(tmp_path / "outcome.json", time.monotonic, list))
 
     return meet
 
 
 @pytest.mark.timeout(60)
-def test_failure_of_an_agent_does_not_close_the_job_for_all_nodes(meet: Callable[[], BoardRendezvous]) -> None:
+def test_failure_of_an_agent_does_not_close_the_job_for_all_nodes(meet: Callable[[], StoreRendezvous]) -> None:
     """One node's crash, after which no node can ever start again; and a wait for a node that has said good-bye."""
     first = meet()
     assert first.next_rendezvous().world_size == 1
@@ -677,7 +677,7 @@ def test_failure_of_an_agent_does_not_close_the_job_for_all_nodes(meet: Callable
 
 
 @pytest.mark.timeout(60)
-def test_agent_does_not_start_workers_that_have_refused(meet: Callable[[], BoardRendezvous], tmp_path: Path) -> None:
+def test_agent_does_not_start_workers_that_have_refused(meet: Callable[[], StoreRendezvous], tmp_path: Path) -> None:
     """A hundred restarts of what a person has to mend, where a worker could not tell its agent."""
     write_outcome(tmp_path / "outcome.json", Outcome(Ending.REFUSED, "no such file"))
     with pytest.raises(StopStarting):

@@ -16,14 +16,14 @@ from gai_yolo.job import run as job
 from gai_yolo.job.startup import Options
 from gai_yolo.membership.environment import Environment
 from gai_yolo.membership.join import Membership
-from gai_yolo.reporting.console import Silent
+from gai_yolo.reporting.console import NullConsole
 from gai_yolo.store.node_memory import NodeMemory
 from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.store.run_record import RunRecord
 from gai_yolo.supervision.cloud.watch import CloudWatch
 from gai_yolo.supervision.notices import Notice, Notices
 from gai_yolo.supervision.watchdog import Watchdog
-from gai_yolo.training.context import Site
+from gai_yolo.training.context import JobContext
 from tests.conftest import MakeState
 
 
@@ -35,32 +35,32 @@ class Alike(Environment):
 
 
 @pytest.fixture
-def site(tmp_path: Path, world: World) -> Iterator[Site]:
+def context(tmp_path: Path, world: World) -> Iterator[JobContext]:
     notices = Notices(CloudWatch("none"))
     watchdog = Watchdog(notices, 15.0, 60.0, lambda *_: None)
-    yield Site(world, RunFolder(tmp_path / "run"), Silent(), notices, watchdog, Recorder(0.0))
+    yield JobContext(world, RunFolder(tmp_path / "run"), NullConsole(), notices, watchdog, Recorder(0.0))
     notices.close()
 
 
 @pytest.mark.parametrize("all_came", [True, False])
 def test_a_job_whose_peer_is_lost_at_the_very_end_is_not_done(
-    all_came: bool, site: Site, tmp_path: Path, make_state: MakeState, monkeypatch: pytest.MonkeyPatch
+    all_came: bool, context: JobContext, tmp_path: Path, make_state: MakeState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Loss: the launcher hears "done" and leaves rank 0's node alone, whose last checkpoint is on no disk; and the memory is given back."""
-    memory = NodeMemory(tmp_path, site.folder.path)
+    memory = NodeMemory(tmp_path, context.folder.path)
     memory.open()
     memory.keep(RunRecord("1-run"))
     monkeypatch.setattr(job, "read_data", lambda *_: ())
     monkeypatch.setattr(job, "open_run", lambda *_: Membership(RunRecord("1-run"), memory))
     monkeypatch.setattr(job, "train_to_the_end", lambda *_: make_state())
-    monkeypatch.setattr(site.world, "wait_for_all", lambda: all_came)
+    monkeypatch.setattr(context.world, "wait_for_all", lambda: all_came)
     said: list[Ending] = []
-    monkeypatch.setattr(site.recorder, "ended", said.append)
+    monkeypatch.setattr(context.recorder, "ended", said.append)
     if all_came:
-        job.run_in(Config(), Options(), site, Alike({}, {}, None))
+        job.run_in(Config(), Options(), context, Alike({}, {}, None))
     else:
         with pytest.raises(Departure) as departure:
-            job.run_in(Config(), Options(), site, Alike({}, {}, None))
+            job.run_in(Config(), Options(), context, Alike({}, {}, None))
         assert departure.value.ending == Ending.PEER_LOST
     assert said == ([Ending.FINISHED] if all_came else [])
     assert memory.path.exists() == (not all_came)

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from gai_yolo.checkpointing.capture import StateBuffer
-from gai_yolo.checkpointing.disk_tier import Snapshots, bytes_to_come, expected_bytes, is_due, make_manifest, newest
-from gai_yolo.checkpointing.state import FORMAT, TrainingState
+from gai_yolo.checkpointing.disk_tier import DiskTier, bytes_to_come, expected_bytes, is_due, make_manifest, newest
+from gai_yolo.checkpointing.state import CHECKPOINT_FORMAT, TrainingState
 from gai_yolo.checkpointing.writer_handle import START
 from gai_yolo.checkpointing.writer_process import Answer, Request, send, serve
 from gai_yolo.config import Config, fingerprint
@@ -33,8 +33,7 @@ from gai_yolo.errors import CheckpointError
 from gai_yolo.store.catalogue import Catalogue
 from gai_yolo.store.filesystem import FileSystem
 from gai_yolo.store.lease import raise_fence
-from gai_yolo.store.manifest import FORMAT as MANIFEST_FORMAT
-from gai_yolo.store.manifest import Kind, Manifest, Position, decode, encode
+from gai_yolo.store.manifest import MANIFEST_FORMAT, Kind, Manifest, Position, decode, encode
 from gai_yolo.store.retention import Policy
 from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.store.store import Store
@@ -57,7 +56,7 @@ def state(epoch: int, step: int | None = None) -> dict[str, Any]:
     step = STEPS * epoch if step is None else step
     weights = {"w": torch.full((500,), float(step)), "n": torch.tensor(epoch)}
     position = {"epoch": epoch, "step": step, "samples": 8 * step}
-    return {"format": FORMAT, **position, "model_state_dict": weights, "history": [{"epoch": 1, "loss": None}]}
+    return {"format": CHECKPOINT_FORMAT, **position, "model_state_dict": weights, "history": [{"epoch": 1, "loss": None}]}
 
 
 def store_of(run: Path, fs: FileSystem | None = None) -> Store:
@@ -241,8 +240,8 @@ def test_damaged_newest_checkpoint_falls_back_to_the_one_before(damage: str, run
     assert len(told) == 1 and str(bad) in told[0] and "left in place" in told[0]
     assert bad.read_bytes() == content and good.exists(), "somebody may still mend or examine it"
     assert bad.with_suffix(".json").exists()
-    flaws = [flaw.path for flaw in Catalogue(run).listing().flaws]
-    assert flaws == ([bad] if len(content) != size else []), "a wrong size is seen without reading the file"
+    defects = [defect.path for defect in Catalogue(run).listing().defects]
+    assert defects == ([bad] if len(content) != size else []), "a wrong size is seen without reading the file"
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -377,9 +376,9 @@ def test_the_parser_is_handed_the_verified_bytes_and_nothing_else(run: Path) -> 
 @pytest.mark.parametrize(
     "content",
     [
-        {**state(4), "format": FORMAT + 1},
-        {**state(4), "format": FORMAT - 1},
-        {**state(4), "format": str(FORMAT)},
+        {**state(4), "format": CHECKPOINT_FORMAT + 1},
+        {**state(4), "format": CHECKPOINT_FORMAT - 1},
+        {**state(4), "format": str(CHECKPOINT_FORMAT)},
         {"epoch": 4},
         state(4)["model_state_dict"],
     ],
@@ -611,9 +610,9 @@ def config_of(**sections: Any) -> Config:
 
 
 @contextlib.contextmanager
-def snapshots_of(run: Path, config: Config, state: TrainingState, told: list[str]) -> Iterator[Snapshots]:
+def snapshots_of(run: Path, config: Config, state: TrainingState, told: list[str]) -> Iterator[DiskTier]:
     """Saving begins here, and the writer process has ended after."""
-    snapshots = Snapshots(store_of(run), config, IDENTITY, state, False, told.append)
+    snapshots = DiskTier(store_of(run), config, IDENTITY, state, False, told.append)
     try:
         yield snapshots
     finally:
@@ -656,7 +655,7 @@ def assert_equal(a: Any, b: Any, where: str = "checkpoint") -> None:
         assert a == b, where
 
 
-def step_ended(snapshots: Snapshots, state: TrainingState) -> None:
+def step_ended(snapshots: DiskTier, state: TrainingState) -> None:
     """What the loop does around a step."""
     if snapshots.is_due(state.step):
         snapshots.save_step(state)
@@ -724,7 +723,7 @@ def test_an_epochs_state_that_only_memory_had_is_brought_to_the_disk(there: str,
         snapshots.catch_up(state)
         assert snapshots.writer.is_idle, "in the middle of an epoch there is none to catch up with"
     assert_equal(torch.load(data, weights_only=True)["history"], state.history)
-    assert Catalogue(run).flaw_of(manifests(run / "checkpoints")["epoch_002"]) is None
+    assert Catalogue(run).defect_of(manifests(run / "checkpoints")["epoch_002"]) is None
 
 
 def test_snapshots_come_at_their_interval_and_hold_the_state_and_whose_it_is(run: Path, make_state: MakeState) -> None:

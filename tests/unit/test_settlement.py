@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from gai_yolo.checkpointing.disk_tier import Found
+from gai_yolo.checkpointing.disk_tier import LoadedCheckpoint
 from gai_yolo.config import Config, parse_config
-from gai_yolo.data.order import Plan
+from gai_yolo.data.order import BatchPlan
 from gai_yolo.distributed.world import World
 from gai_yolo.job.settlement import advice, launcher_advice, settle
 from gai_yolo.machine import available_cores
@@ -29,7 +29,7 @@ def world_of(world: World, processes: int, local: int = 1, threads: int = 1) -> 
 
 def said(world: World, micro_batch: int, batch: int = 64, samples: int = 1000, threads: int = 1) -> list[str]:
     """The advice for a run."""
-    plan = Plan(samples, batch, micro_batch, seed=0)
+    plan = BatchPlan(samples, batch, micro_batch, seed=0)
     return advice(config_of(batch_size=batch, micro_batch_size=micro_batch, threads=threads), plan, world)
 
 
@@ -46,7 +46,7 @@ def test_what_the_first_start_settled_stays(world: World) -> None:
     """Loss: after a resize BatchNorm sees other groups of images and sums are threaded otherwise: another run."""
     first = settle(config_of({"max_world_size": 4}), None, world_of(world, 2, threads=3), 1000).config
     assert (first.training.micro_batch_size, first.training.threads) == (16, 3)
-    found = Found(Path("x"), {"config": first.dump()}, "disk", MANIFEST)
+    found = LoadedCheckpoint(Path("x"), {"config": first.dump()}, "disk", MANIFEST)
     later = settle(config_of(), found, world_of(world, 7, threads=1), 1000).config
     assert later.training == first.training
 
@@ -73,7 +73,7 @@ def test_before_anything_was_saved_changed_settings_are_heeded_and_told(world: W
 def test_a_checkpoint_binds_more_than_the_run_record(world: World) -> None:
     """Loss: a record that another run has left changes the course of one that was saved."""
     first = settle(config_of(), None, world_of(world, 2, threads=3), 1000)
-    found = Found(Path("x"), {"config": first.config.dump()}, "disk", MANIFEST)
+    found = LoadedCheckpoint(Path("x"), {"config": first.config.dump()}, "disk", MANIFEST)
     other = settle(config_of(), None, world_of(world, 8, threads=1), 1000)
     assert settle(config_of(epochs=6000), found, world_of(world, 1), 1000, other.values).config.training.micro_batch_size == 32
     assert settle(config_of(epochs=6000), found, world_of(world, 1), 1000, other.values).config.training.optimizer == "adamw"

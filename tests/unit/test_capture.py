@@ -26,7 +26,7 @@ from gai_yolo.data.batch import Batch
 from gai_yolo.detector.loss import DetectionLoss
 from gai_yolo.distributed.world import World
 from gai_yolo.sections import TrainingConfig
-from gai_yolo.training.optimizer import make_recipe
+from gai_yolo.training.optimizer import make_schedule
 from gai_yolo.training.step import TrainingStep
 
 MakeState = Callable[..., TrainingState]
@@ -316,7 +316,7 @@ def trained(request: pytest.FixtureRequest, world: World, make_state: MakeState,
     state = make_state(optimizer)
     config = TrainingConfig.model_validate({"optimizer": optimizer, "epochs": 10, "lr": 0.001, "channels_last": True})
     state.model.train().to(memory_format=torch.channels_last)
-    step = TrainingStep(state, DetectionLoss(), make_recipe(config, 3, 10), world, config)
+    step = TrainingStep(state, DetectionLoss(), make_schedule(config, 3, 10), world, config)
     step([make_batch(1, (1, 2))], 1, 2, 64)
     state.epoch, state.best_metric, state.history = 2, 0.25, [{"epoch": 1, "train_loss": 5.0, "mAP50-95": None}]
     state.progress = Progress({name: 1.5 * number for number, name in enumerate(LOSSES)}, 12.5)

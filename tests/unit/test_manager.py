@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from gai_yolo.checkpointing.digest import part_digests
-from gai_yolo.checkpointing.disk_tier import Snapshots, newest
-from gai_yolo.checkpointing.manager import Saver
+from gai_yolo.checkpointing.disk_tier import DiskTier, newest
+from gai_yolo.checkpointing.manager import CheckpointManager
 from gai_yolo.checkpointing.memory_tier import MemoryTier
 from gai_yolo.checkpointing.state import TrainingState
 from gai_yolo.detector.loss import DetectionLoss
@@ -25,7 +25,7 @@ from gai_yolo.store.catalogue import Catalogue
 from gai_yolo.store.filesystem import FileSystem
 from gai_yolo.store.lease import raise_fence
 from gai_yolo.store.store import Store
-from gai_yolo.training.optimizer import make_recipe
+from gai_yolo.training.optimizer import make_schedule
 from gai_yolo.training.step import TrainingStep
 from tests.conftest import MakeBatch, MakeState
 from tests.states import Gate, Refusing, store_at
@@ -37,7 +37,7 @@ def in_background(action: Callable[[], object]) -> threading.Thread:
     return thread
 
 
-class Durable(Snapshots):
+class Durable(DiskTier):
     """The tier on the disk without its writer process: notes what it is to save in the background."""
 
     def __init__(self, store: Store) -> None:
@@ -70,7 +70,7 @@ class Saving:
         self.durable = Durable(store_at(self.runs["disk"], disk_fs))
         self.memory = MemoryTier(store_at(self.runs["memory"], memory_fs), 5, 0.01, 1 << 20, self.told.append)
         self.boundary: Callable[[], dict[str, Any]] = state.capture
-        self.saver = Saver(state, lambda: self.boundary(), {"config": {}}, "f" * 16, self.durable, self.memory)
+        self.saver = CheckpointManager(state, lambda: self.boundary(), {"config": {}}, "f" * 16, self.durable, self.memory)
 
     def steps(self) -> dict[str, int | None]:
         """What is complete on each tier."""
@@ -142,7 +142,7 @@ def test_an_epochs_end_is_saved_on_both_tiers(saving: Saving, state: TrainingSta
 
 def test_a_rank_without_tiers_only_passes_on(state: TrainingState) -> None:
     """Loss: most ranks of a large job fail where they have nothing to do."""
-    saver = Saver(state, state.capture, {}, "f" * 16, None, None)
+    saver = CheckpointManager(state, state.capture, {}, "f" * 16, None, None)
     assert not saver.is_due(5) and saver.is_due(5, at_once=True)
     saver.after_step(agreed=True)
     saver.after_epoch()
@@ -170,7 +170,7 @@ def test_the_disk_is_waited_for_even_if_the_memory_fails(tmp_path: Path, state: 
 # --- without anybody else ----------------------------------------------------------------------------------------------------
 
 
-def in_thread(saver: Saver) -> tuple[threading.Thread, list[list[str]]]:
+def in_thread(saver: CheckpointManager) -> tuple[threading.Thread, list[list[str]]]:
     """Saves from another thread, as the watchdog does; returns it and what failed."""
     failures: list[list[str]] = []
     return in_background(lambda: failures.append(saver.save_now())), failures
@@ -206,7 +206,7 @@ class Blocking(DetectionLoss):
 def training(state: TrainingState, loss: DetectionLoss, world: World, make_batch: MakeBatch) -> tuple[TrainingStep, Callable[[], object]]:
     state.model.train()
     config = TrainingConfig.model_validate({"optimizer": "sgd", "lr": 0.01, "warmup_epochs": 0})
-    step = TrainingStep(state, loss, make_recipe(config, 3, 10), world, config)
+    step = TrainingStep(state, loss, make_schedule(config, 3, 10), world, config)
     batches = [make_batch(0, (1, 2)), make_batch(0, (4, 5))]
     return step, lambda: step(batches, 2, 4, 64)
 
@@ -293,7 +293,7 @@ def test_a_state_that_changes_is_waited_for(saving: Saving, state: TrainingState
 
 def test_a_state_that_never_stops_changing_is_not_saved(saving: Saving, state: TrainingState, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss: as above, under a whole digest; or a process that never ends, because it waits for a GPU that hangs."""
-    monkeypatch.setattr("gai_yolo.checkpointing.manager.LOCK_PATIENCE", 0.1)
+    monkeypatch.setattr("gai_yolo.checkpointing.manager.STATE_LOCK_PATIENCE", 0.1)
     with state.changing:
         rescue, failures = in_thread(saving.saver)
         rescue.join(20)
@@ -306,7 +306,7 @@ def test_a_rescue_waits_for_the_training_threads_own_last_save(
     tmp_path: Path, state: TrainingState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Loss: the watchdog ends the process in the middle of the save that was in time."""
-    monkeypatch.setattr("gai_yolo.checkpointing.manager.LOCK_PATIENCE", 0.1)
+    monkeypatch.setattr("gai_yolo.checkpointing.manager.STATE_LOCK_PATIENCE", 0.1)
     gate = Gate()
     saving = Saving(tmp_path, state, disk_fs=gate)
     gate.shut()
