@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from gai_yolo.data.index import ImageRecord, make_record
 from gai_yolo.detector import YOLO12
 from gai_yolo.detector.ema import EMA
 from gai_yolo.distributed.world import World
+from gai_yolo.log import showing
 from gai_yolo.sections import TrainingConfig
 from gai_yolo.training.optimizer import make_optimizer, make_schedule
 
@@ -46,6 +47,14 @@ def one_thread() -> None:
     """Tests share the machine, and a sum over threads may round differently."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+
+
+@pytest.fixture
+def told() -> Iterator[list[str]]:
+    """What the package says to people meanwhile, as a process would show it."""
+    said: list[str] = []
+    with showing(lambda record: said.append(record.getMessage())):
+        yield said
 
 
 @pytest.fixture

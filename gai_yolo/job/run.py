@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import sys
@@ -43,6 +44,7 @@ from gai_yolo.job.startup import (
     read_accounts,
     tell_if_far_ahead,
 )
+from gai_yolo.log import showing
 from gai_yolo.membership.environment import Environment
 from gai_yolo.membership.join import Membership, remember
 from gai_yolo.membership.lost_images import as_it_began, remember_training_set
@@ -110,8 +112,14 @@ def run_job(config: Config, options: Options) -> None:
         recorder.enter(phase)
         watchdog.enter(phase)
 
+    def show(record: logging.LogRecord) -> None:
+        if environment_rank() == 0:
+            (console.info if record.levelno < logging.WARNING else console.warning)(record.getMessage())
+        elif getattr(record, "of_node", False):
+            print(f"warning: {socket.gethostname()}: {record.getMessage()}", flush=True)
+
     try:
-        with end_told(config, recorder, console):
+        with showing(show), end_told(config, recorder, console):
             run_with(config, options, lambda world: JobContext(world, folder, console, notices, watchdog, recorder), enter)
     finally:
         recorder.close()

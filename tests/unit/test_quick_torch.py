@@ -9,7 +9,7 @@ import pytest
 
 from tests.harness import REPOSITORY, environment
 
-BEFORE = "import sys, torch\nfrom gai_yolo.elastic import quick_torch\nquick_torch.install()\n"
+BEFORE = "import sys, torch\nfrom gai_yolo.distributed import quick_torch\nquick_torch.install()\n"
 LOADED = "assert 'torch._dynamo.symbolic_convert' in sys.modules and 'sympy' in sys.modules\n"
 NOT_LOADED = "assert 'torch._dynamo.symbolic_convert' not in sys.modules and 'sympy' not in sys.modules\n"
 TRAIN = """

@@ -1,0 +1,50 @@
+"""Words to people, one sentence each: modules say them with `logging.getLogger(__name__)`, and a process shows them in its own way.
+
+A module says `info` or `warning` and no more: whether there is a console, and whose, is for who starts the process to know. Without
+`showing`, as in a program that uses this package, logging's own rules hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+
+OF_NODE = {"of_node": True}
+"""`extra` of what this node alone may know: to be shown where another process has the console, too."""
+ONCE = {"once": True}
+"""`extra` of what is said once, however often it comes up."""
+PACKAGE = logging.getLogger("gai_yolo")
+
+
+@contextlib.contextmanager
+def showing(show: Callable[[logging.LogRecord], None]) -> Iterator[None]:
+    """Show what this package says meanwhile.
+
+    Args:
+        show: is called from any thread, with what is said for the first time, or not marked with `ONCE`.
+    """
+    handler = _Handler(show)
+    level = PACKAGE.level
+    PACKAGE.addHandler(handler)
+    PACKAGE.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        PACKAGE.removeHandler(handler)
+        PACKAGE.setLevel(level)
+
+
+class _Handler(logging.Handler):
+    def __init__(self, show: Callable[[logging.LogRecord], None]) -> None:
+        super().__init__()
+        self._show = show
+        self._said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "once", False):
+            text = record.getMessage()
+            if text in self._said:
+                return
+            self._said.add(text)
+        self._show(record)
