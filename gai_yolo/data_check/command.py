@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("data-check"), help="folder of the pictures and report.json (default: ./%(default)s)"
     )
+    parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
     parser.add_argument(
         "--images",
         default=str(MOST_DECODED),

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from gai_yolo.goodput.record import pack
+from gai_yolo.goodput.record import Record, pack, plain
+from gai_yolo.log import OF_NODE
 
 BEAT = 1.0
 """Seconds between two entries when nobody asks for one."""
+
+logger = logging.getLogger(__name__)
 
 
 class RecordFile:
@@ -23,9 +26,9 @@ class RecordFile:
     see an entry half a minute late.
     """
 
-    def __init__(self, path: Path, content: Callable[[], Mapping[str, Any]], tell: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, content: Callable[[], Record]) -> None:
         self._path, self._content = path, content
-        self._tell: Callable[[str], None] | None = tell
+        self._is_told = False
         self._turn = threading.Condition()
         self._asked = self._written = 0
         self._closing = False
@@ -67,12 +70,13 @@ class RecordFile:
         if self._descriptor is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        data = pack(self._content()).ljust(self._size)
+        data = pack(plain(self._content())).ljust(self._size)
         if os.pwrite(self._descriptor, data, 0) < len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._size = len(data)
 
     def _refused(self, error: OSError) -> None:
-        tell, self._tell = self._tell, None
-        if tell is not None:
-            tell(f"{self._path}: cannot be written ({error.strerror}); the account of the time may miss this start, training goes on")
+        is_told, self._is_told = self._is_told, True
+        if not is_told:
+            what = f"{self._path}: cannot be written ({error.strerror}); the account of the time may miss this start, training goes on"
+            logger.warning(what, extra=OF_NODE)

@@ -12,12 +12,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from gai_yolo.errors import OWN_REASONS, Ending
-from gai_yolo.goodput.record import Phase, Record, plain
+from gai_yolo.goodput.record import Phase, Record
 from gai_yolo.goodput.record_file import RecordFile
 
 STEP_PATIENCE = 0.1
@@ -68,14 +67,14 @@ class Recorder:
         self._make_file: Callable[[], RecordFile] | None = None
         self._spared_until = 0.0
 
-    def open(self, folder: Path, identity: Identity, tell: Callable[[str], None]) -> None:
+    def open(self, folder: Path, identity: Identity) -> None:
         """Keep a file in `folder` from now on, or on another process than its node's first from a word on that may be the cause of the
-        others' ends; `tell` gets the one message if the disk refuses."""
+        others' ends."""
         with self._state:
             record = self._record
             record.number, record.start, record.node = identity.number, identity.start, identity.node
             record.rank, record.world_size, record.local_rank = identity.rank, identity.world_size, identity.local_rank
-            self._make_file = lambda: RecordFile(folder / record.name, self.record, tell)
+            self._make_file = lambda: RecordFile(folder / record.name, self.record)
         if identity.local_rank == 0:
             self._file = self._make_file()
         self._note(PATIENCE)
@@ -154,12 +153,12 @@ class Recorder:
             self._file.close(PATIENCE)
             self._file = None
 
-    def record(self) -> dict[str, Any]:
-        """What is known up to now, as it would be read from the file."""
+    def record(self) -> Record:
+        """What is known up to now."""
         with self._state:
             self._count()
             self._record.beat = self._wall_clock()
-            return plain(self._record)
+            return replace(self._record, seconds={**self._record.seconds})
 
     def _note(self, patience: float) -> bool:
         """Bring the file up to date; returns whether that was done within `patience` seconds."""

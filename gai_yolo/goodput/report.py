@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from pydantic import TypeAdapter
 
 from gai_yolo.errors import Ending
 from gai_yolo.goodput.causes import Cause, cause_of
-from gai_yolo.goodput.record import Phase, Record, Said, parse_records
-from gai_yolo.goodput.timeline import DOWNTIME, LOST, PARTS, USEFUL, Start, extend, share_out, starts_of
+from gai_yolo.goodput.record import Phase, Record, Said, newest_of_each
+from gai_yolo.goodput.timeline import DOWNTIME, LOST, PARTS, USEFUL, Start, extended, share_out, starts_of
 
 REPORT_FILE = "goodput.json"
 """In the run folder; see `as_json`."""
@@ -115,7 +114,7 @@ class Report:
 _PARSER = TypeAdapter(Report)
 
 
-def report(records: Iterable[Mapping[str, Any]], now: float | None = None) -> Report:
+def report(records: Iterable[Record], now: float | None = None) -> Report:
     """Account for the time of a job.
 
     Args:
@@ -125,14 +124,14 @@ def report(records: Iterable[Mapping[str, Any]], now: float | None = None) -> Re
     Raises:
         ValueError: there is no record.
     """
-    starts = starts_of(parse_records(records))
+    starts = starts_of(newest_of_each(records))
     if not starts:
         raise ValueError("no start has left a record")
     newest = starts[-1]
     silence = None if now is None else now - max(record.beat for record in newest.nodes)
     if now is not None and silence is not None and silence <= SILENCE and all(record.ending is None for record in newest.nodes):
         newest.running = True
-        extend(newest.record, min(SILENCE, max(0.0, now - newest.record.end)))
+        newest.record = extended(newest.record, min(SILENCE, max(0.0, now - newest.record.end)))
     share_out(starts)
     seconds = {part: math.fsum(start.parts.get(part, 0.0) for start in starts) for part in PARTS}
     seconds[DOWNTIME] = math.fsum(start.gap for start in starts if not start.finished)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gai_yolo.errors import Ending
 from gai_yolo.goodput.record import Phase, Record
@@ -71,13 +71,12 @@ def starts_of(records: Sequence[Record]) -> list[Start]:
     return starts
 
 
-def extend(record: Record, seconds: float) -> None:
-    """Let what the process did last go on for so many seconds."""
-    record.stretch += seconds
+def extended(record: Record, seconds: float) -> Record:
+    """The record, if what the process did last went on for so many seconds."""
+    record = replace(record, stretch=record.stretch + seconds)
     if record.phase == Phase.STEP:
-        record.pending_seconds += seconds
-    else:
-        record.seconds[record.phase] = record.seconds.get(record.phase, 0.0) + seconds
+        return replace(record, pending_seconds=record.pending_seconds + seconds)
+    return replace(record, seconds={**record.seconds, record.phase: record.seconds.get(record.phase, 0.0) + seconds})
 
 
 def share_out(starts: Sequence[Start]) -> None:

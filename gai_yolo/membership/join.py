@@ -6,6 +6,7 @@ The record (`store/run_record`) is durable on every node before the first step, 
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import threading
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from gai_yolo.checkpointing.disk_tier import LoadedCheckpoint, newest
 from gai_yolo.config import value_at
 from gai_yolo.data.formats.check import expand
 from gai_yolo.errors import CheckpointError, Refusal, refused_by
+from gai_yolo.log import OF_NODE
 from gai_yolo.membership.decision import KEPT, Claim, Fate, is_open, turns_after
 from gai_yolo.membership.environment import file_digest
 from gai_yolo.store.aside import ASIDE, bring, free_name, move_beyond, names_beyond
@@ -31,6 +33,8 @@ BRINGING_PATIENCE = 20.0
 UNKNOWN = RunRecord("unknown")
 """Of memory whose record cannot be made out."""
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Membership:
@@ -39,6 +43,11 @@ class Membership:
     record: RunRecord
     memory: NodeMemory | None
     """Of this node, on the rank that keeps the node's state there."""
+
+    def release(self) -> None:
+        """Let another process keep it."""
+        if self.memory is not None:
+            self.memory.release()
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,7 @@ def own_claims(context: JobContext, memory: NodeMemory | None, started_over: boo
     except RecordError as error:
         on_disk = in_memory  # which was a copy
         instead = "that of this node's memory is taken" if in_memory else "whose run this is follows from its checkpoints"
-        context.tell(f"{context.folder.record_path} {error}; {instead}.")
+        tell(f"{context.folder.record_path} {error}; {instead}.")
     except CheckpointError:
         if not started_over:
             raise
@@ -152,9 +161,7 @@ def join(
         return join_memory(context, memory, record, claims.fate("memory", fates) or KEPT, home)
     except (OSError, Refusal) as error:
         memory.release()
-        context.tell(
-            f"{memory.path}: cannot be used ({getattr(error, 'strerror', None) or error}). No state is kept in this node's memory."
-        )
+        tell(f"{memory.path}: cannot be used ({getattr(error, 'strerror', None) or error}). No state is kept in this node's memory.")
         return None
 
 
@@ -169,13 +176,13 @@ def join_folder(context: JobContext, record: RunRecord, fate: Fate) -> Path | No
         if fate.aside:
             moved = folder.move_aside()
             if moved is not None:
-                context.tell(f"{folder.path}: {fate.why}; it is kept in {moved}")
+                tell(f"{folder.path}: {fate.why}; it is kept in {moved}")
                 if context.world.is_first:
                     folder.make()
         elif fate.beyond is not None:
             target = free_name(folder.path / ASIDE, "")
             if names := move_beyond(folder.path, fate.beyond, target):
-                context.tell(f"{folder.path}: {fate.why}: {', '.join(names)} are kept in {target}")
+                tell(f"{folder.path}: {fate.why}: {', '.join(names)} are kept in {target}")
         folder.set_record(record)
     except OSError as error:
         if fate != KEPT:
@@ -194,15 +201,13 @@ def join_memory(context: JobContext, memory: NodeMemory, record: RunRecord, fate
     aside = memory.set_aside(fate.beyond) if fate.aside or fate.beyond is not None else None
     if aside is not None:
         size = sum(path.stat().st_size for path in aside.rglob("*") if path.is_file())
-        context.tell(
-            f"{memory.path}: {fate.why}; {size / 1e6:.0f} MB of states are moved aside, and brought to {home / ASIDE / aside.name}"
-        )
+        tell(f"{memory.path}: {fate.why}; {size / 1e6:.0f} MB of states are moved aside, and brought to {home / ASIDE / aside.name}")
     memory.keep(replace(record, anchored=is_anchored(context, record)))
-    bring_home(context, memory, home)
+    bring_home(memory, home)
     return memory
 
 
-def bring_home(context: JobContext, memory: NodeMemory, home: Path) -> None:
+def bring_home(memory: NodeMemory, home: Path) -> None:
     """Bring to the disk what was moved aside in memory, beside the training if it takes long; what a former start has left there too."""
     asides = memory.asides()
     if not asides:
@@ -220,7 +225,7 @@ def bring_home(context: JobContext, memory: NodeMemory, home: Path) -> None:
     thread.start()
     thread.join(BRINGING_PATIENCE)
     for failure in failures:
-        context.tell(failure)
+        tell(failure)
 
 
 def is_anchored(context: JobContext, record: RunRecord) -> bool:
@@ -255,16 +260,16 @@ def remember(
         try:
             run.memory.keep(replace(record, anchored=failure is None or is_anchored(context, record)))
             if failure is not None:
-                context.tell(f"{failed}; the run record is kept in this node's memory")
+                tell(f"{failed}; the run record is kept in this node's memory")
             failure = None
         except (OSError, Refusal) as error:
-            context.tell(f"{run.memory.path}: the run record cannot be kept there ({getattr(error, 'strerror', None) or error})")
+            tell(f"{run.memory.path}: the run record cannot be kept there ({getattr(error, 'strerror', None) or error})")
     failures = [(failed, failure) for failed, failure in world.gather((failed, failure)) if failure is not None]
     if failures and found is None:
         said, first = failures[0]
         raise refused_by(first, Refusal(f"{said}: without a run record on every node no training begins; make room there."))
     if failure is not None:
-        context.tell(f"{failed}; training goes on")
+        tell(f"{failed}; training goes on")
     return replace(run, record=record)
 
 
@@ -279,3 +284,8 @@ def write_record(context: JobContext, record: RunRecord) -> OSError | None:
     except OSError as error:
         return error
     return None
+
+
+def tell(text: str) -> None:
+    """A warning of what this node alone may know."""
+    logger.warning(text, extra=OF_NODE)

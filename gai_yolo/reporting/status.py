@@ -18,7 +18,7 @@ from rich.text import Text
 
 from gai_yolo.errors import Refusal
 from gai_yolo.goodput.causes import KILLED
-from gai_yolo.goodput.record import parse_records, read_records
+from gai_yolo.goodput.record import read_records
 from gai_yolo.goodput.report import REPORT_FILE, Interruption, Report, as_json, from_json, report
 from gai_yolo.store.run_folder import RunFolder
 
@@ -67,7 +67,7 @@ def status_of(run: Path, now: float) -> Status:
     """
     records, damaged = read_records(RunFolder(run).goodput)
     notes = [f"{path.parent.name}/{path.name} is damaged; its start may be counted as downtime" for path in damaged]
-    if parse_records(records):
+    if records:
         found = report(records, now)
         return Status(run, found, (*notes, *_doubts(found)))
     path = run / REPORT_FILE

@@ -18,7 +18,7 @@ from benchmarks.traces import kind_of, measure, schedule_of
 from gai_yolo.checkpointing.schedule import Cost, SnapshotSchedule
 from gai_yolo.errors import Ending, Refusal
 from gai_yolo.goodput.causes import KILLED
-from gai_yolo.goodput.record import Phase, pack
+from gai_yolo.goodput.record import Phase, pack, plain
 from gai_yolo.goodput.report import Interruption, as_json, report
 from gai_yolo.sections import SnapshotsConfig
 from tests.starts import Node
@@ -242,10 +242,10 @@ def measured_run(folder: Path, lives: list[float], step: float = 0.75, imports: 
         else:
             node.spend(Phase.CLOSING, 0.5)
             records.append(node.end(*((Ending.FINISHED,) if last else (Ending.LEFT, f"SIGTERM: left after step {done}"))))
-        began += node.clock.now - node.recorder.record()["began"] + (8.5 if number % 2 else 1.5)
+        began += node.clock.now - node.recorder.record().began + (8.5 if number % 2 else 1.5)
     (folder / "goodput").mkdir(parents=True)
     for one in records:
-        (folder / "goodput" / f"{one['number']}.json").write_bytes(pack(one))
+        (folder / "goodput" / f"{one.number}.json").write_bytes(pack(plain(one)))
     (folder / "goodput.json").write_text(as_json(report(records)))
     return folder
 
