@@ -24,7 +24,7 @@ from gai_yolo.checkpointing.capture import StateBuffer
 from gai_yolo.checkpointing.digest import part_digests, quick_digest
 from gai_yolo.checkpointing.disk_tier import expected_bytes, newest
 from gai_yolo.distributed.world import fix_arithmetic
-from gai_yolo.training.loop import Run
+from gai_yolo.training.loop import TrainingParts
 
 BOXES = 8
 KINDS = ("exact", "plain", "plain, tuned")
@@ -156,7 +156,7 @@ def stall(check: Check, size: str) -> None:
         refuse_to_pin(check)
 
 
-def fill_buffer(check: Check, run: Run, pinned: bool) -> None:
+def fill_buffer(check: Check, run: TrainingParts, pinned: bool) -> None:
     """Time making a buffer, and copying a state into it."""
     label = "pinned" if pinned else "pageable"
     started = time.perf_counter()
@@ -172,7 +172,7 @@ def fill_buffer(check: Check, run: Run, pinned: bool) -> None:
     buffer.close()
 
 
-def timed(run: Run, action: Callable[[], object]) -> list[float]:
+def timed(run: TrainingParts, action: Callable[[], object]) -> list[float]:
     """Medians over five times: seconds until it returns, and until the GPU has done it."""
     rows = []
     for _ in range(5):

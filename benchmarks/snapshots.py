@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from benchmarks.epoch import build
 from gai_yolo.data.batch import Batch
-from gai_yolo.training.loop import Run
+from gai_yolo.training.loop import TrainingParts
 
 SETTINGS = (
     *("data.path=shapes", "data.image_size=160", "data.workers=0", "training.batch_size=4", "training.micro_batch_size=4"),
@@ -82,7 +82,7 @@ def rotated(names: list[str], number: int) -> list[str]:
     return names[cut:] + names[:cut]
 
 
-def calibrate(run: Run, batches: list[Batch], seconds: float) -> int:
+def calibrate(run: TrainingParts, batches: list[Batch], seconds: float) -> int:
     """Steps in about so many seconds."""
     train(run, batches, 10)
     started = time.perf_counter()
@@ -90,13 +90,13 @@ def calibrate(run: Run, batches: list[Batch], seconds: float) -> int:
     return max(5, round(seconds / ((time.perf_counter() - started) / 10)))
 
 
-def train(run: Run, batches: list[Batch], steps: int) -> None:
+def train(run: TrainingParts, batches: list[Batch], steps: int) -> None:
     """So many steps over the same batch."""
     for _ in range(steps):
-        run.step(batches, len(batches), sum(len(batch.images) for batch in batches), run.config.data.image_size)
+        run.step(batches, len(batches), sum(len(batch.images) for batch in batches), run.image_size)
 
 
-def window(run: Run, batches: list[Batch], steps: int, save: Save | None) -> tuple[float, float, float]:
+def window(run: TrainingParts, batches: list[Batch], steps: int, save: Save | None) -> tuple[float, float, float]:
     """Seconds of the whole, seconds that the loop stood still, seconds until the snapshot was complete."""
     snapshots = run.saver.durable
     assert snapshots is not None
@@ -113,7 +113,7 @@ def window(run: Run, batches: list[Batch], steps: int, save: Save | None) -> tup
     return whole, blocked, wait()
 
 
-def ours(run: Run) -> tuple[float, Callable[[], float]]:
+def ours(run: TrainingParts) -> tuple[float, Callable[[], float]]:
     """A mid-epoch snapshot."""
     snapshots = run.saver.durable
     assert snapshots is not None
@@ -129,7 +129,7 @@ def ours(run: Run) -> tuple[float, Callable[[], float]]:
     return blocked, wait
 
 
-def plain(run: Run, path: Path) -> tuple[float, Callable[[], float]]:
+def plain(run: TrainingParts, path: Path) -> tuple[float, Callable[[], float]]:
     """What most scripts do, made durable."""
     started = time.perf_counter()
     with path.with_suffix(".new").open("wb") as file:
@@ -141,7 +141,7 @@ def plain(run: Run, path: Path) -> tuple[float, Callable[[], float]]:
     return seconds, lambda: seconds
 
 
-def dcp(run: Run, folder: Path) -> tuple[float, Callable[[], float]]:
+def dcp(run: TrainingParts, folder: Path) -> tuple[float, Callable[[], float]]:
     """torch's own asynchronous checkpoint, with its defaults."""
     started = time.perf_counter()
     captured = run.state.capture()
@@ -160,12 +160,10 @@ def dcp(run: Run, folder: Path) -> tuple[float, Callable[[], float]]:
     return time.perf_counter() - started, wait
 
 
-def show(size: str, run: Run, steps: int, num_bytes: int, measured: dict[str, list[tuple[float, float, float]]]) -> None:
+def show(size: str, run: TrainingParts, steps: int, num_bytes: int, measured: dict[str, list[tuple[float, float, float]]]) -> None:
     """A table of medians."""
     base = [whole for whole, _, _ in measured["without"]]
-    print(
-        f"YOLO12-{size}, {run.config.data.image_size} px, {num_bytes / 1e6:.0f} MB a snapshot, {torch.get_num_threads()} threads; ", end=""
-    )
+    print(f"YOLO12-{size}, {run.image_size} px, {num_bytes / 1e6:.0f} MB a snapshot, {torch.get_num_threads()} threads; ", end="")
     print(f"windows of {steps} steps, {statistics.median(base):.1f} s; medians of {len(base)} rounds, at one each {INTERVAL:.0f} s")
     print(f"{'':16}{'stands still':>14}{'share':>9}{'window longer by':>22}{'throughput':>14}{'complete after':>18}")
     for name, rows in measured.items():

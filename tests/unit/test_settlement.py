@@ -30,7 +30,7 @@ def world_of(world: World, processes: int, local: int = 1, threads: int = 1) -> 
 def said(world: World, micro_batch: int, batch: int = 64, samples: int = 1000, threads: int = 1) -> list[str]:
     """The advice for a run."""
     plan = BatchPlan(samples, batch, micro_batch, seed=0)
-    return advice(config_of(batch_size=batch, micro_batch_size=micro_batch, threads=threads), plan, world)
+    return advice(config_of(batch_size=batch, micro_batch_size=micro_batch, threads=threads).training, plan, world)
 
 
 @pytest.mark.parametrize(
