@@ -20,7 +20,7 @@ from gai_yolo.data.batch import Batch
 from gai_yolo.data.sources import load_indexes
 from gai_yolo.distributed.world import World, fix_arithmetic
 from gai_yolo.goodput.recorder import Recorder
-from gai_yolo.job.build import SettledRun, assemble, make_loaders, make_plan, make_state
+from gai_yolo.job.build import KnownRun, assemble, make_loaders, make_state
 from gai_yolo.job.settlement import settle
 from gai_yolo.membership.join import Membership
 from gai_yolo.reporting.console import NullConsole
@@ -31,7 +31,6 @@ from gai_yolo.supervision.notices import Notices
 from gai_yolo.supervision.watchdog import Watchdog
 from gai_yolo.training.context import JobContext
 from gai_yolo.training.loop import TrainingParts
-from gai_yolo.training.optimizer import make_schedule
 
 
 def main() -> None:
@@ -69,9 +68,7 @@ def build(config_path: Path, overrides: list[str], world: World | None = None) -
     context.folder.make()
     indexes = load_indexes(config.data)
     config = settle(config, None, world, len(indexes[0])).config
-    plan, member = make_plan(config, len(indexes[0])), Membership(RunRecord("1-benchmark"), None)
-    schedule = make_schedule(config.training, len(indexes[0].categories), plan.steps_per_epoch)
-    run = SettledRun(config, indexes, plan, schedule, {}, member, [])
+    run = KnownRun(config, indexes, Membership(RunRecord("1-benchmark"), None), [])
     state = make_state(run, context, None)
     stack = contextlib.ExitStack()
     atexit.register(stack.close)

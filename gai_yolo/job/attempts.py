@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import replace
 
-from gai_yolo.checkpointing.compatibility import check_continuation, identity_of, judges_anew
+from gai_yolo.checkpointing.compatibility import check_continuation, judges_anew
 from gai_yolo.checkpointing.disk_tier import LoadedCheckpoint
 from gai_yolo.checkpointing.state import TrainingState
-from gai_yolo.config import Config
 from gai_yolo.data.formats.reading import CannotRead
-from gai_yolo.data.index import Index
 from gai_yolo.distributed.world import is_lost_peer
 from gai_yolo.errors import DataError, Departure, Ending, Stop
-from gai_yolo.goodput.record import Phase, Record, high_water
-from gai_yolo.job.build import SettledRun, announce, assemble, check_images, make_loaders, make_plan, make_state
+from gai_yolo.goodput.record import Phase, high_water
+from gai_yolo.job.build import KnownRun, announce, assemble, check_images, make_loaders, make_state
 from gai_yolo.job.ending import lost_peer
-from gai_yolo.job.settlement import Settlement, settle
+from gai_yolo.job.settlement import settle
 from gai_yolo.job.startup import Options, check_progress, find, open_record, tell_if_far_ahead
 from gai_yolo.membership.environment import Environment
-from gai_yolo.membership.join import Membership, remember
+from gai_yolo.membership.join import remember
 from gai_yolo.membership.lost_images import remember_training_set
 from gai_yolo.reporting.reporter import rewind_ledger, write_metrics
 from gai_yolo.store.best import BestCopy
 from gai_yolo.training.context import JobContext
 from gai_yolo.training.loop import TrainingParts, train
-from gai_yolo.training.optimizer import make_schedule
 from gai_yolo.training.step import WentBad
 
 CLOSING_PATIENCE = 10.0
@@ -41,30 +37,16 @@ MOST_RETURNS = 2
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class KnownRun:
-    """What is known of the run before the state is that it goes on from, in a folder that is locked."""
-
-    config: Config
-    """As it was given."""
-    options: Options
-    indexes: tuple[Index, Index]
-    """Of the training set and the validation set."""
-    membership: Membership
-    environment: Environment
-    records: Sequence[Record]
-    """Of earlier starts."""
-
-
-def train_to_the_end(known: KnownRun, context: JobContext) -> TrainingState:
+def train_to_the_end(run: KnownRun, options: Options, environment: Environment, context: JobContext) -> TrainingState:
     """Train from the newest complete state, going back to it when steps go bad, `MOST_RETURNS` times; returns the last one.
 
     Nothing in the run folder is touched before the configuration and the data are known to be good, and the same on all nodes.
     """
     for returns in range(MOST_RETURNS + 1):
         try:
+            found = find(options, context, run.membership.memory, run.config.training.exact)
             with contextlib.ExitStack() as stack:
-                return train_from_newest(known, context, stack, first=returns == 0)
+                return train_from(found, settled(run, found, context), environment if returns == 0 else None, context, stack)
         except WentBad as bad:
             if returns == MOST_RETURNS:
                 raise Stop(
@@ -77,18 +59,17 @@ def train_to_the_end(known: KnownRun, context: JobContext) -> TrainingState:
     raise AssertionError("not reached")
 
 
-def train_from_newest(known: KnownRun, context: JobContext, stack: contextlib.ExitStack, first: bool) -> TrainingState:
-    """Train from the newest complete state to the end; returns the last one. `first` unless it is gone back to.
+def train_from(
+    found: LoadedCheckpoint | None, run: KnownRun, environment: Environment | None, context: JobContext, stack: contextlib.ExitStack
+) -> TrainingState:
+    """Train from a state to the end; returns the last one.
 
     Args:
+        environment: to be remembered, unless the run is gone back.
         stack: ends what must not outlive this, the loaders' processes.
     """
-    world = context.world
-    found = find(known.options, context, known.membership.memory, known.config.training.exact)
-    settlement = settle_with(known, context, found)
-    identity = identity_of(settlement.config, known.indexes)
-    begin(known, context, found, identity, settlement, first)
-    run = settled_run(known, settlement.config, identity)
+    world, training = context.world, run.config.training
+    begin(found, run, environment, context)
     tell_if_far_ahead(context, found, run.plan.steps_per_epoch)
     state = None
     if found is None:  # what can be refused is refused before any process begins to work
@@ -96,12 +77,12 @@ def train_from_newest(known: KnownRun, context: JobContext, stack: contextlib.Ex
         world.from_first(lambda: check_images(run.config.data, run.indexes))
     loaders = make_loaders(run, context, found, stack)
     state = state or make_state(run, context, found)  # while the loaders work
-    if found is not None and judges_anew(found, identity):
+    if found is not None and judges_anew(found, run.identity):
         state.best_metric, state.best_since = None, state.step
     world.from_first(lambda: bring_up_to_date(context, state))
-    source, epochs = "nothing" if found is None else found.tier, run.config.training.epochs
-    context.recorder.started_from(state.step, state.epoch + 1, source, high_water(run.records), run.schedule.total_steps, epochs)
-    if state.epoch < epochs or world.from_first(lambda: not is_result(found)):
+    source = "nothing" if found is None else found.tier
+    context.recorder.started_from(state.step, state.epoch + 1, source, high_water(run.records), run.schedule.total_steps, training.epochs)
+    if state.epoch < training.epochs or world.from_first(lambda: not is_result(found)):
         announce(run, context)
         parts = assemble(run, loaders, state, context)
         with kept_safe(parts):
@@ -112,39 +93,30 @@ def train_from_newest(known: KnownRun, context: JobContext, stack: contextlib.Ex
     return state
 
 
-def settle_with(known: KnownRun, context: JobContext, found: LoadedCheckpoint | None) -> Settlement:
-    """What holds for the whole life of the run, as the state says that it goes on from."""
-    settlement = settle(known.config, found, context.world, len(known.indexes[0]), known.membership.record.settled)
+def settled(run: KnownRun, found: LoadedCheckpoint | None, context: JobContext) -> KnownRun:
+    """The run with what holds for its whole life, as the state says that it goes on from."""
+    settlement = settle(run.config, found, context.world, len(run.indexes[0]), run.membership.record.settled)
     for note in settlement.notes:
         logger.warning(note)
     threads = settlement.config.training.threads
     assert threads != "auto"
     context.world.set_threads(threads)
-    return settlement
+    record = replace(run.membership.record, settled=settlement.values)
+    return replace(run, config=settlement.config, membership=replace(run.membership, record=record))
 
 
-def begin(
-    known: KnownRun, context: JobContext, found: LoadedCheckpoint | None, identity: dict[str, Any], settlement: Settlement, first: bool
-) -> None:
+def begin(found: LoadedCheckpoint | None, run: KnownRun, environment: Environment | None, context: JobContext) -> None:
     """See that the run may go on so, and whether there is hope in it; then let every node remember what it goes on with."""
     if found is not None:
-        for note in check_continuation(found, identity):
+        for note in check_continuation(found, run.identity):
             logger.info(note)
-    if first:
-        open_record(context, known.records)
-    check_progress(known.records, 0 if found is None else found.manifest.position.step)
-    if first:
-        remember(context, known.membership, found, identity, settlement.values)
-        known.environment.keep(context)  # not before it is known that the run may go on so: it decides which nodes are right
-        remember_training_set(known.indexes[0], context)
-
-
-def settled_run(known: KnownRun, config: Config, identity: dict[str, Any]) -> SettledRun:
-    """What follows from a settled configuration."""
-    train_index = known.indexes[0]
-    plan = make_plan(config, len(train_index))
-    schedule = make_schedule(config.training, len(train_index.categories), plan.steps_per_epoch)
-    return SettledRun(config, known.indexes, plan, schedule, identity, known.membership, known.records)
+    if environment is not None:
+        open_record(context, run.records)
+    check_progress(run.records, 0 if found is None else found.manifest.position.step)
+    if environment is not None:
+        remember(context, run.membership, found, run.identity)
+        environment.keep(context)  # not before it is known that the run may go on so: it decides which nodes are right
+        remember_training_set(run.indexes[0], context)
 
 
 def is_result(found: LoadedCheckpoint | None) -> bool:

@@ -7,13 +7,14 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from gai_yolo.checkpointing.compatibility import identity_of
 from gai_yolo.checkpointing.digest import DivergenceAlarm
 from gai_yolo.checkpointing.disk_tier import DiskTier, LoadedCheckpoint, bytes_to_come, expected_bytes
 from gai_yolo.checkpointing.manager import CheckpointManager
@@ -49,30 +50,43 @@ from gai_yolo.store.run_record import RunRecord
 from gai_yolo.store.store import Store
 from gai_yolo.training.context import JobContext
 from gai_yolo.training.loop import TrainingParts
-from gai_yolo.training.optimizer import OptimizerSchedule, make_optimizer
+from gai_yolo.training.optimizer import OptimizerSchedule, make_optimizer, make_schedule
 from gai_yolo.training.step import TrainingStep
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class SettledRun:
-    """What is known of a run beside its state, once the state was found that it goes on from."""
+class KnownRun:
+    """What is known of a run beside its state; what is worked out here holds once the configuration is settled."""
 
     config: Config
-    """Settled."""
     indexes: tuple[Index, Index]
     """Of the training set and the validation set."""
-    plan: BatchPlan
-    schedule: OptimizerSchedule
-    identity: dict[str, Any]
-    """What a checkpoint says about its run."""
     membership: Membership
     records: Sequence[Record]
     """Of earlier starts."""
 
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint says about its run."""
+        return identity_of(self.config, self.indexes)
 
-def assemble(run: SettledRun, loaders: tuple[TrainingLoader, EvaluationLoader], state: TrainingState, context: JobContext) -> TrainingParts:
+    @cached_property
+    def plan(self) -> BatchPlan:
+        """The shape of an epoch."""
+        training, num_samples = self.config.training, len(self.indexes[0])
+        assert training.micro_batch_size != "auto"
+        seed = self.config.experiment.seed
+        return BatchPlan(num_samples, training.batch_size, training.micro_batch_size, seed, training.max_batches_per_epoch)
+
+    @cached_property
+    def schedule(self) -> OptimizerSchedule:
+        """Of the whole run."""
+        return make_schedule(self.config.training, len(self.indexes[0].categories), self.plan.steps_per_epoch)
+
+
+def assemble(run: KnownRun, loaders: tuple[TrainingLoader, EvaluationLoader], state: TrainingState, context: JobContext) -> TrainingParts:
     """Build what the loop needs around a state."""
     config, world, memory = run.config, context.world, run.membership.memory
     training, loss = config.training, DetectionLoss(config.loss.box, config.loss.cls, config.loss.dfl)
@@ -99,7 +113,7 @@ def assemble(run: SettledRun, loaders: tuple[TrainingLoader, EvaluationLoader], 
 
 
 def make_loaders(
-    run: SettledRun, context: JobContext, found: LoadedCheckpoint | None, stack: contextlib.ExitStack
+    run: KnownRun, context: JobContext, found: LoadedCheckpoint | None, stack: contextlib.ExitStack
 ) -> tuple[TrainingLoader, EvaluationLoader]:
     """What brings the data; the training workers begin at once with what comes after the state that was found.
 
@@ -165,14 +179,7 @@ def make_substitute(
     return partial(save_for_the_first, base, context.folder.path, record.run_id, expected_bytes(state)) if base.is_dir() else None
 
 
-def make_plan(config: Config, num_samples: int) -> BatchPlan:
-    """The shape of an epoch under a settled configuration."""
-    training = config.training
-    assert training.micro_batch_size != "auto"
-    return BatchPlan(num_samples, training.batch_size, training.micro_batch_size, config.experiment.seed, training.max_batches_per_epoch)
-
-
-def make_state(run: SettledRun, context: JobContext, found: LoadedCheckpoint | None) -> TrainingState:
+def make_state(run: KnownRun, context: JobContext, found: LoadedCheckpoint | None) -> TrainingState:
     """The state at the start, or as the checkpoint says."""
     config, world = run.config, context.world
     torch.manual_seed(config.experiment.seed)
@@ -234,7 +241,7 @@ def make_reporter(config: Config, val_index: Index, state: TrainingState, contex
     return Reporter(context.folder, config.reporting, val_index, context.world.rank, context.console, opener)
 
 
-def announce(run: SettledRun, context: JobContext) -> None:
+def announce(run: KnownRun, context: JobContext) -> None:
     """What is about to be trained, on what."""
     config, world, schedule, training = run.config, context.world, run.schedule, run.config.training
     train_index, val_index = run.indexes

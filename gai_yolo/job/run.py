@@ -15,7 +15,8 @@ from gai_yolo.distributed.world import World, check_environment, environment_loc
 from gai_yolo.errors import Departure, Ending, Stop
 from gai_yolo.goodput.record import Phase
 from gai_yolo.goodput.recorder import Recorder, process_started
-from gai_yolo.job.attempts import KnownRun, train_to_the_end
+from gai_yolo.job.attempts import train_to_the_end
+from gai_yolo.job.build import KnownRun
 from gai_yolo.job.ending import JobEnd
 from gai_yolo.job.startup import Options, compare_nodes, open_run, read_all_records, read_data
 from gai_yolo.log import showing
@@ -57,8 +58,8 @@ def run_job(path: Path, overrides: Sequence[str], options: Options) -> int:
             environment.check_data(context.world, indexes)
             membership = open_run(config, options, context)
             stack.callback(membership.release)
-            known = KnownRun(config, options, indexes, membership, environment, read_all_records(context))
-            state = train_to_the_end(known, context)
+            run = KnownRun(config, indexes, membership, read_all_records(context))
+            state = train_to_the_end(run, options, environment, context)
             finish(state, config, membership, context)
             end.finished()
     return end.leave()

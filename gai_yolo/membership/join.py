@@ -25,7 +25,7 @@ from gai_yolo.membership.environment import file_digest
 from gai_yolo.store.aside import ASIDE, bring, free_name, move_beyond, names_beyond
 from gai_yolo.store.catalogue import START_PATIENCE, Catalogue
 from gai_yolo.store.node_memory import NodeMemory
-from gai_yolo.store.run_record import START, RecordError, RunRecord, Settled, Turn
+from gai_yolo.store.run_record import START, RecordError, RunRecord, Turn
 from gai_yolo.training.context import JobContext
 
 BRINGING_PATIENCE = 20.0
@@ -237,10 +237,11 @@ def is_anchored(context: JobContext, record: RunRecord) -> bool:
     return known is not None and known.run_id == record.run_id
 
 
-def remember(
-    context: JobContext, run: Membership, found: LoadedCheckpoint | None, identity: dict[str, Any], settled: dict[str, Settled]
-) -> Membership:
+def remember(context: JobContext, run: Membership, found: LoadedCheckpoint | None, identity: dict[str, Any]) -> None:
     """Make what holds for the rest of the run durable on every node, before the first step. A collective.
+
+    Args:
+        run: with what is settled.
 
     Raises:
         Refusal: on all ranks: nothing was saved yet, and a node can keep the record neither on its disk nor in its memory.
@@ -252,7 +253,7 @@ def remember(
         # By their content: runs that began with others are others, whatever the files are called.
         settings["model.weights"] = "SHA-256 " + world.from_first(lambda: file_digest(expand(Path(weights))))
     turns = turns_after(run.record, None if found is None else found.manifest.position, settings)
-    record = replace(run.record, turns=turns, settled=settled)
+    record = replace(run.record, turns=turns)
     world.from_first(lambda: write_record(context, record))  # first alone, because the folder may be shared
     failure = write_record(context, record) if world.is_first_on_node else None
     failed = "" if failure is None else f"{socket.gethostname()}:{context.folder.record_path}: cannot be written ({failure.strerror})"
@@ -270,7 +271,6 @@ def remember(
         raise refused_by(first, Refusal(f"{said}: without a run record on every node no training begins; make room there."))
     if failure is not None:
         tell(f"{failed}; training goes on")
-    return replace(run, record=record)
 
 
 def write_record(context: JobContext, record: RunRecord) -> OSError | None:

@@ -7,6 +7,7 @@ import itertools
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,8 @@ class Cluster:
                 memory = run.memory
                 found = find(Options(), context, memory, exact=exact)
                 if settings is not None:
-                    remember(context, run, found, identity_with(settings, weights), SETTLED)
+                    settled = replace(run, record=replace(run.record, settled=SETTLED))
+                    remember(context, settled, found, identity_with(settings, weights))
                 if step is not None and memory is not None:
                     content = content_of(step)
                     memory.store.publish(manifest_of(content), lambda file: torch.save(content, file))
