@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from gai_yolo.errors import Ending
-from gai_yolo.log import OF_NODE
+from gai_yolo.log import OF_NODE, told_if_refused
 from gai_yolo.store.atomic import publish
 
 BLOCK = 1024
@@ -249,14 +249,11 @@ def _read_files(paths: Iterable[Path]) -> tuple[dict[Path, dict[str, Any]], list
 def keep_records(folder: Path, records: Sequence[Record]) -> None:
     """Write what other nodes know and this folder does not, so that the account outlives any node. Never raises."""
     have = {record.id: record.elapsed for record in read_records(folder)[0]}
-    try:
+    with told_if_refused(logger, folder, "records of earlier starts cannot be kept here", extra=OF_NODE):
         for record in newest_of_each(records):
             if have.get(record.id, -1.0) < record.elapsed:
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / record.name).write_bytes(pack(plain(record)))
-    except OSError as error:
-        what = f"{error.filename or folder}: records of earlier starts cannot be kept here ({error.strerror}); training goes on"
-        logger.warning(what, extra=OF_NODE)
 
 
 def high_water(records: Sequence[Record]) -> int:

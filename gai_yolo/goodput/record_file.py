@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gai_yolo.goodput.record import Record, pack, plain
-from gai_yolo.log import OF_NODE
+from gai_yolo.log import OF_NODE, ONCE, told_if_refused
 
 BEAT = 1.0
 """Seconds between two entries when nobody asks for one."""
+GOES_ON = "the account of the time may miss this start, training goes on"
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,6 @@ class RecordFile:
 
     def __init__(self, path: Path, content: Callable[[], Record]) -> None:
         self._path, self._content = path, content
-        self._is_told = False
         self._turn = threading.Condition()
         self._asked = self._written = 0
         self._closing = False
@@ -56,12 +56,10 @@ class RecordFile:
             with self._turn:
                 self._turn.wait_for(lambda: self._asked > self._written, BEAT)
                 asked, last = self._asked, self._closing
-            try:
+            with told_if_refused(logger, self._path, then=GOES_ON, extra={**OF_NODE, **ONCE}):
                 self._write()
                 if last and self._descriptor is not None:
                     os.close(self._descriptor)
-            except OSError as error:
-                self._refused(error)
             with self._turn:
                 self._written = asked
                 self._turn.notify_all()
@@ -74,9 +72,3 @@ class RecordFile:
         if os.pwrite(self._descriptor, data, 0) < len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._size = len(data)
-
-    def _refused(self, error: OSError) -> None:
-        is_told, self._is_told = self._is_told, True
-        if not is_told:
-            what = f"{self._path}: cannot be written ({error.strerror}); the account of the time may miss this start, training goes on"
-            logger.warning(what, extra=OF_NODE)

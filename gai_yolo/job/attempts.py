@@ -18,6 +18,7 @@ from gai_yolo.job.build import KnownRun, announce, assemble, check_images, make_
 from gai_yolo.job.ending import lost_peer
 from gai_yolo.job.settlement import settle
 from gai_yolo.job.startup import Options, check_progress, find, open_record, tell_if_far_ahead
+from gai_yolo.log import told_if_refused
 from gai_yolo.membership.environment import Environment
 from gai_yolo.membership.join import remember
 from gai_yolo.membership.lost_images import remember_training_set
@@ -160,10 +161,8 @@ def bring_up_to_date(context: JobContext, state: TrainingState) -> None:
     """Make metrics and ledger tell of the state that is gone on from, whatever a killed run wrote after it. On rank 0 only."""
     folder = context.folder
     write_metrics(folder, state.history)
-    try:
+    with told_if_refused(logger, folder.path, "cannot be brought up to date"):
         rewind_ledger(folder, state.step)
-    except OSError as error:
-        logger.warning(f"{error.filename or folder.path}: cannot be brought up to date ({error.strerror}); training goes on")
 
 
 def renew_best(context: JobContext, since: int) -> None:

@@ -37,7 +37,7 @@ from gai_yolo.errors import CheckpointError, ConfigError
 from gai_yolo.evaluation.evaluator import Evaluator
 from gai_yolo.goodput.record import Record
 from gai_yolo.job.settlement import advice, launcher_advice
-from gai_yolo.log import OF_NODE
+from gai_yolo.log import OF_NODE, told_if_refused
 from gai_yolo.membership.consistency import must_agree
 from gai_yolo.membership.environment import file_digest
 from gai_yolo.membership.join import Membership
@@ -226,10 +226,8 @@ def make_reporter(config: Config, val_index: Index, state: TrainingState, contex
     """Everything that tells people about the run, set back to the state's position."""
     resolved = yaml.safe_dump(config.dump(), sort_keys=False)
     if context.world.is_first:
-        try:
+        with told_if_refused(logger, context.folder.config):
             context.folder.store.publish_text(context.folder.config, resolved)
-        except OSError as error:
-            logger.warning(f"{context.folder.config}: cannot be written ({error.strerror}); training goes on")
     step = state.step
 
     def open_tensorboard() -> TensorBoard:

@@ -11,6 +11,7 @@ from pathlib import Path
 from gai_yolo.checkpointing.compatibility import settings_of
 from gai_yolo.checkpointing.disk_tier import LoadedCheckpoint, load
 from gai_yolo.errors import CheckpointError
+from gai_yolo.log import told_if_refused
 from gai_yolo.reporting.reporter import write_metrics
 from gai_yolo.store.aside import ASIDE, free_name, move_beyond
 from gai_yolo.store.best import NAME as BEST
@@ -82,10 +83,8 @@ def roll_back(folder: RunFolder, where: str) -> Rollback:
     back = Turn(position, turns[-1].settings, os.urandom(6).hex())
     # Only now do other nodes' states, and those in memory, count as out of date. What follows the next start does as well.
     folder.set_record(replace(record, turns=(*turns, back)))
-    try:
+    with told_if_refused(logger, folder.checkpoints, "cannot be brought up to date", "the next start does it"):
         bring_up_to_date(folder, found, aside)
-    except OSError as error:
-        logger.warning(f"{error.filename or folder.checkpoints}: cannot be brought up to date ({error.strerror}); the next start does it")
     return Rollback(found.manifest, moved, aside)
 
 

@@ -20,7 +20,7 @@ from gai_yolo.errors import ConfigError, Refusal, refused_by
 from gai_yolo.goodput.progress import judge_progress
 from gai_yolo.goodput.record import Record, compact_records, keep_records, next_number, parse_records, plain, read_records
 from gai_yolo.goodput.recorder import Identity, process_started
-from gai_yolo.log import OF_NODE
+from gai_yolo.log import OF_NODE, told_if_refused
 from gai_yolo.membership.decision import decide
 from gai_yolo.membership.environment import Environment, read_record
 from gai_yolo.membership.join import Membership, gather_claims, join
@@ -206,16 +206,11 @@ def open_record(context: JobContext, records: Sequence[Record]) -> None:
             # A job begins with its launcher. Later this would be downtime, or beside the training of others.
             context.recorder.begin_at(process_started(launcher))
     world.gather(None)  # who reads and who writes here is through
-    world.from_first(lambda: compact(folder))
+    if world.is_first:
+        with told_if_refused(logger, folder, "old records cannot be compacted"):
+            compact_records(folder)
+    world.gather(None)  # before a record is opened
     context.recorder.open(folder, Identity(number, start, node, world.rank, world.world_size, world.local_rank))
-
-
-def compact(folder: Path) -> None:
-    """Keep the number of records' files small. On rank 0 only."""
-    try:
-        compact_records(folder)
-    except OSError as error:
-        logger.warning(f"{error.filename or folder}: old records cannot be compacted ({error.strerror}); training goes on")
 
 
 def check_progress(records: Sequence[Record], step: int) -> None:

@@ -22,7 +22,7 @@ from gai_yolo.config import Config, shared_values
 from gai_yolo.data.index import Index
 from gai_yolo.distributed.world import World
 from gai_yolo.errors import DataError, refused_by
-from gai_yolo.log import OF_NODE
+from gai_yolo.log import OF_NODE, told_if_refused
 from gai_yolo.membership.consistency import Facts, must_agree, should_agree
 from gai_yolo.store.atomic import publish_text
 from gai_yolo.training.context import JobContext
@@ -84,10 +84,8 @@ class Environment:
             with contextlib.suppress(OSError, ValueError):
                 if path.read_text(encoding="utf-8") == text:
                     return
-            try:
+            with told_if_refused(logger, path, extra=OF_NODE):
                 publish_text(path, text)
-            except OSError as error:
-                logger.warning(f"{path}: cannot be written ({error.strerror}); training goes on", extra=OF_NODE)
 
         context.on_each_node(write)
 

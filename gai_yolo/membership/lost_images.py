@@ -18,7 +18,7 @@ import numpy as np
 from gai_yolo.data.content import content_digest, part_digests
 from gai_yolo.data.index import ImageRecord, Index, Problem, Recorded, Records
 from gai_yolo.data.index_cache import DAMAGE, load, save
-from gai_yolo.log import OF_NODE
+from gai_yolo.log import OF_NODE, told_if_refused
 from gai_yolo.store.atomic import publish
 from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.training.context import JobContext
@@ -69,11 +69,8 @@ def remember_training_set(index: Index, context: JobContext) -> None:
         kept, path = _kept(context.folder), context.folder.training_set
         if kept is not None and (kept.digest(), kept.content) == (index.digest(), index.content):
             return
-        try:
+        with told_if_refused(logger, path, then="an image that is lost between two starts will end the run", extra=OF_NODE):
             publish(path, lambda file: save(index, file))
-        except OSError as error:
-            what = f"{path}: cannot be written ({error.strerror}); an image that is lost between two starts will end the run"
-            logger.warning(what, extra=OF_NODE)
 
     context.on_each_node(write)
 

@@ -22,7 +22,7 @@ from gai_yolo.data.index import Index
 from gai_yolo.evaluation.coco_metrics import ImageDetections
 from gai_yolo.evaluation.evaluator import Evaluation
 from gai_yolo.goodput.report import REPORT_FILE, Report, as_json, scalars
-from gai_yolo.log import OF_NODE
+from gai_yolo.log import OF_NODE, ONCE, told_if_refused
 from gai_yolo.reporting.console import NullConsole
 from gai_yolo.reporting.drawing import Image, draw_comparison, write_image
 from gai_yolo.reporting.tensorboard import TensorBoard
@@ -53,8 +53,6 @@ class Reporter:
     ) -> None:
         self.folder, self.config, self.index, self.rank = folder, config, index, rank
         self.console, self._open_tensorboard = console, open_tensorboard
-        self._unreadable: set[int] = set()
-        self._told_left_out = False
         self._measured = 0
         self._ledger = folder.ledger / f"rank_{rank}.jsonl" if config.ledger else None
         if config.ledger:
@@ -84,10 +82,9 @@ class Reporter:
 
     def goodput(self, step: int | None, report: Report) -> None:
         """Where the time of the whole job went, up to now."""
-        try:
-            self.folder.store.publish_text(self.folder.path / REPORT_FILE, as_json(report))
-        except OSError as error:
-            logger.warning(f"{self.folder.path / REPORT_FILE}: cannot be written ({error.strerror}); training goes on")
+        path = self.folder.path / REPORT_FILE
+        with told_if_refused(logger, path):
+            self.folder.store.publish_text(path, as_json(report))
         if self.tensorboard and step is not None:
             self.tensorboard.goodput(step, scalars(report))
 
@@ -100,9 +97,9 @@ class Reporter:
 
     def trained(self, epoch: int, step: int, batches: Sequence[Batch]) -> None:
         """What this rank is about to train on in a step."""
-        for image_id in {i for batch in batches for i in batch.unreadable.tolist()} - self._unreadable:
-            self._unreadable.add(image_id)
-            logger.warning(f"rank {self.rank}: image {image_id} cannot be decoded; grey is trained on instead", extra=OF_NODE)
+        for image_id in {i for batch in batches for i in batch.unreadable.tolist()}:
+            what = f"rank {self.rank}: image {image_id} cannot be decoded; grey is trained on instead"
+            logger.warning(what, extra={**OF_NODE, **ONCE})
         if self._ledger is not None:
             ids = [batch.image_ids.tolist() for batch in batches]
             try:
@@ -122,21 +119,19 @@ class Reporter:
     def evaluated(self, epoch: int, step: int, evaluation: Evaluation) -> None:
         """The weights after `step` steps were evaluated."""
         metrics = evaluation.metrics
-        if evaluation.unreadable and not self._told_left_out:
-            self._told_left_out = True
+        if evaluation.unreadable:
             (first,) = (record.path for record in self.index.images if record.image_id == evaluation.unreadable[0])
             logger.warning(
                 f"{len(evaluation.unreadable)} of {len(self.index)} validation images cannot be decoded and are left out of the metrics "
-                f"(first: {first})"
+                f"(first: {first})",
+                extra=ONCE,
             )
         self.console.evaluation(epoch, metrics.stats, metrics.per_class, evaluation.losses["total"])
         if self.tensorboard:
             self.tensorboard.evaluation(step, evaluation.losses, metrics.stats, metrics.per_class)
         if self.rank == 0:
-            try:
+            with told_if_refused(logger, self.folder.predictions, "pictures cannot be written"):
                 self._draw(step, evaluation.detections)
-            except OSError as error:
-                logger.warning(f"{self.folder.predictions}: pictures cannot be written ({error.strerror}); training goes on")
 
     def record(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Bring the metrics file up to date: one row for each completed epoch."""
@@ -179,10 +174,8 @@ def write_metrics(folder: RunFolder, history: Sequence[Mapping[str, Any]]) -> No
     Raises:
         RunFolderBusy: another job has taken the run over.
     """
-    try:
+    with told_if_refused(logger, folder.metrics):
         folder.store.publish_text(folder.metrics, json.dumps(history, indent=1) + "\n")
-    except OSError as error:
-        logger.warning(f"{folder.metrics}: cannot be written ({error.strerror}); training goes on")
 
 
 def rewind_ledger(folder: RunFolder, step: int) -> None:

@@ -74,7 +74,7 @@ def test_who_was_told_to_go_and_whose_peer_went_first_has_left() -> None:
     """Loss: both processes of a node are told to go, one of them in a step that takes too long leaves by itself, and the other one's end is
     a lost peer's: `gai-yolo launch` ends with 143, as if nothing was saved, and after SIGUSR1 the agent starts the job again."""
     assert lost_peer(LOST, []).ending == Ending.PEER_LOST
-    departure = lost_peer(LOST, ["the disk is full"], Notice("SIGUSR1", LEFT, 0.0, launcher_knows=False))
+    departure = lost_peer(LOST, ["the disk is full"], Notice("SIGUSR1", Ending.LEFT, 0.0, launcher_knows=False))
     assert (departure.ending, departure.launcher_knows) == (Ending.LEFT, False)
     assert departure.reason.startswith("SIGUSR1: left, peer lost: ") and departure.reason.endswith("; the disk is full")
 
