@@ -191,12 +191,10 @@ def unpack(data: bytes) -> dict[str, Any]:
 
 def read_records(folder: Path) -> tuple[list[Record], list[Path]]:
     """The records in a folder, the oldest first, and the files that hold none. A folder that is not there is empty."""
-    found, damaged = _read_files(_paths(folder))
-    # Read last: what was removed meanwhile had been put there before.
-    compacted = _read(folder / COMPACTED)
-    if compacted is None:
-        damaged.append(folder / COMPACTED)
-    return parse_records([*(compacted or {}).get("records", []), *found.values()]), damaged
+    # What was put together is read last: what was removed meanwhile had been put there before.
+    read = {path: _read(path) for path in [*_paths(folder), folder / COMPACTED]}
+    found = parse_records(record for one in read.values() if one for record in one.get("records", [one]))
+    return sorted(found, key=lambda record: record.number), [path for path, one in read.items() if one is None]
 
 
 def compact_records(folder: Path) -> None:
@@ -213,7 +211,8 @@ def compact_records(folder: Path) -> None:
         by_number.setdefault(path.name.partition("-")[0], []).append(path)
     if len(by_number) < KEPT_STARTS + COMPACTED_AT_ONCE:
         return
-    found, _ = _read_files([path for number in sorted(by_number)[:-KEPT_STARTS] for path in by_number[number]])
+    old = [path for number in sorted(by_number)[:-KEPT_STARTS] for path in by_number[number]]
+    found = {path: record for path in old if (record := _read(path))}
     before = _read(folder / COMPACTED)
     if before is None:
         return  # damaged: what it holds may still be made out by a person
@@ -232,18 +231,6 @@ def _paths(folder: Path) -> list[Path]:
         return sorted(path for path in folder.glob("*.json") if path.name != COMPACTED)
     except OSError:
         return []
-
-
-def _read_files(paths: Iterable[Path]) -> tuple[dict[Path, dict[str, Any]], list[Path]]:
-    """Records by their files, and the files that hold none."""
-    found, damaged = {}, []
-    for path in paths:
-        record = _read(path)
-        if record is None:
-            damaged.append(path)
-        elif record:
-            found[path] = record
-    return found, damaged
 
 
 def keep_records(folder: Path, records: Sequence[Record]) -> None:

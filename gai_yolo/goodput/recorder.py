@@ -71,9 +71,7 @@ class Recorder:
         """Keep a file in `folder` from now on, or on another process than its node's first from a word on that may be the cause of the
         others' ends."""
         with self._state:
-            record = self._record
-            record.number, record.start, record.node = identity.number, identity.start, identity.node
-            record.rank, record.world_size, record.local_rank = identity.rank, identity.world_size, identity.local_rank
+            record = self._record = replace(self._record, **vars(identity))
             self._make_file = lambda: RecordFile(folder / record.name, self.record)
         if identity.local_rank == 0:
             self._file = self._make_file()

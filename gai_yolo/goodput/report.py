@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
@@ -193,20 +194,17 @@ def scalars(given: Report) -> dict[str, float]:
 
 def _interruptions(starts: Sequence[Start]) -> Iterator[Interruption]:
     """How starts ended, in their order."""
-    found = []
-    following: Record | None = None
-    """The first start with a higher number..."""
-    positioned: Record | None = None
-    """...and the first of them that knew its step."""
-    ahead: tuple[Record | None, Record | None] = None, None
-    for place in range(len(starts) - 1, -1, -1):
-        record = starts[place].record
-        if place + 1 < len(starts) and starts[place + 1].record.number > record.number:
-            following, positioned = ahead
-        if not (starts[place].finished or starts[place].running):
-            found.append(_interruption(starts[place], following, positioned))
-        ahead = record, record if record.origin is not None else ahead[1]
-    return reversed(found)
+    everyone = [start.record for start in starts]
+    positioned = [record for record in everyone if record.origin is not None]
+    for start in starts:
+        if not (start.finished or start.running):
+            yield _interruption(start, _next(everyone, start), _next(positioned, start))
+
+
+def _next(records: Sequence[Record], start: Start) -> Record | None:
+    """The first of a start with a higher number, of records in the order of their numbers."""
+    place = bisect_right(records, start.record.number, key=lambda record: record.number)
+    return records[place] if place < len(records) else None
 
 
 def _interruption(start: Start, following: Record | None, positioned: Record | None) -> Interruption:

@@ -6,6 +6,7 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 from gai_yolo.errors import Ending
 from gai_yolo.goodput.record import Phase, Record
@@ -99,14 +100,9 @@ def _began_later(starts: Sequence[Start]) -> list[float]:
     Args:
         starts: in the order of their numbers.
     """
-    later = [math.inf] * len(starts)
-    earliest = of_number = math.inf
-    for place in range(len(starts) - 1, -1, -1):
-        if place + 1 < len(starts) and starts[place + 1].record.number > starts[place].record.number:
-            earliest = min(earliest, of_number)
-        later[place] = earliest
-        of_number = min(of_number, starts[place].record.began)
-    return later
+    numbers = [start.record.number for start in starts]
+    earliest = [*accumulate((start.record.began for start in reversed(starts)), min, initial=math.inf)][::-1]
+    return [earliest[bisect_right(numbers, number)] for number in numbers]
 
 
 def _owned(starts: Sequence[Start]) -> list[float]:
