@@ -14,7 +14,7 @@ from gai_yolo.errors import Refusal
 from gai_yolo.goodput.causes import KILLED
 from gai_yolo.goodput.record import Phase, read_records
 from gai_yolo.goodput.report import REPORT_FILE, Interruption, Report, from_json
-from gai_yolo.goodput.timeline import DOWNTIME, LOST, PARTS, REPLAYED, USEFUL, Start, share_out, starts_of
+from gai_yolo.goodput.timeline import DOWNTIME, LOST, REPLAYED, TIME_PARTS, USEFUL, Start, share_out, starts_of
 from gai_yolo.sections import SnapshotsConfig
 
 MEETING = f"{DOWNTIME} + {Phase.RENDEZVOUS}"
@@ -193,6 +193,6 @@ def _line(starts: Sequence[Start], value: Callable[[Start], float]) -> tuple[flo
 
 
 def _shares(seconds: Mapping[str, float], wall: float) -> dict[str, float]:
-    merged: dict[str, Any] = {part: seconds[part] for part in PARTS if part not in (DOWNTIME, Phase.RENDEZVOUS)}
+    merged: dict[str, Any] = {part: seconds[part] for part in TIME_PARTS if part not in (DOWNTIME, Phase.RENDEZVOUS)}
     merged[MEETING] = seconds[DOWNTIME] + seconds[Phase.RENDEZVOUS]
     return {part: 100 * value / wall for part, value in merged.items()}

@@ -19,7 +19,7 @@ from gai_yolo.store.manifest import FOLDERS, Kind, Manifest
 from gai_yolo.store.retention import Policy, decide
 from gai_yolo.store.run_folder import RunFolder
 
-PLAIN_WIDTH = 160
+TABLE_WIDTH = 160
 """Columns of a table that goes to a file or a pipe."""
 
 
@@ -163,7 +163,7 @@ def show(rows: list[Row], as_json: bool, nothing: str) -> None:
         state = f"[bold red]{row.state}[/]" if row.state == "bad" else row.state
         position = ["" if value is None else str(value) for value in (row.epoch, row.step)]
         table.add_row(row.name, *position, size, _age(row.age_seconds), metric, state, row.note.replace("[", r"\["))
-    Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(table)
+    Console(highlight=False, width=None if sys.stdout.isatty() else TABLE_WIDTH).print(table)
 
 
 def _rows(catalogue: Catalogue, policy: Policy, verify: bool) -> list[Row]:

@@ -23,7 +23,7 @@ STEP_PATIENCE = 0.1
 """Seconds that a step waits for its entry. A disk that takes longer..."""
 SPARED = 60.0
 """...is not waited for at all for so many seconds."""
-PATIENCE = 1.0
+ENTRY_PATIENCE = 1.0
 """Seconds that the first and the last words wait for their entries."""
 RECENT = 50
 """Steps over which the pace is taken."""
@@ -75,7 +75,7 @@ class Recorder:
             self._make_file = lambda: RecordFile(folder / record.name, self.record)
         if identity.local_rank == 0:
             self._file = self._make_file()
-        self._note(PATIENCE)
+        self._note(ENTRY_PATIENCE)
 
     def begin_at(self, moment: float) -> None:
         """Count from an earlier moment, in seconds since 1970: what was before the process is start-up, as its imports are."""
@@ -110,7 +110,7 @@ class Recorder:
             record.origin, record.source, record.known = step, source, known
             record.step, record.highest, record.epoch = step, step, epoch
             record.total_steps, record.epochs = total_steps, epochs
-        self._note(PATIENCE)
+        self._note(ENTRY_PATIENCE)
 
     def step_done(self, step: int, epoch: int) -> None:
         """Optimizer step `step` (from 1), of epoch `epoch` (from 1), is complete. Steps that this or an earlier start had completed
@@ -143,12 +143,12 @@ class Recorder:
                 record.ending, record.outcome, record.ended = ending, words or str(ending), record.end
                 if self._file is None and self._make_file is not None and ending in OWN_REASONS:
                     self._file = self._make_file()
-        self._note(PATIENCE)
+        self._note(ENTRY_PATIENCE)
 
     def close(self) -> None:
         """Make the last entry."""
         if self._file is not None:
-            self._file.close(PATIENCE)
+            self._file.close(ENTRY_PATIENCE)
             self._file = None
 
     def record(self) -> Record:

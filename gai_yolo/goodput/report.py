@@ -1,6 +1,6 @@
 """The account of a job's time over all its starts: a pure function of the records they left.
 
-The wall time runs from the first start's exec to the last entry, and each second of it is in exactly one of `PARTS`:
+The wall time runs from the first start's exec to the last entry, and each second of it is in exactly one of `TIME_PARTS`:
 
 - The records of one start on several nodes are one: that of the node that got furthest.
 - Starts may overlap: a node that was cut off hangs, or trains on, while the others go on without it. The time of a start ends with the
@@ -23,7 +23,7 @@ from pydantic import TypeAdapter
 from gai_yolo.errors import Ending
 from gai_yolo.goodput.causes import Cause, cause_of
 from gai_yolo.goodput.record import Phase, Record, Said, newest_of_each
-from gai_yolo.goodput.timeline import DOWNTIME, LOST, PARTS, USEFUL, Start, extended, share_out, starts_of
+from gai_yolo.goodput.timeline import DOWNTIME, LOST, TIME_PARTS, USEFUL, Start, extended, share_out, starts_of
 
 REPORT_FILE = "goodput.json"
 """In the run folder; see `as_json`."""
@@ -91,7 +91,7 @@ class Report:
     began: float
     wall: float
     seconds: dict[str, float]
-    """By `PARTS`; they add up to `wall`."""
+    """By `TIME_PARTS`; they add up to `wall`."""
     goodput: float
     """The share of useful steps in the wall time, 0 to 1."""
     useful_steps: int
@@ -134,7 +134,7 @@ def report(records: Iterable[Record], now: float | None = None) -> Report:
         newest.running = True
         newest.record = extended(newest.record, min(SILENCE, max(0.0, now - newest.record.end)))
     share_out(starts)
-    seconds = {part: math.fsum(start.parts.get(part, 0.0) for start in starts) for part in PARTS}
+    seconds = {part: math.fsum(start.parts.get(part, 0.0) for start in starts) for part in TIME_PARTS}
     seconds[DOWNTIME] = math.fsum(start.gap for start in starts if not start.finished)
     wall = math.fsum(seconds.values())
     interruptions = tuple(_interruptions(starts))

@@ -12,7 +12,7 @@ from gai_yolo.errors import Ending
 from gai_yolo.goodput.record import Phase, Record
 
 USEFUL, REPLAYED, LOST, DOWNTIME = "useful", "replayed", "lost", "downtime"
-PARTS = (
+TIME_PARTS = (
     USEFUL,
     REPLAYED,
     LOST,
@@ -41,7 +41,7 @@ class Start:
     gap: float = 0.0
     """Seconds after it in which no start was alive."""
     parts: dict[str, float] = field(default_factory=dict)
-    """The seconds that belong to it, by `PARTS`."""
+    """The seconds that belong to it, by `TIME_PARTS`."""
 
     @property
     def finished(self) -> bool:
@@ -124,7 +124,7 @@ def _owned(starts: Sequence[Start]) -> list[float]:
 
 
 def _parts(start: Start, owned: float) -> dict[str, float]:
-    """The `owned` seconds of a start by `PARTS`. What it does not own is taken from its last phase, where it hung, and beyond that
+    """The `owned` seconds of a start by `TIME_PARTS`. What it does not own is taken from its last phase, where it hung, and beyond that
     from all parts alike."""
     record = start.record
     parts = {str(phase): seconds for phase, seconds in record.seconds.items()}

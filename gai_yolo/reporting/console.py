@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.progress import Progress
 
-PARTS = ("box", "cls", "dfl")
+LOSS_PARTS = ("box", "cls", "dfl")
 METRICS = {
     "mAP50-95": "AP  IoU 0.50:0.95  all sizes",
     "mAP50": "AP  IoU 0.50       all sizes",
@@ -278,7 +278,7 @@ def _cells(text: str) -> int:
 
 
 def _losses(losses: Mapping[str, float]) -> str:
-    parts = " ".join(f"{name} {losses[name]:.3g}" for name in PARTS if name in losses)
+    parts = " ".join(f"{name} {losses[name]:.3g}" for name in LOSS_PARTS if name in losses)
     return f"loss {losses['total']:.4g} ({parts})"
 
 

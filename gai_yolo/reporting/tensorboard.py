@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-LOSSES = ("total", "box", "cls", "dfl")
+from gai_yolo.checkpointing.state import LOSSES
+
 PATTERN = "events.out.tfevents.*"
-JPEG_QUALITY = 90
+LOGGED_QUALITY = 90
 QUEUE = 10_000
 """Events waiting for the writer thread before a step has to wait for the disk."""
 
@@ -87,7 +88,7 @@ class TensorBoard:
 
         if self._writer is None:
             return
-        done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, LOGGED_QUALITY])
         assert done, "OpenCV cannot encode JPEG"
         height, width = image.shape[:2]
         encoded = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=data.tobytes())

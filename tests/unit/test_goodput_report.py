@@ -19,7 +19,7 @@ from gai_yolo.errors import Ending
 from gai_yolo.goodput.causes import KILLED
 from gai_yolo.goodput.record import Phase, Record, parse_records
 from gai_yolo.goodput.report import SILENCE, as_json, from_json, report, scalars
-from gai_yolo.goodput.timeline import PARTS
+from gai_yolo.goodput.timeline import TIME_PARTS
 from tests.starts import EPOCH, TICK, Node
 
 thorough = settings(max_examples=200, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
@@ -121,7 +121,7 @@ def test_any_schedule_of_deaths_is_accounted_for_to_the_last_second(figure: Call
         found = report(job.records)
         assert sum(found.seconds.values()) == pytest.approx(found.wall, abs=1e-6)
         assert found.wall == pytest.approx(job.now, abs=1e-6)
-        assert found.seconds == pytest.approx({part: job.parts[part] for part in PARTS}, abs=1e-6)
+        assert found.seconds == pytest.approx({part: job.parts[part] for part in TIME_PARTS}, abs=1e-6)
         assert found.useful_steps == len(set(job.steps))
         assert found.replayed_steps == len(job.steps) - len(set(job.steps))
         assert found.lost_steps == job.went_back
@@ -306,7 +306,7 @@ def test_causes(ends: dict[str, tuple[float, Ending | None]], expected: tuple[st
 def test_shares_for_tensorboard_are_percent_and_add_up() -> None:
     """Loss: curves that nobody can read."""
     values = scalars(report([finished_run(0.0, 1, 0, 12)]))
-    assert sum(values[f"Goodput/{part}"] for part in PARTS) == pytest.approx(100)
+    assert sum(values[f"Goodput/{part}"] for part in TIME_PARTS) == pytest.approx(100)
     assert (values["Goodput/useful"], values["Goodput/replayed_steps"], values["Goodput/interruptions"]) == (75.0, 0, 0)
 
 
