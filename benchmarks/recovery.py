@@ -44,7 +44,7 @@ while True:
         open(sys.argv[1], "a").write(f"{time.time()} {os.getpid()}\\n")
     time.sleep(0.1)
 """
-TIME_PARTS = ("detection", "rendezvous", "imports", "load", "first step")
+PARTS = ("detection", "rendezvous", "imports", "load", "first step")
 SETTINGS = (
     *("training.max_batches_per_epoch=100000", "training.epochs=2", "data.workers=1"),
     *("training.batch_size=12", "training.micro_batch_size=3", "elastic.memory_interval_steps=5", "elastic.memory_folder=/dev/shm"),
@@ -110,19 +110,17 @@ def costs(measured: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, fl
     """The splits as `benchmarks/scale.py` takes them. A notice is a SIGTERM of which the launcher is told; when it starts again is
     counted as rendezvous here."""
     names = {"worker kill": "worker", "node loss": "node", "SIGTERM": "notice"}
-    median = {name: {part: statistics.median(row[part] for row in measured[arm]) for part in TIME_PARTS} for arm, name in names.items()}
+    median = {name: {part: statistics.median(row[part] for row in measured[arm]) for part in PARTS} for arm, name in names.items()}
     return {name: {part.replace(" ", "_"): round(max(0.0, value), 3) for part, value in parts.items()} for name, parts in median.items()}
 
 
 def show(measured: dict[str, list[dict[str, float]]]) -> None:
     """A table of medians, and how they compare with the bare script."""
     base = statistics.median(one["total"] for one in measured["bare torchrun"])
-    print(f"\n{'':16}{'total':>9}" + "".join(f"{part:>12}" for part in TIME_PARTS) + f"{'/ bare':>9}{'- bare':>9}")
+    print(f"\n{'':16}{'total':>9}" + "".join(f"{part:>12}" for part in PARTS) + f"{'/ bare':>9}{'- bare':>9}")
     for name, rows in measured.items():
         total = statistics.median(row["total"] for row in rows)
-        parts = "".join(
-            f"{statistics.median(row[part] for row in rows):>10.1f} s" if part in rows[0] else f"{'':>12}" for part in TIME_PARTS
-        )
+        parts = "".join(f"{statistics.median(row[part] for row in rows):>10.1f} s" if part in rows[0] else f"{'':>12}" for part in PARTS)
         print(f"{name:16}{total:>7.1f} s{parts}{total / base:>9.2f}{total - base:>+7.1f} s")
 
 
