@@ -129,10 +129,7 @@ def report(records: Iterable[Record], now: float | None = None) -> Report:
     if not starts:
         raise ValueError("no start has left a record")
     newest = starts[-1]
-    silence = None if now is None else now - max(record.beat for record in newest.nodes)
-    if now is not None and silence is not None and silence <= SILENCE and all(record.ending is None for record in newest.nodes):
-        newest.running = True
-        newest.record = extended(newest.record, min(SILENCE, max(0.0, now - newest.record.end)))
+    silence = None if now is None else _go_on_to(now, newest)
     share_out(starts)
     seconds = {part: math.fsum(start.parts.get(part, 0.0) for start in starts) for part in TIME_PARTS}
     seconds[DOWNTIME] = math.fsum(start.gap for start in starts if not start.finished)
@@ -170,6 +167,15 @@ def report(records: Iterable[Record], now: float | None = None) -> Report:
         interruptions=interruptions,
         ending=cause.ending if cause else None,
     )
+
+
+def _go_on_to(now: float, newest: Start) -> float:
+    """Let the newest start go on to the present time if it gives signs of life; returns the seconds since the last one."""
+    silence = now - max(record.beat for record in newest.nodes)
+    if silence <= SILENCE and all(record.ending is None for record in newest.nodes):
+        newest.running = True
+        newest.record = extended(newest.record, min(SILENCE, max(0.0, now - newest.record.end)))
+    return silence
 
 
 def as_json(given: Report) -> str:
