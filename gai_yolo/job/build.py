@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import yaml
 
 from gai_yolo.checkpointing.digest import DivergenceAlarm
-from gai_yolo.checkpointing.disk_tier import DiskTier, LoadedCheckpoint, bytes_to_come, expected_bytes
 from gai_yolo.checkpointing.manager import CheckpointManager
-from gai_yolo.checkpointing.memory_tier import MemoryTier, save_for_the_first
+from gai_yolo.checkpointing.memory_tier import MemoryTier, stand_in
+from gai_yolo.checkpointing.recovery import LoadedCheckpoint
+from gai_yolo.checkpointing.schedule import Schedule, bytes_to_come
 from gai_yolo.checkpointing.state import TrainingState
-from gai_yolo.config import Config, fingerprint
+from gai_yolo.checkpointing.tier import DiskTier, Tier
+from gai_yolo.config import Config
 from gai_yolo.data.dataset import EvaluationSet, TrainingSet
 from gai_yolo.data.formats.check import expand
 from gai_yolo.data.images import ImageSource, check_decodable
@@ -31,13 +33,13 @@ from gai_yolo.detector.weights import load_weights
 from gai_yolo.errors import CheckpointError, ConfigError
 from gai_yolo.evaluation.evaluator import Evaluator
 from gai_yolo.job.settlement import advice, launcher_advice
+from gai_yolo.log import OF_NODE
 from gai_yolo.membership.consistency import must_agree
 from gai_yolo.membership.environment import file_digest
 from gai_yolo.membership.join import Membership
 from gai_yolo.reporting.console import NullConsole
 from gai_yolo.reporting.reporter import Reporter
 from gai_yolo.reporting.tensorboard import TensorBoard
-from gai_yolo.store.manifest import Manifest
 from gai_yolo.store.node_memory import free_memory
 from gai_yolo.store.run_record import RunRecord
 from gai_yolo.store.store import Store
@@ -45,6 +47,8 @@ from gai_yolo.training.context import JobContext
 from gai_yolo.training.loop import Run
 from gai_yolo.training.optimizer import OptimizerSchedule, make_optimizer
 from gai_yolo.training.step import TrainingStep
+
+logger = logging.getLogger(__name__)
 
 
 def assemble(
@@ -69,9 +73,11 @@ def assemble(
     loss = DetectionLoss(config.loss.box, config.loss.cls, config.loss.dfl)
     world.meet()  # DDP compares the models of all ranks
     step = TrainingStep(state, loss, schedule, world, training)
-    durable = make_disk_tier(config, identity, state, context) if world.is_first else None
-    in_memory = make_memory_tier(config, state, context, member.memory.store) if member.memory is not None else None
-    substitute = make_substitute(config, state, context, member.record)
+    tiers = [
+        make_disk_tier(config, state, context) if world.is_first else None,
+        make_memory_tier(config, state, context, member.memory.store) if member.memory is not None else None,
+        make_stand_in(config, state, context, member.record),
+    ]
     return Run(
         config=config,
         plan=loaders[0].plan,
@@ -80,7 +86,7 @@ def assemble(
         step=step,
         alarm=DivergenceAlarm(world, config.elastic.check_interval),
         evaluate=Evaluator(loaders[1], indexes[1], loss, world, config.evaluation, training.amp, training.channels_last),
-        saver=CheckpointManager(state, step.boundary, identity, fingerprint(config), durable, in_memory, substitute),
+        saver=CheckpointManager(config, state, step.boundary, identity, [tier for tier in tiers if tier is not None]),
         reporter=make_reporter(config, indexes[1], state, context),
         context=context,
         accounts=accounts,
@@ -114,39 +120,39 @@ def make_loaders(
     return train, val
 
 
-def make_disk_tier(config: Config, identity: dict[str, Any], state: TrainingState, context: JobContext) -> DiskTier:
+def make_disk_tier(config: Config, state: TrainingState, context: JobContext) -> Tier:
     """What saves the state on the disk, on the rank that writes."""
-    store = context.folder.store
-    needed, free = bytes_to_come(config, state, store.listing().present), store.fs.free_bytes(store.run)
+    store, size = context.folder.store, state.expected_bytes()
+    needed, free = bytes_to_come(config, state.epoch, size, store.listing().present), store.fs.free_bytes(store.run)
     if needed > free:
-        context.console.warning(
+        logger.warning(
             f"{store.run}: the checkpoints to come need about {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free: make room, or keep "
             "fewer (training.checkpoint_interval, snapshots.keep_epochs, snapshots.keep)"
         )
     pinned = context.world.device.type == "cuda"
-    return DiskTier(store, config, identity, state, pinned, tell=context.console.warning, alive=context.watchdog.progress)
+    return DiskTier(store, config, state.step, state.best_since, size, pinned, context.watchdog.progress)
 
 
-def make_memory_tier(config: Config, state: TrainingState, context: JobContext, memory: Store) -> MemoryTier | None:
+def make_memory_tier(config: Config, state: TrainingState, context: JobContext, memory: Store) -> Tier | None:
     """What keeps the state in this node's memory, if there is room for it."""
-    interval, size = config.elastic.memory_interval_steps, expected_bytes(state)
+    interval, size = config.elastic.memory_interval_steps, state.expected_bytes()
     assert interval is not None
     held = sum(manifest.size for manifest in memory.listing().present)
     # The old one goes when the new one is complete.
     needed, free = 2 * size - held, free_memory(memory)
     if needed > free:
-        context.tell(
+        logger.warning(
             f"{memory.run}: {needed / 1e6:.0f} MB are needed to keep the state in this node's memory, and {free / 1e6:.0f} MB are free: "
             "make it larger (in containers --shm-size, or a volume of medium Memory, and the memory limit, towards which both count), or "
-            "set elastic.memory_interval_steps: null"
+            "set elastic.memory_interval_steps: null",
+            extra=OF_NODE,
         )
         return None
-    return MemoryTier(memory, interval, config.snapshots.max_overhead, size, context.tell, alive=context.watchdog.progress)
+    schedule = Schedule.of_memory(interval, config.snapshots, state.step, size)
+    return MemoryTier(lambda: contextlib.nullcontext(memory), memory.run, schedule, size, context.watchdog.progress)
 
 
-def make_substitute(
-    config: Config, state: TrainingState, context: JobContext, record: RunRecord
-) -> Callable[[Manifest, dict[str, Any]], None] | None:
+def make_stand_in(config: Config, state: TrainingState, context: JobContext, record: RunRecord) -> Tier | None:
     """What saves this node's state if the process dies that keeps it; on the others."""
     if config.elastic.memory_interval_steps is None or context.world.is_first_on_node:
         return None
@@ -154,7 +160,7 @@ def make_substitute(
         base = config.memory_folder
     except ConfigError:
         return None  # which the node's first process has told
-    return partial(save_for_the_first, base, context.folder.path, record.run_id, expected_bytes(state)) if base.is_dir() else None
+    return stand_in(base, context.folder.path, record.run_id, state.expected_bytes()) if base.is_dir() else None
 
 
 def make_plan(config: Config, num_samples: int) -> BatchPlan:

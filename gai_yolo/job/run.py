@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from gai_yolo.checkpointing.compatibility import check_continuation, identity_of, judges_anew
-from gai_yolo.checkpointing.disk_tier import LoadedCheckpoint
+from gai_yolo.checkpointing.recovery import LoadedCheckpoint
 from gai_yolo.checkpointing.state import TrainingState
 from gai_yolo.config import Config
 from gai_yolo.data.formats.reading import CannotRead

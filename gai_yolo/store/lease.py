@@ -169,8 +169,7 @@ def read_holder(path: Path, fs: FileSystem = REAL) -> Holder:
     Raises:
         OSError: it is not there, cannot be read, or makes no sense.
     """
-    with fs.open(path) as file:
-        data = file.read()
+    data = fs.content(path)
     try:
         return _PARSER.validate_python(json.loads(data))
     except (ValueError, RecursionError):

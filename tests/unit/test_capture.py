@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gai_yolo.checkpointing.capture import ALIGNMENT, StateBuffer, open_state
-from gai_yolo.checkpointing.disk_tier import expected_bytes
 from gai_yolo.checkpointing.state import LOSSES, Progress, TrainingState
 from gai_yolo.data.batch import Batch
 from gai_yolo.detector.loss import DetectionLoss
@@ -327,7 +326,7 @@ def test_a_training_state_comes_through_and_fits_into_what_is_foreseen(trained: 
     """Loss: the first save of a run waits until the memory for it has grown."""
     captured = trained.capture()
     result = opened(buffer, captured)
-    assert buffer.content.size <= expected_bytes(trained) <= 1.2 * buffer.content.size
+    assert buffer.content.size <= trained.expected_bytes() <= 1.2 * buffer.content.size
     tensors, originals = tensors_of(result), tensors_of(captured)
     assert len(tensors) == len(originals) > 500
     for one, other in zip(tensors, originals, strict=True):
