@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gai_yolo.checkpointing.capture import ALIGNMENT, StateBuffer, open_state
+from gai_yolo.checkpointing.capture import TENSOR_ALIGNMENT, StateBuffer, open_state
 from gai_yolo.checkpointing.state import LOSSES, Progress, TrainingState
 from gai_yolo.data.batch import Batch
 from gai_yolo.detector.loss import DetectionLoss
@@ -114,7 +114,7 @@ def test_every_dtype_and_empty_and_single_numbers_come_through_together(buffer: 
     state = {"all": [numbers(shape, dtype, seed) for seed, dtype in enumerate(DTYPES) for shape in shapes]}
     result = opened(buffer, state)
     assert_equal(result, state)
-    assert all(tensor.data_ptr() % ALIGNMENT == 0 for tensor in result["all"] if tensor.numel()), "fast copies want it"
+    assert all(tensor.data_ptr() % TENSOR_ALIGNMENT == 0 for tensor in result["all"] if tensor.numel()), "fast copies want it"
 
 
 def test_special_numbers_keep_their_bits(buffer: StateBuffer) -> None:
