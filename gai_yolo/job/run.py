@@ -90,9 +90,7 @@ def run_job(config: Config, options: Options) -> None:
     console = NullConsole()
     if environment_rank() == 0:
         console = Console(config.training.epochs, config.reporting.log_interval)
-    cloud = CloudWatch(
-        config.elastic.notices if environment_local_rank() == 0 else "none", config.elastic.notices_endpoint, tell=console.warning
-    )
+    cloud = CloudWatch(config.elastic.notices if environment_local_rank() == 0 else "none", config.elastic.notices_endpoint)
     cloud.start()
     notices = Notices(cloud)
 
