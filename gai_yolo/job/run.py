@@ -18,7 +18,6 @@ from gai_yolo.config import Config
 from gai_yolo.data.formats.reading import CannotRead
 from gai_yolo.data.index import Index
 from gai_yolo.data.sources import load_indexes
-from gai_yolo.distributed import quick_torch
 from gai_yolo.distributed.world import (
     World,
     check_environment,
@@ -85,7 +84,6 @@ def run_job(config: Config, options: Options) -> None:
         raise
     outcome.clear()
     folder = RunFolder(config.run_folder)  # it may be refused, before anything runs that would have to be ended
-    quick_torch.install()
     recorder = Recorder(process_started())
     console = NullConsole()
     if environment_rank() == 0:

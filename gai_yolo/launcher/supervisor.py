@@ -17,7 +17,7 @@ from types import FrameType
 from gai_yolo.errors import Ending, Refusal, is_transient
 from gai_yolo.launcher.arguments import LaunchError, Settings, settings_from
 from gai_yolo.launcher.command import agent_command, agent_environment
-from gai_yolo.launcher.processes import TICK, Child, adopt_orphans, end_orphans, reap_orphans
+from gai_yolo.launcher.processes import TICK, Child, end_orphans, reap_orphans
 from gai_yolo.launcher.rendezvous.client import EndpointRendezvousClient, FileRendezvousClient, RendezvousClient
 from gai_yolo.launcher.rendezvous.election import Target
 from gai_yolo.launcher.rendezvous.file_store import StoreRefused
@@ -36,6 +36,7 @@ from gai_yolo.launcher.verdict import (
     code_when_told,
     read_outcome,
 )
+from gai_yolo.processes import adopt_orphans
 from gai_yolo.supervision.streams import forgive_lost_streams
 
 AGENT_PATIENCE = 40.0

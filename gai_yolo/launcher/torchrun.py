@@ -25,7 +25,7 @@ from torch.distributed.elastic.rendezvous import (
 
 from gai_yolo.errors import Ending
 from gai_yolo.launcher.command import BACKEND, JOB_VARIABLE, threads_each
-from gai_yolo.launcher.forking import ForkServer
+from gai_yolo.launcher.fork_server import ForkServer, fork_workers
 from gai_yolo.launcher.rendezvous.handler import StopStarting, StoreLost, StoreRendezvous, make_rendezvous
 from gai_yolo.launcher.rendezvous.state import unknown_torch
 from gai_yolo.launcher.verdict import (
@@ -43,7 +43,6 @@ from gai_yolo.launcher.verdict import (
     read_outcome,
     write_outcome,
 )
-from gai_yolo.launcher.workers import fork_workers
 from gai_yolo.machine import available_cores
 from gai_yolo.supervision.outcome import VARIABLE as OUTCOME_VARIABLE
 
