@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import GradBucket
 from torch.futures import Future
 
 HEADROOM_BITS = 20
@@ -155,7 +154,7 @@ class GradientSum:
         """The gradients that come to `hook` in this step are those of a blank image: only what was taken before counts."""
         self._hook_counts = False
 
-    def hook(self, bucket: GradBucket) -> Future[Tensor]:
+    def hook(self, bucket: dist.GradBucket) -> Future[Tensor]:  # type: ignore[name-defined]
         """DDP's communication hook, called in backward when a bucket of gradients is complete, and only then.
 
         The bucket must hold the gradients of this rank's last micro-batch alone. DDP is told that it is done at once; what

@@ -12,7 +12,6 @@ from typing import Literal, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from gai_yolo.distributed.heartbeat import Heartbeat
@@ -133,16 +132,16 @@ class World:
                 # A group of their own: beats come from another thread than the other collectives.
                 self._beats = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)))
 
-    def _store(self, timeout: timedelta) -> Store:
+    def _store(self, timeout: timedelta) -> dist.Store:  # type: ignore[name-defined]
         """Where the processes of this start find each other.
 
         On one machine torchrun keeps one store for all starts, and gloo would find the addresses of dead processes in it. With
         several, `TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1` gives each start its own; the agents' counts of restarts differ there.
         """
-        store: Store = next(rendezvous("env://", timeout=timeout))[0]
+        store = next(rendezvous("env://", timeout=timeout))[0]
         if self.world_size > self.local_world_size:
             return store
-        return PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        return dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)  # type: ignore[attr-defined]
 
     def set_threads(self, threads: int) -> None:
         """Compute with so many threads from now on."""

@@ -10,8 +10,10 @@ import os
 import signal
 import sys
 
+from gai_yolo.launcher import on_stderr
 from gai_yolo.launcher.command import FORK_VARIABLE, worker_command
 from gai_yolo.launcher.fork_server import ForkServer
+from gai_yolo.log import showing
 from gai_yolo.processes import die_with_parent
 from gai_yolo.supervision.outcome import LAUNCHER_VARIABLE
 from gai_yolo.supervision.streams import forgive_lost_streams
@@ -28,7 +30,8 @@ def main() -> int:
             server = ForkServer(worker_command(sys.argv[1:]))
     from gai_yolo.launcher.torchrun import run  # takes seconds, in which the fork server imports as well
 
-    return run(sys.argv[1:], server)
+    with showing(on_stderr):
+        return run(sys.argv[1:], server)
 
 
 if __name__ == "__main__":

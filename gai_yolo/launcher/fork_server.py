@@ -87,7 +87,7 @@ def preload(source: bytes) -> None:
 
 
 class Noting(os._Environ[str]):
-    """Environment variables that notes which were looked at."""
+    """Environment variables, with a list of those that were looked at."""
 
     seen: ClassVar[set[str]] = set()
 

@@ -85,7 +85,7 @@ class ForkedChild:
 
 
 def reap_orphans(own: Sequence[int] = ()) -> None:
-    """Take note of the deaths of adopted children, which would stay as zombies.
+    """Take note of the ends of adopted children, which would stay as zombies.
 
     Args:
         own: children that somebody else waits for.

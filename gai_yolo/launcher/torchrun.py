@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,6 +45,8 @@ from gai_yolo.launcher.verdict import (
 from gai_yolo.machine import available_cores
 from gai_yolo.supervision.outcome import VARIABLE as OUTCOME_VARIABLE
 
+logger = logging.getLogger(__name__)
+
 
 def run(arguments: Sequence[str], server: ForkServer | None = None) -> int:
     """Be torchrun's agent; returns an exit code of `verdict.py`.
@@ -73,9 +74,9 @@ def run(arguments: Sequence[str], server: ForkServer | None = None) -> int:
     given.nproc_per_node = str(processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_each(available_cores(), processes)))
     _quieten_tracebacks()
-    death = SignalToException(outcome)
+    interruption = SignalToException(outcome)
     code = _end_of(lambda: torchrun.run(given))  # type: ignore[no-untyped-call]
-    death.is_over()
+    interruption.is_over()
     for one in rendezvous:
         _say_good_bye(one, succeeded=code == DONE)
     return code
@@ -132,12 +133,12 @@ def _end_of(action: Callable[[], Any]) -> int:
     except RendezvousClosedError:
         return CLOSED
     except (RendezvousError, StoreLost) as error:
-        _say(f"the rendezvous was lost: {error.__cause__ or error}")
+        logger.warning(f"the rendezvous was lost: {error.__cause__ or error}")
         return RENDEZVOUS_LOST
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         end = f"was killed by {failure.signal_name()}" if failure.exitcode < 0 else f"ended with code {failure.exitcode}"
-        _say(f"rank {rank} {end}, and there are no restarts left")
+        logger.warning(f"rank {rank} {end}, and there are no restarts left")
         return FAILED if have_failed([failure.exitcode for failure in error.failures.values()]) else KILLED
     return DONE
 
@@ -147,7 +148,7 @@ def _say_good_bye(rendezvous: StoreRendezvous, succeeded: bool) -> None:
         try:
             rendezvous.set_closed()
         except (RendezvousError, StoreLost, OSError) as error:
-            _say(f"other nodes were not told of the end: {error}")
+            logger.warning(f"other nodes were not told of the end: {error}")
     else:
         rendezvous.leave()
 
@@ -163,7 +164,3 @@ def _quieten_tracebacks() -> None:
         return record
 
     logging.setLogRecordFactory(without_traceback)
-
-
-def _say(text: str) -> None:
-    print(f"launch: {text}", file=sys.stderr, flush=True)

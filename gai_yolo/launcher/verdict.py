@@ -137,7 +137,7 @@ class History:
 
 
 def _is_vain(end: End) -> bool:
-    """Whether the script, or the agent, failed as it was started: an end that says nothing, or a failure; not a death by a signal."""
+    """Whether the script, or the agent, failed as it was started: an end that says nothing, or a failure; not by a signal."""
     if end.code in (RENDEZVOUS_LOST, KILLED, OBSTRUCTED) or end.code < 0 or (end.code != IN_VAIN and end.seconds >= SOON):
         return False
     return end.outcome is None or end.outcome.ending == Ending.FAILED
@@ -237,7 +237,7 @@ class RestartCounter:
     def __init__(self, outcome: Path, clock: Callable[[], float], exit_codes: Callable[[], Sequence[int]]) -> None:
         self._outcome, self._clock, self._exit_codes = outcome, clock, exit_codes
         self._started: float | None = None
-        self._failures = self._deaths = 0
+        self._failures = self._kills = 0
         self._has_waited = False
 
     def before(self, resized: bool) -> int | None:
@@ -254,22 +254,22 @@ class RestartCounter:
         if self._has_waited and not resized and (soon or has_waited):
             return OBSTRUCTED  # what is said stays for the launcher; also if imports and index take long each time
         if not soon or resized:
-            self._failures = self._deaths = 0
+            self._failures = self._kills = 0
         elif outcome is None or outcome.ending == Ending.FAILED:
             self._count(have_failed(self._exit_codes()))
         else:
-            self._failures = self._deaths = 0
+            self._failures = self._kills = 0
         if self._failures >= MOST_AT_ONCE:
             return IN_VAIN
         clear_outcome(self._outcome)
-        return KILLED if self._deaths >= MOST_AT_ONCE else None
+        return KILLED if self._kills >= MOST_AT_ONCE else None
 
     def begun(self) -> None:
         """Workers are started now."""
         self._started = self._clock()
 
     def _count(self, failed: bool) -> None:
-        self._failures, self._deaths = (self._failures + 1, 0) if failed else (0, self._deaths + 1)
+        self._failures, self._kills = (self._failures + 1, 0) if failed else (0, self._kills + 1)
 
 
 def have_failed(exit_codes: Sequence[int]) -> bool:

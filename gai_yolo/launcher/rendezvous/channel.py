@@ -29,7 +29,7 @@ REFUSED = b"-" * (PROOF_BYTES - 1) + b"\n"
 """In place of the server's proof, so that people can be told what is wrong. Who merely hangs up may be busy."""
 HEAD_BYTES = LENGTH.size + MAC_BYTES
 MOST_BYTES = 8 << 20
-"""Of a message: the notes of some ten thousand nodes."""
+"""Of a message: the state of some ten thousand nodes."""
 
 
 class Stranger(ConnectionError):

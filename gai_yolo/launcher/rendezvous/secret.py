@@ -1,4 +1,4 @@
-"""The job's secret: what launchers know and strangers do not. With it every note that nodes leave for each other is authenticated.
+"""The job's secret: what launchers know and strangers do not. With it all that nodes write for each other is authenticated.
 
 Where it comes from, the first that is given: `--secret-file`; the variable `GAI_YOLO_SECRET` (the text itself) or
 `GAI_YOLO_SECRET_FILE`; for a rendezvous file a file beside it; for endpoints of this machine alone a file of this user. The last two are
