@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from gai_yolo.config import load_config
-from gai_yolo.distributed.world import environment_local_rank
+from gai_yolo.distributed.environment import environment_local_rank
 from gai_yolo.errors import INTERRUPTED, Departure, Ending, Refusal
 from gai_yolo.job.run import run_job
 from gai_yolo.job.startup import Options

@@ -18,15 +18,8 @@ from gai_yolo.config import Config
 from gai_yolo.data.formats.reading import CannotRead
 from gai_yolo.data.index import Index
 from gai_yolo.data.sources import load_indexes
-from gai_yolo.distributed.world import (
-    World,
-    check_environment,
-    environment_local_rank,
-    environment_rank,
-    fix_arithmetic,
-    is_lost_peer,
-    lost_peer_line,
-)
+from gai_yolo.distributed.environment import check_environment, environment_local_rank, environment_rank
+from gai_yolo.distributed.world import World, fix_arithmetic, is_lost_peer, lost_peer_line
 from gai_yolo.errors import ConfigError, DataError, Departure, Ending, Refusal, Stop
 from gai_yolo.goodput.record import Phase, high_water
 from gai_yolo.goodput.recorder import Recorder, process_started

@@ -13,7 +13,7 @@ from typing import Any
 from gai_yolo.checkpointing.disk_tier import LoadedCheckpoint
 from gai_yolo.checkpointing.recovery import agree
 from gai_yolo.config import Config
-from gai_yolo.distributed.world import launch_id, was_restarted
+from gai_yolo.distributed.environment import launch_id, was_restarted
 from gai_yolo.errors import Refusal, refused_by
 from gai_yolo.goodput.progress import judge_progress
 from gai_yolo.goodput.record import compact_records, keep_records, next_number, parse_records, plain, read_records

@@ -36,9 +36,9 @@ LATE_IMPORTS = b"import torch._dynamo\nimport torchvision.ops"
 """What a training imports as it goes: PyTorch's optimizers and DistributedDataParallel bring in its compiler, whatever is compiled."""
 FORKED_NAME, WORKER_NAME = "fork-server", "rank-"
 """What `ps -o comm` shows for the server, and of a worker for its first moment; and for a worker, before its rank."""
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+SIGNALS_FOR_WORKERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 """Who sends them to all processes of a job means the workers."""
-ANSWER_WITHIN = 120.0
+FORKED_WITHIN = 120.0
 """Seconds; the first answer comes when everything is imported, from a disk that may be slow."""
 
 
@@ -121,7 +121,7 @@ def be_server(requests: Connection, agent: int, script: Script, prepare: Callabl
     """
     die_with_parent(agent, signal.SIGKILL)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whoever has started all this may have it ignored, and nobody could be waited for
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS_FOR_WORKERS}
     set_name(FORKED_NAME)
     own = dict(os.environ)
     plain, os.environ.__class__ = os.environ.__class__, Noting  # the same object, because modules may hold it
@@ -233,7 +233,7 @@ class ForkServer:
         pid: int | None = None
         with contextlib.suppress(OSError, EOFError):
             self._requests.send(dict(environment))
-            pid = self._requests.recv() if self._requests.poll(ANSWER_WITHIN) else None
+            pid = self._requests.recv() if self._requests.poll(FORKED_WITHIN) else None
         if pid is None:
             self._replace()
         if not pid:

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from gai_yolo.processes import children_of
 
-TICK = 0.1
+CHILD_TICK = 0.1
 """Seconds between two looks at a child."""
-POLL = 0.02
+WORKER_TICK = 0.02
 """The same, where a start waits for the child."""
-KILLED_WITHIN = 10.0
+REAPED_WITHIN = 10.0
 """Seconds that a killed process may take to end, as it may while a device or a network disk does not answer."""
 
 
@@ -48,7 +48,7 @@ class Child:
             if time.monotonic() > deadline or hurry():
                 self._process.kill()
                 return self._process.wait()
-            time.sleep(TICK)
+            time.sleep(CHILD_TICK)
         return code
 
 
@@ -80,7 +80,7 @@ class ForkedChild:
         while (code := self.poll()) is None:
             if time.monotonic() > deadline:
                 raise subprocess.TimeoutExpired(self.args, timeout)
-            time.sleep(POLL)
+            time.sleep(WORKER_TICK)
         return code
 
 
@@ -102,7 +102,7 @@ def end_orphans(patience: float, hurry: Callable[[], bool]) -> None:
     save, and SIGKILL after so many seconds. One that the kernel does not let go is left behind in the end."""
     told: set[int] = set()
     deadline = time.monotonic() + patience
-    while time.monotonic() < deadline + KILLED_WITHIN:
+    while time.monotonic() < deadline + REAPED_WITHIN:
         reap_orphans()
         left = children_of(os.getpid())
         if not left:
@@ -112,4 +112,4 @@ def end_orphans(patience: float, hurry: Callable[[], bool]) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL if over else signal.SIGTERM)
         told |= left
-        time.sleep(TICK)
+        time.sleep(CHILD_TICK)

@@ -18,7 +18,7 @@ from gai_yolo.errors import Ending, Refusal, is_transient
 from gai_yolo.launcher import on_stderr
 from gai_yolo.launcher.arguments import LaunchError, Settings, settings_from
 from gai_yolo.launcher.command import agent_command, agent_environment
-from gai_yolo.launcher.processes import TICK, Child, end_orphans, reap_orphans
+from gai_yolo.launcher.processes import CHILD_TICK, Child, end_orphans, reap_orphans
 from gai_yolo.launcher.rendezvous.client import EndpointRendezvousClient, FileRendezvousClient, RendezvousClient
 from gai_yolo.launcher.rendezvous.election import Target
 from gai_yolo.launcher.rendezvous.file_store import StoreRefused
@@ -175,7 +175,7 @@ class Launcher:
                 return target
             if time.monotonic() > deadline:
                 return Verdict(FAILED, f"no endpoint of --rendezvous has answered for {patience} s")
-            time.sleep(TICK)
+            time.sleep(CHILD_TICK)
         return code_when_told(self._signals.told, None)
 
     def _run_agent(self, target: Target, run: str) -> End:
@@ -194,7 +194,7 @@ class Launcher:
             if moved or self._signals.told is not None:
                 code = agent.end(AGENT_PATIENCE, lambda: self._signals.hurry)
                 break
-            time.sleep(TICK)
+            time.sleep(CHILD_TICK)
         seconds = agent.seconds
         killed_by_us = code == -signal.SIGKILL and (moved or self._signals.told is not None)
         end_orphans(KILLED_PATIENCE if killed_by_us else AGENT_PATIENCE, lambda: self._signals.hurry)
@@ -213,7 +213,7 @@ class Launcher:
         deadline = time.monotonic() + seconds
         while self._signals.told is None and time.monotonic() < deadline:
             self._rendezvous.target()
-            time.sleep(TICK)
+            time.sleep(CHILD_TICK)
 
     def _join(self, folder: Path) -> RendezvousClient:
         rendezvous = self._settings.rendezvous

@@ -31,7 +31,7 @@ from gai_yolo.launcher.verdict import (
     CLOSED,
     DONE,
     FAILED,
-    KILLED,
+    KILLED_AT_ONCE,
     LAST_WORDS,
     RENDEZVOUS_LOST,
     TERMINATED,
@@ -139,7 +139,7 @@ def _end_of(action: Callable[[], Any]) -> int:
         rank, failure = error.get_first_failure()
         end = f"was killed by {failure.signal_name()}" if failure.exitcode < 0 else f"ended with code {failure.exitcode}"
         logger.warning(f"rank {rank} {end}, and there are no restarts left")
-        return FAILED if have_failed([failure.exitcode for failure in error.failures.values()]) else KILLED
+        return FAILED if have_failed([failure.exitcode for failure in error.failures.values()]) else KILLED_AT_ONCE
     return DONE
 
 

@@ -33,9 +33,9 @@ from gai_yolo.launcher.verdict import (
     CLOSED,
     FAILED,
     IN_VAIN,
-    KILLED,
-    LEAST_SECONDS,
-    MOST_IN_VAIN,
+    KILLED_AT_ONCE,
+    LEAST_VAIN_SECONDS,
+    MOST_VAIN_ENDS,
     OBSTRUCTED,
     RENDEZVOUS_LOST,
     TERMINATED,
@@ -164,7 +164,7 @@ def test_environment_of_an_operator_does_not_reach_the_agent() -> None:
         (End(TERMINATED, 5, Outcome(Ending.LEFT, "left")), 75),
         (End(CLOSED, 5), 0),
         (End(IN_VAIN, 5), None),
-        (End(KILLED, 5), None),
+        (End(KILLED_AT_ONCE, 5), None),
         (End(OBSTRUCTED, 5, Outcome(Ending.WAITING, "the disk is full.")), None),
         (End(TERMINATED, 5, Outcome(Ending.WAITING, "the disk is full."), signal.SIGTERM), 143),
         (End(TERMINATED, 5, Outcome(Ending.DIVERGED, "nan")), 2),
@@ -223,15 +223,15 @@ def test_a_script_that_fails_at_once_is_given_up_after_five_times_and_half_a_min
     reboots."""
     crash, lost, long, typo = End(FAILED, 3), End(RENDEZVOUS_LOST, 3), End(FAILED, 300), End(IN_VAIN, 6)
     said = End(FAILED, 3, Outcome(Ending.FAILED, "failed: KeyError: 7"))
-    for end, expected in ((crash, MOST_IN_VAIN), (said, MOST_IN_VAIN), (End(FAILED, 0.1), MOST_IN_VAIN + 1), (typo, 4)):
+    for end, expected in ((crash, MOST_VAIN_ENDS), (said, MOST_VAIN_ENDS), (End(FAILED, 0.1), MOST_VAIN_ENDS + 1), (typo, 4)):
         number, seconds = until_given_up(History(), repeat(end)) or (0, 0.0)
-        assert number == expected and seconds >= LEAST_SECONDS
-    before = [crash] * (MOST_IN_VAIN - 1)
+        assert number == expected and seconds >= LEAST_VAIN_SECONDS
+    before = [crash] * (MOST_VAIN_ENDS - 1)
     assert until_given_up(History(), [*before, lost, *before, long, *before]) is None
 
 
 @pytest.mark.parametrize(
-    "end", [End(KILLED, 3), End(BY_SIGKILL, 3), End(-signal.SIGBUS, 3)], ids=["workers", "agent", "shared memory is full"]
+    "end", [End(KILLED_AT_ONCE, 3), End(BY_SIGKILL, 3), End(-signal.SIGBUS, 3)], ids=["workers", "agent", "shared memory is full"]
 )
 def test_sudden_deaths_never_end_a_job_and_slow_it_down(end: End) -> None:
     """A job that is over for good because a machine was short of memory five times in a row."""
@@ -293,7 +293,7 @@ def test_workers_that_fail_at_once_are_left_to_the_launcher(tmp_path: Path) -> N
 def test_workers_that_are_killed_at_once_slow_the_node_down_and_no_more(exit_codes: tuple[int, ...], tmp_path: Path) -> None:
     """A job that is over for good because its processes were killed while they started, or missed one that was."""
     workers = Workers(tmp_path)
-    assert [workers.run(1, *exit_codes) for _ in range(3)] == [None, None, KILLED]
+    assert [workers.run(1, *exit_codes) for _ in range(3)] == [None, None, KILLED_AT_ONCE]
 
 
 def test_workers_that_wait_leave_the_waiting_to_the_launcher(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from gai_yolo.launcher.rendezvous.channel import (
     GREETING,
     GREETING_BYTES,
     HEAD_BYTES,
-    MOST_BYTES,
+    MOST_MESSAGE_BYTES,
     NONCE_BYTES,
     REFUSED,
     Channel,
@@ -40,10 +40,10 @@ from gai_yolo.launcher.rendezvous.channel import (
 )
 from gai_yolo.launcher.rendezvous.client import EndpointRendezvousClient, Host
 from gai_yolo.launcher.rendezvous.file_store import (
+    FILE_MAGIC,
     FIRST_SLOT,
-    HEADER,
-    MAGIC,
     SLOT_BYTES,
+    SLOT_HEADER,
     FileKeyValueStore,
     InMemoryKeyValueStore,
     StoreRefused,
@@ -250,9 +250,9 @@ def test_message_that_is_cut_short_or_too_long_is_none(endpoint: Endpoint) -> No
     cut.socket.shutdown(socket.SHUT_WR)
     assert is_hung_up(cut.socket)
     long = Wire(endpoint)
-    assert is_hung_up_after(long, (MOST_BYTES + 1).to_bytes(4, "big") + bytes(32))
+    assert is_hung_up_after(long, (MOST_MESSAGE_BYTES + 1).to_bytes(4, "big") + bytes(32))
     with pytest.raises(ValueError, match="more than"):
-        TcpKeyValueStore(endpoint, SECRET, 5.0).write({"n": bytes(MOST_BYTES)})
+        TcpKeyValueStore(endpoint, SECRET, 5.0).write({"n": bytes(MOST_MESSAGE_BYTES)})
     assert TcpKeyValueStore(endpoint, SECRET, 5.0).read(["n"]) == [None]
 
 
@@ -454,9 +454,9 @@ def false_file(path: Path, marker: Path, signed_by: Secret | None) -> None:
     number = 7
     mac = signed_by.mac("board", number.to_bytes(8, "big"), data) if signed_by else bytes(32)
     with path.open("wb") as file:
-        file.write(MAGIC)
+        file.write(FILE_MAGIC)
         file.seek(FIRST_SLOT + SLOT_BYTES)
-        file.write(HEADER.pack(number, len(data), mac) + data)
+        file.write(SLOT_HEADER.pack(number, len(data), mac) + data)
     path.chmod(0o600)
 
 
@@ -492,7 +492,7 @@ def test_change_by_a_stranger_has_not_happened(tmp_path: Path) -> None:
     data = b'{"a":"3"}'
     with path.open("r+b") as file:
         file.seek(FIRST_SLOT + SLOT_BYTES)
-        file.write(HEADER.pack(3, len(data), ANOTHER.mac("board", (3).to_bytes(8, "big"), data)) + data)
+        file.write(SLOT_HEADER.pack(3, len(data), ANOTHER.mac("board", (3).to_bytes(8, "big"), data)) + data)
     assert store.read(["a"]) == [b"2"]
 
 
@@ -519,9 +519,7 @@ def test_rendezvous_file_is_of_this_user_alone(tmp_path: Path, monkeypatch: pyte
     assert "was left by an older version and is not signed; remove it" in capsys.readouterr().err
 
 
-def test_launcher_ends_with_a_sentence_at_a_file_of_a_stranger(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]
-) -> None:
+def test_launcher_ends_with_a_sentence_at_a_file_of_a_stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]) -> None:
     """Loss: endless restarts of what only a person can mend; or what stands there, believed."""
     be_told_nothing(tmp_path, monkeypatch)
     false_file(tmp_path / "board", tmp_path / "marker", ANOTHER)

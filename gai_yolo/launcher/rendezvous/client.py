@@ -25,9 +25,9 @@ logger = logging.getLogger(__name__)
 
 LOOK_EVERY = 1.0
 """Seconds."""
-ANSWER_WITHIN = 2.0
+LOOK_WITHIN = 2.0
 """Seconds; an endpoint that takes longer has not answered."""
-LINGER = 60.0
+HOST_LINGER = 60.0
 """Seconds that a host waits, after the job's success, for the others to hear of it."""
 
 
@@ -146,7 +146,7 @@ class EndpointRendezvousClient:
 
     def store(self, target: Target) -> KeyValueStore:
         """See `RendezvousClient`."""
-        return TcpKeyValueStore(self._endpoints[target.index], self._secret, ANSWER_WITHIN)
+        return TcpKeyValueStore(self._endpoints[target.index], self._secret, LOOK_WITHIN)
 
     def remember(self, run: str) -> None:
         """See `RendezvousClient`: a store that starts anew is told."""
@@ -159,8 +159,8 @@ class EndpointRendezvousClient:
             watcher.goes_by_it = False
             watcher.stopped.set()
         for watcher in self._watchers:
-            watcher.join(ANSWER_WITHIN)
-        deadline = time.monotonic() + LINGER
+            watcher.join(LOOK_WITHIN)
+        deadline = time.monotonic() + HOST_LINGER
         while done and time.monotonic() < deadline and go_on() and any(host.launchers(self._job) for host in self._hosts):
             time.sleep(0.1)
         for host in self._hosts:
@@ -255,7 +255,7 @@ class _Watcher(threading.Thread):
         while not self.stopped.is_set():
             try:
                 if store is None:
-                    store = TcpKeyValueStore(self._endpoint, self._secret, ANSWER_WITHIN)
+                    store = TcpKeyValueStore(self._endpoint, self._secret, LOOK_WITHIN)
                 if self.goes_by_it and self.run_name is not None:
                     claim_run(store, self._job, self.run_name)
                 launchers = store.launchers(self._job, self._me, self.goes_by_it)

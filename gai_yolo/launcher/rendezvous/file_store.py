@@ -18,14 +18,14 @@ from gai_yolo.launcher.rendezvous.secret import MAC_BYTES, Secret, SecretError, 
 
 T = TypeVar("T")
 
-MAGIC = b"gai-yolo board 2\n"
-OLD_MAGIC = b"gai-yolo board 1\n"
+FILE_MAGIC = b"gai-yolo board 2\n"
+OLD_FILE_MAGIC = b"gai-yolo board 1\n"
 FIRST_SLOT = 4096
 SLOT_BYTES = 4 << 20
 """Room for what some thousand nodes write. The file is sparse: it takes what is in it."""
-HEADER = struct.Struct(f"<QI{MAC_BYTES}s")
+SLOT_HEADER = struct.Struct(f"<QI{MAC_BYTES}s")
 """Number of the change, bytes of the content, MAC of both."""
-MOST_BYTES = 64 << 20
+MOST_STORE_BYTES = 64 << 20
 """Of all keys and values of a store in memory."""
 
 
@@ -71,7 +71,7 @@ class InMemoryKeyValueStore:
                 forget_old_rounds(self.content, key)
                 self._size = sum(map(_size_of, self.content.items()))
             self._size += _size_of((key, value)) - (_size_of((key, self.content[key])) if key in self.content else 0)
-            if self._size > MOST_BYTES:
+            if self._size > MOST_STORE_BYTES:
                 raise OSError(errno.EFBIG, "too many keys")
             self.content[key] = value
 
@@ -175,15 +175,15 @@ class FileKeyValueStore:
 
     def _newest(self, file: int) -> tuple[int, dict[str, bytes]]:
         """Number and content as of the last complete change; 0 and nothing in a new file."""
-        _check_kind(os.pread(file, len(MAGIC), 0), self.path)
+        _check_kind(os.pread(file, len(FILE_MAGIC), 0), self.path)
         number, newest, is_foreign = 0, b"", False
         for slot in range(2):
             offset = FIRST_SLOT + slot * SLOT_BYTES
-            head = os.pread(file, HEADER.size, offset)
-            its_number, length, mac = HEADER.unpack(head) if len(head) == HEADER.size else (0, 0, b"")
+            head = os.pread(file, SLOT_HEADER.size, offset)
+            its_number, length, mac = SLOT_HEADER.unpack(head) if len(head) == SLOT_HEADER.size else (0, 0, b"")
             if its_number <= number:
                 continue
-            data = os.pread(file, min(length, SLOT_BYTES - HEADER.size), offset + HEADER.size)
+            data = os.pread(file, min(length, SLOT_BYTES - SLOT_HEADER.size), offset + SLOT_HEADER.size)
             if self._secret.verifies(mac, "board", its_number.to_bytes(8, "big"), data):
                 number, newest = its_number, data
             elif its_number > 1 or len(data) == length:  # a first change that was cut short is nobody's fault
@@ -198,12 +198,12 @@ class FileKeyValueStore:
 
     def _publish(self, file: int, number: int, content: dict[str, bytes]) -> None:
         data = json.dumps(pack(content)).encode()
-        if len(data) > SLOT_BYTES - HEADER.size:
+        if len(data) > SLOT_BYTES - SLOT_HEADER.size:
             raise OSError(errno.EFBIG, "too many nodes for a rendezvous file; use host:port")
         mac = self._secret.mac("board", number.to_bytes(8, "big"), data)
         if number == 1:
-            _write(file, MAGIC, 0)
-        _write(file, HEADER.pack(number, len(data), mac) + data, FIRST_SLOT + (number % 2) * SLOT_BYTES)
+            _write(file, FILE_MAGIC, 0)
+        _write(file, SLOT_HEADER.pack(number, len(data), mac) + data, FIRST_SLOT + (number % 2) * SLOT_BYTES)
 
 
 def check_store(path: Path, secret: Secret | None = None) -> None:
@@ -221,7 +221,7 @@ def check_store(path: Path, secret: Secret | None = None) -> None:
         return
     with path.open("rb") as file:
         _check_access(path, os.fstat(file.fileno()))
-        _check_kind(file.read(len(MAGIC)), path)
+        _check_kind(file.read(len(FILE_MAGIC)), path)
 
 
 def _check_access(path: Path, status: os.stat_result) -> None:
@@ -236,9 +236,9 @@ def _check_access(path: Path, status: os.stat_result) -> None:
 
 
 def _check_kind(begin: bytes, path: Path) -> None:
-    if begin.startswith(OLD_MAGIC):
+    if begin.startswith(OLD_FILE_MAGIC):
         raise StoreRefused(errno.EINVAL, "was left by an older version and is not signed; remove it when no job meets there", str(path))
-    if not MAGIC.startswith(begin):
+    if not FILE_MAGIC.startswith(begin):
         raise StoreRefused(errno.EINVAL, "is a file of another kind; name one of its own, which need not exist yet", str(path))
 
 

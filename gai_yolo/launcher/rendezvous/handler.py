@@ -29,9 +29,9 @@ from gai_yolo.launcher.rendezvous.state import StateBackend
 from gai_yolo.launcher.rendezvous.tcp_store import TcpKeyValueStore
 from gai_yolo.launcher.verdict import RestartCounter
 
-ANSWER_WITHIN = 5.0
+STORE_ANSWERS_WITHIN = 5.0
 """Seconds; a store that takes longer is lost."""
-POLL = 0.1
+VALUE_TICK = 0.1
 """Seconds between two looks for a value that another node has yet to write."""
 BARRIER = timedelta(seconds=300)
 """torchrun waits so long at the end for other nodes' workers. It sets this on a wrapper of the store, which does not pass it on."""
@@ -120,7 +120,7 @@ class TorchStore(dist.Store):  # type: ignore[name-defined, misc]
                 return values
             if time.monotonic() > deadline:
                 raise StoreLost(f"no node has written {keys[found.index(None)]} for {patience.total_seconds():.0f} s")
-            time.sleep(POLL)
+            time.sleep(VALUE_TICK)
 
 
 class StoreRendezvous(RendezvousHandler):
@@ -212,7 +212,7 @@ def make_rendezvous(parameters: RendezvousParameters, job: str, restarts: Restar
 def _store_at(address: str) -> KeyValueStore:
     where = parse_rendezvous(address)
     secret = secret_for(where, given_secret(None, os.environ))
-    return FileKeyValueStore(where, secret) if isinstance(where, Path) else TcpKeyValueStore(where[0], secret, ANSWER_WITHIN)
+    return FileKeyValueStore(where, secret) if isinstance(where, Path) else TcpKeyValueStore(where[0], secret, STORE_ANSWERS_WITHIN)
 
 
 @contextlib.contextmanager

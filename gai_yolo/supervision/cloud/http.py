@@ -22,7 +22,7 @@ from gai_yolo.errors import ConfigError
 
 ANSWER_SECONDS = 2.0
 """A whole answer takes no longer, however slowly it trickles."""
-MOST_BYTES = 256 * 1024
+MOST_ANSWER_BYTES = 256 * 1024
 """Of an answer. Azure's list names every machine of a scale set; all others fit in 1 KiB."""
 MOST_UNANSWERED = 4
 """Questions that may be under way. One more is not put: their threads are not ended by any server, however it behaves."""
@@ -120,8 +120,8 @@ class HttpClient:
                 question.socket = connection.sock
                 connection.request(method, path, headers=headers)
                 with connection.getresponse() as response:
-                    body = response.read(MOST_BYTES + 1)
-                    if len(body) > MOST_BYTES or response.length:
+                    body = response.read(MOST_ANSWER_BYTES + 1)
+                    if len(body) > MOST_ANSWER_BYTES or response.length:
                         raise ValueError("an answer that is too long or was cut off")
                     question.answers.put(Answer(response.status, response.headers, body))
         except FAILURES as error:

@@ -19,7 +19,7 @@ from gai_yolo.supervision.cloud.http import ANSWER_SECONDS, FAILURES, Answer, Ht
 
 Provider = Literal["aws", "gcp", "azure"]
 
-NAMES: dict[Provider, str] = {"aws": "AWS", "gcp": "Google Cloud", "azure": "Azure"}
+CLOUD_NAMES: dict[Provider, str] = {"aws": "AWS", "gcp": "Google Cloud", "azure": "Azure"}
 FINDING_SECONDS = 1.0
 """An answer takes no longer while it is not known whether there is a cloud."""
 

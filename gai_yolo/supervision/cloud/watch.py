@@ -24,7 +24,7 @@ from typing import Literal
 from gai_yolo.log import OF_NODE
 from gai_yolo.supervision.cloud.firmware import machine_vendor
 from gai_yolo.supervision.cloud.http import FAILURES, HttpClient
-from gai_yolo.supervision.cloud.providers import CLOUDS, FINDING_SECONDS, NAMES, Cloud, CloudNotice, Provider
+from gai_yolo.supervision.cloud.providers import CLOUD_NAMES, CLOUDS, FINDING_SECONDS, Cloud, CloudNotice, Provider
 
 __all__ = ["CloudNotice", "CloudWatch", "Provider"]
 
@@ -126,7 +126,7 @@ class CloudWatch:
                 self._told_of_failure = True
                 reason = "".join(c for c in str(error)[:120] if c.isprintable()) or type(error).__name__
                 _say(
-                    f"elastic.notices: {NAMES[provider]}'s metadata service cannot be read ({reason}); it is asked again every "
+                    f"elastic.notices: {CLOUD_NAMES[provider]}'s metadata service cannot be read ({reason}); it is asked again every "
                     f"{self._poll_seconds:g} s, and SIGTERM is still heeded. Set elastic.notices: none if there is no such service here."
                 )
 
@@ -155,9 +155,9 @@ class _Question:
     def tell_of_change(self) -> None:
         """Say what has come or gone since the last time."""
         if self.standing is not None and self.standing != self._told:
-            _say(f"{NAMES[self.standing.provider]} announces: {self.standing.what}")
+            _say(f"{CLOUD_NAMES[self.standing.provider]} announces: {self.standing.what}")
         if self.standing is None and self._told is not None:
-            _say(f"{NAMES[self._told.provider]} has withdrawn its notice: {self._told.what}")
+            _say(f"{CLOUD_NAMES[self._told.provider]} has withdrawn its notice: {self._told.what}")
         self._told = self.standing
 
 
