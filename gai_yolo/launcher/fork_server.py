@@ -261,10 +261,14 @@ def fork_workers(server: ForkServer | None) -> Callable[[], list[int]]:
 
     Returns:
         What gives the exit codes of the last start's workers that have ended, minus a signal's number.
+
+    Raises:
+        ImportError, AttributeError: this PyTorch starts workers in a way that is not known here.
     """
     from torch.distributed.elastic.multiprocessing import api
     from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 
+    getattr(api, "get_subprocess_handler"), getattr(SubprocessHandler, "_popen")  # noqa: B009  # both are replaced, if they are there
     workers: dict[int, Any] = {}  # by local rank
 
     class Handler(SubprocessHandler):

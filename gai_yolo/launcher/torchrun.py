@@ -26,7 +26,7 @@ from gai_yolo.errors import Ending
 from gai_yolo.launcher.command import BACKEND, JOB_VARIABLE, threads_each
 from gai_yolo.launcher.fork_server import ForkServer, fork_workers
 from gai_yolo.launcher.rendezvous.handler import StopStarting, StoreLost, StoreRendezvous, make_rendezvous
-from gai_yolo.launcher.rendezvous.state import unknown_torch
+from gai_yolo.launcher.rendezvous.state import KNOWN_TORCH, unknown_torch
 from gai_yolo.launcher.verdict import (
     CLOSED,
     DONE,
@@ -56,7 +56,13 @@ def run(arguments: Sequence[str], server: ForkServer | None = None) -> int:
     """
     outcome = Path(os.environ[OUTCOME_VARIABLE])
     rendezvous: list[StoreRendezvous] = []
-    exit_codes = fork_workers(server)
+    try:
+        exit_codes, unknown = fork_workers(server), unknown_torch()
+    except (ImportError, AttributeError) as error:
+        unknown = f"PyTorch {torch.__version__} starts workers in a way that is not known here ({error}); {KNOWN_TORCH}"
+    if unknown:
+        write_outcome(outcome, Outcome(Ending.REFUSED, unknown))
+        return FAILED
 
     def make(parameters: RendezvousParameters) -> StoreRendezvous:
         rendezvous.append(make_rendezvous(parameters, os.environ[JOB_VARIABLE], RestartCounter(outcome, time.monotonic, exit_codes)))
@@ -67,9 +73,6 @@ def run(arguments: Sequence[str], server: ForkServer | None = None) -> int:
     processes = count_processes(given.nproc_per_node)
     if processes == 0:
         write_outcome(outcome, Outcome(Ending.REFUSED, "--processes-per-node gpu: this machine has no GPU that PyTorch can use."))
-        return FAILED
-    if reason := unknown_torch():
-        write_outcome(outcome, Outcome(Ending.REFUSED, reason))
         return FAILED
     given.nproc_per_node = str(processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_each(available_cores(), processes)))

@@ -23,6 +23,7 @@ import pytest
 from torch.distributed.elastic.rendezvous import RendezvousParameters, RendezvousStateError, dynamic_rendezvous
 
 from gai_yolo.cli.main import main
+from gai_yolo.errors import Ending
 from gai_yolo.launcher.arguments import RENDEZVOUS, add_arguments, settings_from
 from gai_yolo.launcher.command import BACKEND
 from gai_yolo.launcher.rendezvous import tcp_store as served
@@ -62,7 +63,9 @@ from gai_yolo.launcher.rendezvous.secret import (
 from gai_yolo.launcher.rendezvous.state import StateBackend, decode, encode, unknown_torch
 from gai_yolo.launcher.rendezvous.tcp_store import MOST_STRANGERS, Endpoint, KeyValueServer, TcpKeyValueStore
 from gai_yolo.launcher.supervisor import Launcher
-from gai_yolo.launcher.verdict import RestartCounter
+from gai_yolo.launcher.torchrun import run as be_agent
+from gai_yolo.launcher.verdict import FAILED, RestartCounter, read_outcome
+from gai_yolo.supervision.outcome import VARIABLE as OUTCOME_VARIABLE
 
 SECRET, ANOTHER = Secret("0123456789abcdef" * 2), Secret("fedcba9876543210" * 2)
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give files away")
@@ -643,8 +646,17 @@ def test_unknown_state_of_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -
     assert "keeps a rendezvous state that is not known here" in (unknown_torch() or "")
 
 
+def test_unknown_way_of_starting_workers_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Loss: workers whose ends nobody counts, started again and again though their script cannot run."""
+    monkeypatch.delattr("torch.distributed.elastic.multiprocessing.api.get_subprocess_handler")
+    monkeypatch.setenv(OUTCOME_VARIABLE, str(tmp_path / "outcome.json"))
+    assert be_agent([]) == FAILED
+    said = read_outcome(tmp_path / "outcome.json")
+    assert said is not None and said.ending == Ending.REFUSED and "starts workers in a way that is not known here" in said.reason
+
+
 @pytest.mark.parametrize(
-    "note",
+    "value",
     [
         b"{}",
         b"[]",
@@ -655,10 +667,10 @@ def test_unknown_state_of_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -
         encode(dynamic_rendezvous._RendezvousState()).replace(b'"deadline":null', b'"deadline":"2026-11-26T07:00:00"'),
     ],
 )
-def test_note_of_another_form_is_no_state(note: bytes) -> None:
+def test_value_of_another_form_is_no_state(value: bytes) -> None:
     """Loss: an agent that dies of a state it does not understand, with a traceback."""
     with pytest.raises(RendezvousStateError, match="no state of torchrun"):
-        StateBackend(InMemoryKeyValueStore({"torch.rendezvous.run": note}), "run").get_state()
+        StateBackend(InMemoryKeyValueStore({"torch.rendezvous.run": value}), "run").get_state()
 
 
 def test_pickle_in_the_store_is_not_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -670,8 +682,8 @@ def test_pickle_in_the_store_is_not_unpickled(tmp_path: Path, monkeypatch: pytes
     path = tmp_path / "board"
     secret = secret_for(path, None)
     data = pickle.dumps(Exploit(tmp_path / "marker"))
-    for note in (data, b64encode(data)):
-        FileKeyValueStore(path, secret).write({"torch.rendezvous.run": note})
+    for value in (data, b64encode(data)):
+        FileKeyValueStore(path, secret).write({"torch.rendezvous.run": value})
         parameters = RendezvousParameters(BACKEND, str(path), "run", 1, 2, "localhost", **{**RENDEZVOUS, "join_timeout": 3})
         rendezvous = make_rendezvous(parameters, "job", RestartCounter(tmp_path / "outcome.json", time.monotonic, list))
         assert isinstance(rendezvous, StoreRendezvous)

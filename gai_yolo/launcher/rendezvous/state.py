@@ -22,6 +22,7 @@ from gai_yolo.launcher.rendezvous.file_store import KeyValueStore
 FIELDS = {"round", "complete", "deadline", "closed", "participants", "wait_list", "redundancy_list", "last_heartbeats"}
 NODE_FIELDS = {"addr", "pid", "local_id"}
 """What there is in PyTorch 2.11 to 2.15."""
+KNOWN_TORCH = "install 2.11 to 2.15, or a newer gai-yolo."
 
 
 class _Part(BaseModel):
@@ -57,7 +58,7 @@ def unknown_torch() -> str | None:
         known = False
     if known:
         return None
-    return f"PyTorch {torch.__version__} keeps a rendezvous state that is not known here; install 2.11 to 2.15, or a newer gai-yolo."
+    return f"PyTorch {torch.__version__} keeps a rendezvous state that is not known here; {KNOWN_TORCH}"
 
 
 def encode(state: Any) -> bytes:
