@@ -20,7 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from gai_yolo.checkpointing import writer_process as writer
-from gai_yolo.launcher.processes import die_with_parent
+from gai_yolo.processes import die_with_parent
 
 PR_SET_PDEATHSIG = 1
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)

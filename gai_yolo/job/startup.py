@@ -14,7 +14,7 @@ from gai_yolo.checkpointing.recovery import LoadedCheckpoint, agree
 from gai_yolo.config import Config
 from gai_yolo.data.index import Index
 from gai_yolo.data.sources import load_indexes
-from gai_yolo.distributed.world import launch_id, was_restarted
+from gai_yolo.distributed.environment import launch_id, was_restarted
 from gai_yolo.errors import ConfigError, Refusal, refused_by
 from gai_yolo.goodput.progress import judge_progress
 from gai_yolo.goodput.record import Record, compact_records, keep_records, next_number, parse_records, plain, read_records
