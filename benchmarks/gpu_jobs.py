@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.gpu_check import REPOSITORY, Check, be_one_of
 from gai_yolo.goodput.record import high_water, read_records
-from gai_yolo.launcher.processes import children_of, name_of
+from gai_yolo.processes import children_of, name_of
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--max-restarts=5")
 STEPS_AN_EPOCH = 12

@@ -25,6 +25,7 @@ from torch._C._distributed_c10d import HashStore
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from benchmarks.epoch import build
+from gai_yolo.checkpointing.tier import DiskTier
 from gai_yolo.data.batch import Batch
 from gai_yolo.training.loop import TrainingParts
 
@@ -98,8 +99,8 @@ def train(run: TrainingParts, batches: list[Batch], steps: int) -> None:
 
 def window(run: TrainingParts, batches: list[Batch], steps: int, save: Save | None) -> tuple[float, float, float]:
     """Seconds of the whole, seconds that the loop stood still, seconds until the snapshot was complete."""
-    snapshots = run.saver.durable
-    assert snapshots is not None
+    snapshots = run.saver.tiers[0]
+    assert isinstance(snapshots, DiskTier)
     started = time.perf_counter()
     train(run, batches, 1)
     blocked, wait = save() if save else (0.0, lambda: 0.0)
@@ -115,11 +116,12 @@ def window(run: TrainingParts, batches: list[Batch], steps: int, save: Save | No
 
 def ours(run: TrainingParts) -> tuple[float, Callable[[], float]]:
     """A mid-epoch snapshot."""
-    snapshots = run.saver.durable
-    assert snapshots is not None
+    snapshots = run.saver.tiers[0]
+    assert isinstance(snapshots, DiskTier)
     count, seconds = snapshots.count, snapshots.write_seconds
     started = time.perf_counter()
-    snapshots.save_step(run.state)
+    run.saver.is_due(run.state.step, at_once=True)
+    run.saver.after_step(agreed=True)
     blocked = time.perf_counter() - started
 
     def wait() -> float:

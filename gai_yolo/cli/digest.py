@@ -26,22 +26,20 @@ def digest(given: argparse.Namespace) -> int:
         Refusal: there is no such state.
     """
     from gai_yolo.checkpointing.digest import part_digests  # loads torch, which the other commands do without
-    from gai_yolo.checkpointing.disk_tier import load, newest
+    from gai_yolo.checkpointing.recovery import load, newest
 
     found = []
     for run in given.runs:
         must_be_run(run)
         catalogue = Catalogue(run)
-        one = (
-            load(catalogue, given.checkpoint)
-            if given.checkpoint is not None
-            else newest(catalogue, lambda text: print(text, file=sys.stderr))
-        )
+        one, passed_over = (load(catalogue, given.checkpoint), []) if given.checkpoint is not None else newest(catalogue)
+        for text in passed_over:
+            print(text, file=sys.stderr)
         if one is None:
             raise CheckpointError(f"{run}: holds no complete checkpoint.")
         try:
             found.append((run, one.path, part_digests(one.content)))
-        except (KeyError, TypeError, AttributeError):
+        except (KeyError, TypeError, AttributeError, ValueError):
             raise CheckpointError(f"{one.path}: does not hold a whole training state; it was not written by this program.") from None
     parts = found[0][2].keys()
     differing = [part for part in parts if len({of_parts[part] for _, _, of_parts in found}) > 1]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from gai_yolo.checkpointing.compatibility import check_continuation, judges_anew
-from gai_yolo.checkpointing.disk_tier import LoadedCheckpoint
+from gai_yolo.checkpointing.recovery import LoadedCheckpoint
 from gai_yolo.checkpointing.state import TrainingState
 from gai_yolo.data.formats.reading import CannotRead
 from gai_yolo.distributed.world import is_lost_peer

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ import yaml
 
 from gai_yolo.checkpointing.compatibility import identity_of
 from gai_yolo.checkpointing.digest import DivergenceAlarm
-from gai_yolo.checkpointing.disk_tier import DiskTier, LoadedCheckpoint, bytes_to_come, expected_bytes
 from gai_yolo.checkpointing.manager import CheckpointManager
-from gai_yolo.checkpointing.memory_tier import MemoryTier, save_for_the_first
+from gai_yolo.checkpointing.memory_tier import MemoryTier, stand_in
+from gai_yolo.checkpointing.recovery import LoadedCheckpoint
+from gai_yolo.checkpointing.schedule import Schedule, bytes_to_come
 from gai_yolo.checkpointing.state import TrainingState
-from gai_yolo.config import Config, fingerprint
+from gai_yolo.checkpointing.tier import DiskTier, Tier
+from gai_yolo.config import Config
 from gai_yolo.data.dataset import EvaluationSet, TrainingSet
 from gai_yolo.data.formats.check import expand
 from gai_yolo.data.images import ImageSource, check_decodable
@@ -44,7 +46,6 @@ from gai_yolo.membership.join import Membership
 from gai_yolo.reporting.reporter import Reporter
 from gai_yolo.reporting.tensorboard import TensorBoard
 from gai_yolo.sections import DataConfig
-from gai_yolo.store.manifest import Manifest
 from gai_yolo.store.node_memory import free_memory
 from gai_yolo.store.run_record import RunRecord
 from gai_yolo.store.store import Store
@@ -92,9 +93,11 @@ def assemble(run: KnownRun, loaders: tuple[TrainingLoader, EvaluationLoader], st
     training, loss = config.training, DetectionLoss(config.loss.box, config.loss.cls, config.loss.dfl)
     world.meet()  # DDP compares the models of all ranks
     step = TrainingStep(state, loss, run.schedule, world, training)
-    durable = make_disk_tier(config, run.identity, state, context) if world.is_first else None
-    in_memory = make_memory_tier(config, state, context, memory.store) if memory is not None else None
-    substitute = make_substitute(config, state, context, run.membership.record)
+    tiers = [
+        make_disk_tier(config, state, context) if world.is_first else None,
+        make_memory_tier(config, state, context, memory.store) if memory is not None else None,
+        make_stand_in(config, state, context, run.membership.record),
+    ]
     return TrainingParts(
         epochs=training.epochs,
         evaluation_interval=config.evaluation.interval,
@@ -105,7 +108,7 @@ def assemble(run: KnownRun, loaders: tuple[TrainingLoader, EvaluationLoader], st
         step=step,
         alarm=DivergenceAlarm(world, config.elastic.check_interval),
         evaluate=Evaluator(loaders[1], run.indexes[1], loss, world, config.evaluation, training.amp, training.channels_last),
-        saver=CheckpointManager(state, step.boundary, run.identity, fingerprint(config), durable, in_memory, substitute),
+        saver=CheckpointManager(config, state, step.boundary, run.identity, [tier for tier in tiers if tier is not None]),
         reporter=make_reporter(config, run.indexes[1], state, context),
         context=context,
         records=run.records,
@@ -135,22 +138,22 @@ def make_loaders(
     return train, val
 
 
-def make_disk_tier(config: Config, identity: dict[str, Any], state: TrainingState, context: JobContext) -> DiskTier:
+def make_disk_tier(config: Config, state: TrainingState, context: JobContext) -> Tier:
     """What saves the state on the disk, on the rank that writes."""
-    store = context.folder.store
-    needed, free = bytes_to_come(config, state, store.listing().present), store.fs.free_bytes(store.run)
+    store, size = context.folder.store, state.expected_bytes()
+    needed, free = bytes_to_come(config, state.epoch, size, store.listing().present), store.fs.free_bytes(store.run)
     if needed > free:
         logger.warning(
             f"{store.run}: the checkpoints to come need about {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free: make room, or keep "
             "fewer (training.checkpoint_interval, snapshots.keep_epochs, snapshots.keep)"
         )
     pinned = context.world.device.type == "cuda"
-    return DiskTier(store, config, identity, state, pinned, tell=logger.warning, alive=context.watchdog.progress)
+    return DiskTier(store, config, state.step, state.best_since, size, pinned, context.watchdog.progress)
 
 
-def make_memory_tier(config: Config, state: TrainingState, context: JobContext, memory: Store) -> MemoryTier | None:
+def make_memory_tier(config: Config, state: TrainingState, context: JobContext, memory: Store) -> Tier | None:
     """What keeps the state in this node's memory, if there is room for it."""
-    interval, size = config.elastic.memory_interval_steps, expected_bytes(state)
+    interval, size = config.elastic.memory_interval_steps, state.expected_bytes()
     assert interval is not None
     held = sum(manifest.size for manifest in memory.listing().present)
     # The old one goes when the new one is complete.
@@ -163,12 +166,11 @@ def make_memory_tier(config: Config, state: TrainingState, context: JobContext, 
             extra=OF_NODE,
         )
         return None
-    return MemoryTier(memory, interval, config.snapshots.max_overhead, size, tell_of_node, alive=context.watchdog.progress)
+    schedule = Schedule.of_memory(interval, config.snapshots, state.step, size)
+    return MemoryTier(lambda: contextlib.nullcontext(memory), memory.run, schedule, size, context.watchdog.progress)
 
 
-def make_substitute(
-    config: Config, state: TrainingState, context: JobContext, record: RunRecord
-) -> Callable[[Manifest, dict[str, Any]], None] | None:
+def make_stand_in(config: Config, state: TrainingState, context: JobContext, record: RunRecord) -> Tier | None:
     """What saves this node's state if the process dies that keeps it; on the others."""
     if config.elastic.memory_interval_steps is None or context.world.is_first_on_node:
         return None
@@ -176,7 +178,7 @@ def make_substitute(
         base = config.memory_folder
     except ConfigError:
         return None  # which the node's first process has told
-    return partial(save_for_the_first, base, context.folder.path, record.run_id, expected_bytes(state)) if base.is_dir() else None
+    return stand_in(base, context.folder.path, record.run_id, state.expected_bytes()) if base.is_dir() else None
 
 
 def make_state(run: KnownRun, context: JobContext, found: LoadedCheckpoint | None) -> TrainingState:
@@ -252,8 +254,3 @@ def announce(run: KnownRun, context: JobContext) -> None:
     )
     for line in [*advice(training, run.plan, world), *launcher_advice(world, os.environ)]:
         logger.warning(line)
-
-
-def tell_of_node(text: str) -> None:
-    """A warning of what this node alone may know."""
-    logger.warning(text, extra=OF_NODE)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gai_yolo.checkpointing.compatibility import settings_of
-from gai_yolo.checkpointing.disk_tier import LoadedCheckpoint, load
+from gai_yolo.checkpointing.recovery import LoadedCheckpoint, load
 from gai_yolo.errors import CheckpointError
 from gai_yolo.log import told_if_refused
 from gai_yolo.reporting.reporter import write_metrics

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from gai_yolo.checkpointing.state import TrainingState
 from gai_yolo.config import Config, load_config
-from gai_yolo.distributed import quick_torch
-from gai_yolo.distributed.world import World, check_environment, environment_local_rank, environment_rank, fix_arithmetic
+from gai_yolo.distributed.environment import check_environment, environment_local_rank, environment_rank
+from gai_yolo.distributed.world import World, fix_arithmetic
 from gai_yolo.errors import Departure, Ending, Stop
 from gai_yolo.goodput.record import Phase
 from gai_yolo.goodput.recorder import Recorder, process_started
@@ -68,14 +68,14 @@ def begin_to_watch(config: Config, folder: RunFolder, end: JobEnd, stack: contex
     """Have notices, a watchdog and, on the first rank, a console. What is closed may hang, so the watchdog looks on until all but the
     notices, which it asks, are."""
     end.run_folder = folder.path
-    quick_torch.install()
     if environment_rank() == 0:
         end.console = Console(config.training.epochs, config.reporting.log_interval)
-    cloud = CloudWatch(config.elastic.notices if end.speaks else "none", config.elastic.notices_endpoint, tell=logger.warning)
+    elastic = config.elastic
+    cloud = CloudWatch(elastic.notices if end.speaks else "none", elastic.notices_endpoint)
     cloud.start()
     notices = Notices(cloud)
     stack.callback(notices.close)
-    watchdog = Watchdog(notices, Limits.of(config.elastic), end.farewell)
+    watchdog = Watchdog(notices, Limits.of(elastic), end.farewell)
     watchdog.start()
     stack.callback(watchdog.stop)
     stack.callback(end.close)

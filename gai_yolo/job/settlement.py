@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gai_yolo.checkpointing.disk_tier import LoadedCheckpoint
+from gai_yolo.checkpointing.recovery import LoadedCheckpoint
 from gai_yolo.config import Config
 from gai_yolo.data.order import BatchPlan
 from gai_yolo.distributed.world import World

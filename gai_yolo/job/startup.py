@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gai_yolo.checkpointing.disk_tier import LoadedCheckpoint
-from gai_yolo.checkpointing.recovery import agree
+from gai_yolo.checkpointing.recovery import LoadedCheckpoint, agree
 from gai_yolo.config import Config
 from gai_yolo.data.index import Index
 from gai_yolo.data.sources import load_indexes
-from gai_yolo.distributed.world import launch_id, was_restarted
+from gai_yolo.distributed.environment import launch_id, was_restarted
 from gai_yolo.errors import ConfigError, Refusal, refused_by
 from gai_yolo.goodput.progress import judge_progress
 from gai_yolo.goodput.record import Record, compact_records, keep_records, next_number, parse_records, plain, read_records
@@ -235,12 +234,6 @@ def find(options: Options, context: JobContext, memory: NodeMemory | None, exact
         exact: `training.exact`.
     """
     world = context.world
-    passed_over = []
-
-    def tell(text: str) -> None:
-        passed_over.append(text)
-        logger.warning(text, extra=OF_NODE)
-
     disk = Catalogue(context.folder.path, patience=START_PATIENCE)
     tiers: Mapping[str, Catalogue] = {**({"memory": memory.store} if memory else {}), "disk": disk}
     paths = world.gather(memory.path if memory else None)
@@ -248,8 +241,7 @@ def find(options: Options, context: JobContext, memory: NodeMemory | None, exact
     if memory is None and of_node is not None:
         # Ranks of a node read what its first one keeps.
         tiers = {"memory": Catalogue(of_node), **tiers}
-    found = agree(world, tiers, tell, alike=exact)
-    any_passed_over = any(world.gather(bool(passed_over)))
+    found, any_passed_over = agree(world, tiers, alike=exact)
     if found is None and any_passed_over:
         logger.warning(f"NO COMPLETE CHECKPOINT IS LEFT in {context.folder.path}: training starts at epoch 1")
     elif found is None and options.resume:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gai_yolo.checkpointing.compatibility import settings_of
-from gai_yolo.checkpointing.disk_tier import LoadedCheckpoint, newest
+from gai_yolo.checkpointing.recovery import LoadedCheckpoint, newest
 from gai_yolo.config import value_at
 from gai_yolo.data.formats.check import expand
 from gai_yolo.errors import CheckpointError, Refusal, refused_by
@@ -124,9 +124,9 @@ def looked_at(claim: Claim, context: JobContext, memory: NodeMemory | None) -> C
     else:
         catalogue = Catalogue(context.folder.path, patience=START_PATIENCE)
     if claim.record.turns:
-        complete = catalogue.newest(lambda _file, _manifest: None, lambda _: None)
+        complete, _ = catalogue.newest(lambda *_: None)
         return replace(claim, progress=None if complete is None else complete[0].position)
-    found = newest(catalogue, lambda _: None)
+    found, _ = newest(catalogue)
     if found is None:
         return claim
     turns = (Turn(START, settings_of(found.content)),) if found.content.get("config") else ()

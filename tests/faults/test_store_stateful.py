@@ -142,7 +142,7 @@ class StoreMachine(RuleBasedStateMachine):
         states = [files for length, files in crash_states(self._tail(), seed) if length == len(self._tail().log)]
         self.disk = Tripping(random.Random(seed).choice(states))
         self.start()
-        found = self.store.newest(self._parse, lambda _: None)
+        found, _ = self.store.newest(self._parse)
         self.step = 0 if found is None else found[0].position.step  # trains the same positions again
         self._count("crashed")
 
@@ -230,7 +230,7 @@ class StoreMachine(RuleBasedStateMachine):
     @invariant()
     def newest_is_found_with_its_bytes(self) -> None:
         type(self).steps_run += 1
-        found = self.store.newest(self._parse, lambda _: None)
+        found, _ = self.store.newest(self._parse)
         newest = max(self.promised.values(), key=lambda one: one.position, default=None)
         if found is None:
             assert newest is None
@@ -248,7 +248,7 @@ class StoreMachine(RuleBasedStateMachine):
         return self.disk.files()[self.store.data_path(one)]
 
     @staticmethod
-    def _parse(file: BinaryIO, _one: Manifest) -> bytes:
+    def _parse(_path: Path, file: BinaryIO, _one: Manifest) -> bytes:
         return file.read()
 
 

@@ -19,8 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gai_yolo.checkpointing.capture import ALIGNMENT, StateBuffer, open_state
-from gai_yolo.checkpointing.disk_tier import expected_bytes
+from gai_yolo.checkpointing.capture import TENSOR_ALIGNMENT, StateBuffer, open_state
 from gai_yolo.checkpointing.state import LOSSES, Progress, TrainingState
 from gai_yolo.data.batch import Batch
 from gai_yolo.detector.loss import DetectionLoss
@@ -115,7 +114,7 @@ def test_every_dtype_and_empty_and_single_numbers_come_through_together(buffer: 
     state = {"all": [numbers(shape, dtype, seed) for seed, dtype in enumerate(DTYPES) for shape in shapes]}
     result = opened(buffer, state)
     assert_equal(result, state)
-    assert all(tensor.data_ptr() % ALIGNMENT == 0 for tensor in result["all"] if tensor.numel()), "fast copies want it"
+    assert all(tensor.data_ptr() % TENSOR_ALIGNMENT == 0 for tensor in result["all"] if tensor.numel()), "fast copies want it"
 
 
 def test_special_numbers_keep_their_bits(buffer: StateBuffer) -> None:
@@ -327,7 +326,7 @@ def test_a_training_state_comes_through_and_fits_into_what_is_foreseen(trained: 
     """Loss: the first save of a run waits until the memory for it has grown."""
     captured = trained.capture()
     result = opened(buffer, captured)
-    assert buffer.content.size <= expected_bytes(trained) <= 1.2 * buffer.content.size
+    assert buffer.content.size <= trained.expected_bytes() <= 1.2 * buffer.content.size
     tensors, originals = tensors_of(result), tensors_of(captured)
     assert len(tensors) == len(originals) > 500
     for one, other in zip(tensors, originals, strict=True):

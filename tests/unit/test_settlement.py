@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gai_yolo.checkpointing.disk_tier import LoadedCheckpoint
+from gai_yolo.checkpointing.recovery import LoadedCheckpoint
 from gai_yolo.config import Config, parse_config
 from gai_yolo.data.order import BatchPlan
 from gai_yolo.distributed.world import World

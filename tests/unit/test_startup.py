@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from gai_yolo.checkpointing.disk_tier import LoadedCheckpoint
+from gai_yolo.checkpointing.recovery import LoadedCheckpoint
 from gai_yolo.config import Config
 from gai_yolo.distributed.world import World
 from gai_yolo.errors import CheckpointError, Refusal
