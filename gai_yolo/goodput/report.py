@@ -131,15 +131,14 @@ def report(records: Iterable[Record], now: float | None = None) -> Report:
     newest = starts[-1]
     silence = None if now is None else _go_on_to(now, newest)
     share_out(starts)
-    seconds = {part: math.fsum(start.parts.get(part, 0.0) for start in starts) for part in TIME_PARTS}
-    seconds[DOWNTIME] = math.fsum(start.gap for start in starts if not start.finished)
+    seconds = _seconds(starts)
     wall = math.fsum(seconds.values())
-    interruptions = tuple(_interruptions(starts))
-    useful_steps = sum(start.distinct_steps for start in starts)
+    interruptions, useful_steps = tuple(_interruptions(starts)), sum(start.distinct_steps for start in starts)
     all_steps = sum(start.record.useful_steps + start.record.replayed_steps for start in starts)
-    where = next((start.record for start in reversed(starts) if start.record.step is not None), newest.record)
+    latest = [start.record for start in reversed(starts)]
+    where = next((record for record in latest if record.step is not None), newest.record)
+    pace = next((record.pace for record in latest if record.pace is not None), None)
     cause = _cause(newest)
-    pace = next((start.record.pace for start in reversed(starts) if start.record.pace is not None), None)
     return Report(
         as_of=max(start.end for start in starts),
         running=newest.running,
@@ -148,7 +147,7 @@ def report(records: Iterable[Record], now: float | None = None) -> Report:
         phase=newest.record.phase,
         starts=len(starts),
         world_size=newest.record.world_size,
-        nodes={record.node: None if now is None else now - record.beat for record in sorted(newest.nodes, key=lambda one: one.node)},
+        nodes=_quiet(newest, now),
         epoch=where.epoch,
         epochs=where.epochs,
         step=where.step or 0,
@@ -167,6 +166,17 @@ def report(records: Iterable[Record], now: float | None = None) -> Report:
         interruptions=interruptions,
         ending=cause.ending if cause else None,
     )
+
+
+def _seconds(starts: Sequence[Start]) -> dict[str, float]:
+    """Of all starts together, by `TIME_PARTS`."""
+    seconds = {part: math.fsum(start.parts.get(part, 0.0) for start in starts) for part in TIME_PARTS}
+    return {**seconds, DOWNTIME: math.fsum(start.gap for start in starts if not start.finished)}
+
+
+def _quiet(start: Start, now: float | None) -> dict[str, float | None]:
+    """Seconds since the last entry of each node."""
+    return {record.node: None if now is None else now - record.beat for record in sorted(start.nodes, key=lambda one: one.node)}
 
 
 def _go_on_to(now: float, newest: Start) -> float:
