@@ -131,9 +131,9 @@ def report(records: Iterable[Record], now: float | None = None) -> Report:
     newest = starts[-1]
     silence = None if now is None else _go_on_to(now, newest)
     share_out(starts)
-    seconds = _seconds(starts)
+    seconds, interruptions = _seconds(starts), tuple(_interruptions(starts))
     wall = math.fsum(seconds.values())
-    interruptions, useful_steps = tuple(_interruptions(starts)), sum(start.distinct_steps for start in starts)
+    useful_steps = sum(start.distinct_steps for start in starts)
     all_steps = sum(start.record.useful_steps + start.record.replayed_steps for start in starts)
     latest = [start.record for start in reversed(starts)]
     where = next((record for record in latest if record.step is not None), newest.record)
