@@ -135,9 +135,7 @@ def report(records: Iterable[Record], now: float | None = None) -> Report:
     wall = math.fsum(seconds.values())
     useful_steps = sum(start.distinct_steps for start in starts)
     all_steps = sum(start.record.useful_steps + start.record.replayed_steps for start in starts)
-    latest = [start.record for start in reversed(starts)]
-    where = next((record for record in latest if record.step is not None), newest.record)
-    pace = next((record.pace for record in latest if record.pace is not None), None)
+    where, pace = _where(starts)
     cause = _cause(newest)
     return Report(
         as_of=max(start.end for start in starts),
@@ -166,6 +164,13 @@ def report(records: Iterable[Record], now: float | None = None) -> Report:
         interruptions=interruptions,
         ending=cause.ending if cause else None,
     )
+
+
+def _where(starts: Sequence[Start]) -> tuple[Record, float | None]:
+    """The newest record that knows its step, and the newest pace that is known."""
+    latest = [start.record for start in reversed(starts)]
+    where = next((record for record in latest if record.step is not None), latest[0])
+    return where, next((record.pace for record in latest if record.pace is not None), None)
 
 
 def _seconds(starts: Sequence[Start]) -> dict[str, float]:
