@@ -27,9 +27,9 @@ def digest(folder: Path) -> str:
     return hasher.hexdigest()
 
 
-@pytest.fixture
-def shapes(cache: Path) -> Path:
-    return ensure_shapes(cache)
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ensure_shapes(tmp_path_factory.mktemp("cache"))
 
 
 FEW = {"train": 25, "val": 5}
