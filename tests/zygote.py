@@ -34,6 +34,7 @@ AFTER_START = (
     "PYTHONUNBUFFERED",
     "PYTHONPATH",
     "GAI_YOLO_FAULTS",
+    "GAI_YOLO_STRACE",
     "GAI_YOLO_ENDING",
     "TROUBLE",
     "TROUBLE_STEP",
@@ -41,6 +42,8 @@ AFTER_START = (
     "SLOW_SECONDS",
 )
 """Variables that may differ: nobody looks at them while anything is imported, or `follow_python_path` makes up for it."""
+LATER = ("torchvision.ops", "torch.utils.tensorboard", "pycocotools.cocoeval")
+"""What a job imports only when it evaluates and reports."""
 TORCHRUN = ["-m", "torch.distributed.run"]
 
 
@@ -208,7 +211,7 @@ def main() -> None:
     """Be the process that forks, and in its forks the job and who waits for it."""
     channel = socket.socket(fileno=int(sys.argv[1]))
     die_with_parent(int(sys.argv[2]), signal.SIGKILL)
-    preload(Script(False, str(REPOSITORY / "elastic_train.py"), ()).imports())
+    preload((*Script(False, str(REPOSITORY / "elastic_train.py"), ()).imports(), *LATER))
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # those who wait are not waited for
     while True:
