@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 
-from gai_yolo.errors import INTERRUPTED, LEFT, Ending
+from gai_yolo.errors import Ending
 from gai_yolo.supervision.cloud.watch import CloudWatch
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -25,16 +25,12 @@ class Notice:
 
     cause: str
     """For people: `SIGTERM`, or the cloud's words."""
-    exit_code: int
+    ending: Ending
+    """How a process ends that heeds it."""
     at: float
     """When it was first seen, in seconds of the monotonic clock."""
     launcher_knows: bool
     """Whether torchrun's agent has got it too. If not it would start this process again."""
-
-    @property
-    def ending(self) -> Ending:
-        """How a process ends that heeds it."""
-        return Ending.INTERRUPTED if self.exit_code == INTERRUPTED else Ending.LEFT
 
 
 class Notices:
@@ -71,14 +67,14 @@ class Notices:
         if self._signals:
             number, at = self._signals[0]
             if number == signal.SIGINT:
-                return Notice("Ctrl-C", INTERRUPTED, at, launcher_knows=True)
-            return Notice(signal.Signals(number).name, LEFT, at, launcher_knows=number != signal.SIGUSR1)
+                return Notice("Ctrl-C", Ending.INTERRUPTED, at, launcher_knows=True)
+            return Notice(signal.Signals(number).name, Ending.LEFT, at, launcher_knows=number != signal.SIGUSR1)
         told, known = self._cloud.notice(), self._from_cloud
         if told is None or not told.leave:
             known = None
         elif known is None or known.cause != told.what:
             # Other words, such as another time, do not make the grace longer.
-            known = Notice(told.what, LEFT, self._clock() if known is None else known.at, launcher_knows=False)
+            known = Notice(told.what, Ending.LEFT, self._clock() if known is None else known.at, launcher_knows=False)
         self._from_cloud = known
         return known
 

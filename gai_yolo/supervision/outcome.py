@@ -6,8 +6,11 @@ import contextlib
 import json
 import os
 import signal
+import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from gai_yolo.errors import OWN_REASONS, Ending
 
@@ -19,6 +22,20 @@ LAUNCHER_VARIABLE = "GAI_YOLO_LAUNCHER"
 """Environment variable: process id of the launcher, if there is one."""
 AGENT = os.getppid()
 """Process id of torchrun's agent, if there is one; when it has died, the parent is another process, which is not to be ended."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a process of the job ends, or has ended."""
+
+    ending: Ending
+    reason: str
+    """One sentence for people."""
+
+    @property
+    def code(self) -> int:
+        """Exit code."""
+        return self.ending.exit_code
 
 
 def is_under_torchrun() -> bool:
@@ -71,3 +88,11 @@ def end_agent() -> None:
     if is_under_torchrun() and must_end and os.getppid() == AGENT:
         with contextlib.suppress(OSError):  # it is just ending
             os.kill(AGENT, signal.SIGTERM)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process at once. An orderly end of the interpreter would wait for threads and processes, whatever those wait for; all that
+    matters is closed already."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -60,13 +60,6 @@ class Others(Protocol):
         """For people, that one is gone."""
 
 
-class Alone:
-    """Without any."""
-
-    is_waiting = False
-    lost: str | None = None
-
-
 class Watchdog:
     """Watches one process.
 
@@ -94,7 +87,7 @@ class Watchdog:
         self.notices, self.grace, self.step_timeout, self.idle_timeout = notices, grace, step_timeout, idle_timeout
         self._activity = activity or activity_of(threading.get_ident())
         self._watched_thread = threading.get_ident()
-        self.others: Others = Alone()
+        self.others: Others | None = None
         self._farewell, self._leave, self._clock = farewell, leave, clock
         self.rescue: Callable[[], list[str]] | None = None
         """Saves the last completed step's state; returns what failed. None while there is none to save."""
@@ -171,7 +164,7 @@ class Watchdog:
         if notice is not None and self._clock() >= notice.at + self._until_acting():
             end = notice.at + (1 - 1.5 * RESERVE) * self.grace
             self._depart(notice.ending, f"{notice.cause}: this process leaves", notice.launcher_knows, end)
-        lost = self.others.lost
+        lost = self.others.lost if self.others is not None else None
         self._lost_at = None if lost is None else self._lost_at or self._clock()
         if lost is not None and self._lost_at is not None and self._clock() - self._lost_at >= LOST_PATIENCE:
             if notice is not None and notice.at <= self._lost_at:  # its peers were told, too, and have gone first
@@ -188,7 +181,7 @@ class Watchdog:
         active = self._activity()
         if active != self._active:
             self._active, self._active_at = active, now
-        if self.others.is_waiting:
+        if self.others is not None and self.others.is_waiting:
             self._since = self._active_at = now
         elif self._steps:
             if now - self._since > self.patience:

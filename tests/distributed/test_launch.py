@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gai_yolo.launcher.processes import children_of
+from gai_yolo.processes import children_of
 from tests.harness import environment
 
 WORKER = """

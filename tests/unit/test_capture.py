@@ -19,8 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gai_yolo.checkpointing.capture import ALIGNMENT, StateBuffer, open_state
-from gai_yolo.checkpointing.disk_tier import expected_bytes
+from gai_yolo.checkpointing.capture import TENSOR_ALIGNMENT, StateBuffer, open_state
 from gai_yolo.checkpointing.state import LOSSES, Progress, TrainingState
 from gai_yolo.data.batch import Batch
 from gai_yolo.detector.loss import DetectionLoss
@@ -115,7 +114,7 @@ def test_every_dtype_and_empty_and_single_numbers_come_through_together(buffer: 
     state = {"all": [numbers(shape, dtype, seed) for seed, dtype in enumerate(DTYPES) for shape in shapes]}
     result = opened(buffer, state)
     assert_equal(result, state)
-    assert all(tensor.data_ptr() % ALIGNMENT == 0 for tensor in result["all"] if tensor.numel()), "fast copies want it"
+    assert all(tensor.data_ptr() % TENSOR_ALIGNMENT == 0 for tensor in result["all"] if tensor.numel()), "fast copies want it"
 
 
 def test_special_numbers_keep_their_bits(buffer: StateBuffer) -> None:
@@ -332,7 +331,7 @@ def test_a_training_state_fits_into_what_is_foreseen(
 ) -> None:
     """Loss: the first save of a run waits until the memory for it has grown; or memory is taken that nobody needs."""
     state = make_state(optimizer, size="n")
-    foreseen = expected_bytes(state)
+    foreseen = state.expected_bytes()
     buffer.fill(train_a_step(state, optimizer, world, make_batch).capture())
     assert buffer.content.size <= foreseen <= 1.2 * buffer.content.size
 

@@ -16,8 +16,7 @@ from gai_yolo.data.index import Index
 from gai_yolo.data.sources import load_indexes
 from gai_yolo.distributed.world import World
 from gai_yolo.goodput.recorder import Recorder
-from gai_yolo.job.run import read_data
-from gai_yolo.job.startup import Options
+from gai_yolo.job.startup import Options, read_data
 from gai_yolo.membership.lost_images import remember_training_set
 from gai_yolo.reporting.console import NullConsole
 from gai_yolo.store.run_folder import RunFolder

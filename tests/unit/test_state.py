@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gai_yolo.checkpointing.state import CHECKPOINT_FORMAT, TrainingState
+from gai_yolo.checkpointing.state import CHECKPOINT_FORMAT, FIELDS, TrainingState
 from gai_yolo.data.batch import Batch
 from gai_yolo.detector.ema import EMA
 from gai_yolo.detector.loss import DetectionLoss
@@ -133,15 +133,27 @@ def test_capture_shows_the_losses_of_the_last_row(make_state: MakeState) -> None
     assert (state.capture()["train_loss"], state.capture()["val_loss"]) == (2.0, 3.0)
 
 
-@pytest.mark.parametrize(
-    "missing", ["model_state_dict", "ema_state_dict", "ema_updates", "optimizer_state_dict", "epoch", "step", "history"]
-)
+@pytest.mark.parametrize("missing", [field.name for field in FIELDS if field.is_required])
 def test_checkpoint_without_a_part_is_refused(missing: str, make_state: MakeState) -> None:
     """Loss: a run that goes on with half of its state as if nothing was missing."""
     saved = make_state().capture()
     del saved[missing]
     with pytest.raises(CheckpointError, match=missing):
         make_state().apply(saved)
+
+
+def test_checkpoint_of_an_older_version_is_gone_on_from(make_state: MakeState) -> None:
+    """Loss: an update of this program ends every run; or the list of what older ones must have grows without a word."""
+    saved, state = make_state().capture(), make_state()
+    for field in FIELDS:
+        if not field.is_required:
+            del saved[field.name]
+    assert saved.keys() == {
+        *("format", "model_state_dict", "ema_state_dict", "ema_updates", "optimizer_state_dict", "scaler_state_dict", "epoch", "step"),
+        *("samples", "best_metric", "history", "progress", "gradient_exponents", "bad_in_row"),
+    }, "what version 4 has always written"
+    state.apply(saved)
+    assert state.best_since == -1
 
 
 def test_checkpoint_of_another_model_is_refused(make_state: MakeState) -> None:

@@ -235,7 +235,7 @@ def test_who_was_told_to_go_before_its_peers_went_leaves(told_first: bool, scene
     if not told_first:
         assert not scene.look()  # the agent ends those that are left
         scene.now += 0.1
-    scene.notices.now = Notice("SIGTERM", LEFT, scene.now, True)
+    scene.notices.now = Notice("SIGTERM", Ending.LEFT, scene.now, True)
     assert not scene.look()
     assert scene.look_after(LOST_PATIENCE)
     assert scene.did[1].startswith(f"{LEFT} SIGTERM: peer lost" if told_first else f"{RESTART} peer lost")
@@ -301,7 +301,7 @@ def test_a_notice_leaves_the_training_thread_time_for_its_step(phase: Phase, sec
     """Loss: half a step, each time; or the machine is gone before anything is saved, because a peer that is dead was waited for."""
     scene.dog.rescue = scene.rescue
     scene.dog.enter(phase)
-    scene.notices.now = Notice("SIGUSR1", LEFT, scene.now, launcher_knows=False)
+    scene.notices.now = Notice("SIGUSR1", Ending.LEFT, scene.now, launcher_knows=False)
     if seconds:
         assert not scene.look() and not scene.look_after(seconds - 0.1)
         scene.now += 0.1
@@ -313,7 +313,7 @@ def test_a_notice_leaves_the_training_thread_time_for_its_step(phase: Phase, sec
 def test_a_withdrawn_notice_is_none(scene: Scene) -> None:
     """Loss: a machine that stays is left."""
     scene.dog.enter(Phase.STEP)
-    scene.notices.now = Notice("Preempt", LEFT, scene.now, launcher_knows=False)
+    scene.notices.now = Notice("Preempt", Ending.LEFT, scene.now, launcher_knows=False)
     assert not scene.look_after(2.0)
     scene.notices.now = None
     assert not scene.look_after(20.0) and scene.did == []
@@ -321,7 +321,7 @@ def test_a_withdrawn_notice_is_none(scene: Scene) -> None:
 
 def test_nothing_is_saved_where_there_is_nothing(scene: Scene) -> None:
     """Loss: a start-up that cannot be ended, or that says it saved something."""
-    scene.notices.now = Notice("SIGTERM", LEFT, scene.now, launcher_knows=True)
+    scene.notices.now = Notice("SIGTERM", Ending.LEFT, scene.now, launcher_knows=True)
     assert scene.look()
     assert scene.did == [f"{LEFT} SIGTERM: this process leaves (known to the launcher)", f"left {LEFT}"]
 
@@ -329,7 +329,7 @@ def test_nothing_is_saved_where_there_is_nothing(scene: Scene) -> None:
 def test_what_could_not_be_saved_is_said(scene: Scene) -> None:
     """Loss: somebody believes the state to be on the disk."""
     scene.dog.rescue = lambda: ["no room", "no right"]
-    scene.notices.now = Notice("SIGTERM", LEFT, scene.now, launcher_knows=True)
+    scene.notices.now = Notice("SIGTERM", Ending.LEFT, scene.now, launcher_knows=True)
     assert scene.look() and "not everywhere saved: no room; no right" in scene.did[0]
 
 
@@ -340,7 +340,7 @@ def test_a_rescue_that_fails_in_an_unknown_way_ends_the_process_all_the_same(sce
         raise ValueError("who would have thought")
 
     scene.dog.rescue = fail
-    scene.notices.now = Notice("SIGTERM", LEFT, scene.now, launcher_knows=True)
+    scene.notices.now = Notice("SIGTERM", Ending.LEFT, scene.now, launcher_knows=True)
     assert scene.look()
     assert "not everywhere saved: ValueError: who would have thought" in scene.did[0] and scene.did[1] == f"left {LEFT}"
 
@@ -348,7 +348,7 @@ def test_a_rescue_that_fails_in_an_unknown_way_ends_the_process_all_the_same(sce
 def test_a_terminal_that_is_gone_does_not_keep_the_process(scene: Scene) -> None:
     """Loss: the last words cannot be written, and so the process never ends."""
     scene.terminal_is_gone = True
-    scene.notices.now = Notice("SIGTERM", LEFT, scene.now, launcher_knows=True)
+    scene.notices.now = Notice("SIGTERM", Ending.LEFT, scene.now, launcher_knows=True)
     assert scene.look()
     assert scene.did == [f"left {LEFT}"]
 
@@ -374,7 +374,7 @@ def test_a_disk_that_hangs_holds_the_process_no_longer_than_the_grace() -> None:
         return []
 
     scene.dog.rescue = rescue
-    scene.notices.now = Notice("Preempt", LEFT, started, launcher_knows=False)
+    scene.notices.now = Notice("Preempt", Ending.LEFT, started, launcher_knows=False)
     in_background(scene)
     assert scene.left.wait(5.0)
     assert scene.did[:2] == [
@@ -390,7 +390,7 @@ def test_last_words_that_hang_hold_the_process_no_longer_than_the_grace() -> Non
     """Loss: a terminal that was stopped with Ctrl-S keeps a process on a machine that goes away."""
     scene = Scene(grace=0.6, real_time=True)
     scene.terminal_goes_on.clear()
-    scene.notices.now = Notice("SIGTERM", LEFT, time.monotonic(), launcher_knows=True)
+    scene.notices.now = Notice("SIGTERM", Ending.LEFT, time.monotonic(), launcher_knows=True)
     in_background(scene)
     assert scene.left.wait(5.0)
     assert scene.did[0] == f"left {LEFT}"
@@ -407,7 +407,7 @@ def test_saving_may_take_what_is_left_of_the_grace() -> None:
 
     scene.dog.rescue = rescue
     scene.dog.enter(Phase.EVALUATION)
-    scene.notices.now = Notice("SIGTERM", LEFT, time.monotonic(), launcher_knows=True)
+    scene.notices.now = Notice("SIGTERM", Ending.LEFT, time.monotonic(), launcher_knows=True)
     assert scene.look()
     assert scene.did[0] == "saved" and "the last step's state is saved" in scene.did[1]
 

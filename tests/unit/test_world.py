@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from gai_yolo.distributed.world import World, check_environment, is_lost_peer
+from gai_yolo.distributed.environment import check_environment
+from gai_yolo.distributed.world import World, is_lost_peer
 from gai_yolo.errors import CheckpointError, ConfigError
 from tests.worlds import good, on_ranks
 
