@@ -137,8 +137,7 @@ def report(records: Iterable[Record], now: float | None = None) -> Report:
     interruptions = tuple(_interruptions(starts))
     useful_steps = sum(start.distinct_steps for start in starts)
     all_steps = sum(start.record.useful_steps + start.record.replayed_steps for start in starts)
-    where, pace = _where(starts)
-    cause = _cause(newest)
+    (where, pace), cause = _where(starts), _cause(newest)
     return Report(
         as_of=max(start.end for start in starts),
         running=newest.running,
