@@ -131,12 +131,13 @@ def report(records: Iterable[Record], now: float | None = None) -> Report:
     newest = starts[-1]
     silence = None if now is None else _go_on_to(now, newest)
     share_out(starts)
-    seconds, interruptions = _seconds(starts), tuple(_interruptions(starts))
+    seconds = {part: math.fsum(start.parts.get(part, 0.0) for start in starts) for part in TIME_PARTS}
+    seconds[DOWNTIME] = math.fsum(start.gap for start in starts if not start.finished)
     wall = math.fsum(seconds.values())
+    interruptions = tuple(_interruptions(starts))
     useful_steps = sum(start.distinct_steps for start in starts)
     all_steps = sum(start.record.useful_steps + start.record.replayed_steps for start in starts)
-    where, pace = _where(starts)
-    cause = _cause(newest)
+    (where, pace), cause = _where(starts), _cause(newest)
     return Report(
         as_of=max(start.end for start in starts),
         running=newest.running,
@@ -145,7 +146,7 @@ def report(records: Iterable[Record], now: float | None = None) -> Report:
         phase=newest.record.phase,
         starts=len(starts),
         world_size=newest.record.world_size,
-        nodes=_quiet(newest, now),
+        nodes={record.node: None if now is None else now - record.beat for record in sorted(newest.nodes, key=lambda one: one.node)},
         epoch=where.epoch,
         epochs=where.epochs,
         step=where.step or 0,
@@ -164,24 +165,6 @@ def report(records: Iterable[Record], now: float | None = None) -> Report:
         interruptions=interruptions,
         ending=cause.ending if cause else None,
     )
-
-
-def _where(starts: Sequence[Start]) -> tuple[Record, float | None]:
-    """The newest record that knows its step, and the newest pace that is known."""
-    latest = [start.record for start in reversed(starts)]
-    where = next((record for record in latest if record.step is not None), latest[0])
-    return where, next((record.pace for record in latest if record.pace is not None), None)
-
-
-def _seconds(starts: Sequence[Start]) -> dict[str, float]:
-    """Of all starts together, by `TIME_PARTS`."""
-    seconds = {part: math.fsum(start.parts.get(part, 0.0) for start in starts) for part in TIME_PARTS}
-    return {**seconds, DOWNTIME: math.fsum(start.gap for start in starts if not start.finished)}
-
-
-def _quiet(start: Start, now: float | None) -> dict[str, float | None]:
-    """Seconds since the last entry of each node."""
-    return {record.node: None if now is None else now - record.beat for record in sorted(start.nodes, key=lambda one: one.node)}
 
 
 def _go_on_to(now: float, newest: Start) -> float:
@@ -249,6 +232,13 @@ def _interruption(start: Start, following: Record | None, positioned: Record | N
         world_after=following.world_size if following else None,
         ending=cause.ending,
     )
+
+
+def _where(starts: Sequence[Start]) -> tuple[Record, float | None]:
+    """The record that says where training is, and the seconds of a step lately, of the newest starts that know it."""
+    latest = [start.record for start in reversed(starts)]
+    where = next((record for record in latest if record.step is not None), latest[0])
+    return where, next((record.pace for record in latest if record.pace is not None), None)
 
 
 def _cause(start: Start) -> Cause | None:

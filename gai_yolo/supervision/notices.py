@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ class Notices:
         self._advised = False
         self._defers = False
         self._was_interrupted = False
+        self._reading = threading.Lock()
         self._reader, self._writer = os.pipe()
         for end in (self._reader, self._writer):
             os.set_blocking(end, False)
@@ -87,15 +89,16 @@ class Notices:
         return told.what if new else None
 
     def close(self) -> None:
-        """Give the signals back."""
+        """Give the signals back. What was announced stays to be read, by threads, too, that look on meanwhile."""
         self._cloud.close()
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup_before)
         self._read_signals()
-        for end in (self._reader, self._writer):
-            os.close(end)
-        self._reader = -1
+        with self._reading:  # the number of a closed end is soon that of a file which is not ours
+            for end in (self._reader, self._writer):
+                os.close(end)
+            self._reader = -1
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
@@ -105,10 +108,8 @@ class Notices:
 
     def _read_signals(self) -> None:
         """Take what the operating system's handler has put into the pipe, whatever the main thread was doing."""
-        if self._reader < 0:
-            return
-        with contextlib.suppress(BlockingIOError):
-            while numbers := os.read(self._reader, 64):
+        with self._reading, contextlib.suppress(BlockingIOError):
+            while self._reader >= 0 and (numbers := os.read(self._reader, 64)):
                 self._signals += [(number, self._clock()) for number in numbers if number in self._before]
 
 

@@ -205,3 +205,31 @@ def test_the_signals_are_given_back() -> None:
         assert signal.set_wakeup_fd(outer) == writer
         os.close(reader)
         os.close(writer)
+
+
+def test_a_thread_that_looks_while_they_are_closed_reads_nobody_elses_file(cloud: Cloud) -> None:
+    """Loss: the watchdog dies of a bad descriptor; or takes bytes out of a file that got the number, and a job leaves for them."""
+    looking, gone_on = threading.Event(), threading.Event()
+
+    def clock() -> float:
+        looking.set()
+        gone_on.wait(0.3)  # in the middle of a look: there may be more to read
+        return 100.0
+
+    notices = Notices(cloud, clock)
+    seen: list[Notice | None] = []
+    signal.raise_signal(signal.SIGUSR1)
+    watcher = threading.Thread(target=lambda: seen.append(notices.pending()))
+    watcher.start()
+    assert looking.wait(10)
+    notices.close()
+    reader, writer = os.pipe()
+    os.write(writer, bytes([signal.SIGTERM] * 8))
+    gone_on.set()
+    watcher.join()
+    try:
+        assert seen == [Notice("SIGUSR1", Ending.LEFT, 100.0, launcher_knows=False)] == [notices.pending()]
+        assert os.read(reader, 64) == bytes([signal.SIGTERM] * 8)
+    finally:
+        os.close(reader)
+        os.close(writer)

@@ -98,20 +98,22 @@ def test_capture_holds_what_the_optimizer_remembers(
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("cut", [0, 1, 2, 3])
 def test_continuing_from_a_checkpoint_equals_not_stopping(
-    optimizer: str, cut: int, world: World, make_state: MakeState, make_batch: MakeBatch
+    optimizer: str, world: World, make_state: MakeState, make_batch: MakeBatch
 ) -> None:
     """Loss: an interruption that leaves a trace in the weights: law 1 of this project."""
-    whole = make_state(optimizer)
-    train(whole, world, make_batch, range(4), optimizer)
-    first = make_state(optimizer)
-    train(first, world, make_batch, range(cut), optimizer)
-    saved = through_a_file(first.capture())
-    second = make_state(optimizer, seed=99)
-    second.apply(saved)
-    train(second, world, make_batch, range(cut, 4), optimizer)
-    assert_equal(second.capture(), whole.capture())
+    whole, saved = make_state(optimizer), []
+    for step in range(4):
+        saved.append(through_a_file(whole.capture()))
+        train(whole, world, make_batch, range(step, step + 1), optimizer)
+    unbroken = make_state(optimizer)
+    train(unbroken, world, make_batch, range(4), optimizer)
+    assert_equal(unbroken.capture(), whole.capture(), "saving changes nothing")
+    for cut, one in enumerate(saved):
+        second = make_state(optimizer, seed=99)
+        second.apply(one)
+        train(second, world, make_batch, range(cut, 4), optimizer)
+        assert_equal(second.capture(), whole.capture(), f"continued after {cut} steps")
 
 
 def test_applied_state_shares_nothing_with_its_history(make_state: MakeState) -> None:
@@ -203,8 +205,8 @@ def test_average_takes_statistics_in_and_copies_counters(make_state: MakeState) 
             buffer.fill_(7)
     ema.update(model)
     averaged = dict(ema.model.named_buffers())
-    assert averaged["model.0.bn.running_mean"].tolist() == [4.0] * 16, "half way from 0 to 8"
-    assert averaged["model.0.bn.running_var"].tolist() == [4.5] * 16, "half way from 1 to 8"
+    assert set(averaged["model.0.bn.running_mean"].tolist()) == {4.0}, "half way from 0 to 8"
+    assert set(averaged["model.0.bn.running_var"].tolist()) == {4.5}, "half way from 1 to 8"
     assert averaged["model.0.bn.num_batches_tracked"].item() == 7
 
 

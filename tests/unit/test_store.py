@@ -12,7 +12,6 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -547,14 +546,13 @@ def test_moving_aside_keeps_everything_and_never_overwrites(tmp_path: Path) -> N
     folder = RunFolder(tmp_path / "a")
     assert folder.move_aside() is None
     moved = []
-    started = time.monotonic()
     for number in range(6):
         folder.make()
         (folder.checkpoints / "best.pt").write_text(str(number))
         target = folder.move_aside()
         assert target is not None and not folder.path.exists()
         moved.append(target)
-    assert time.monotonic() - started < 5, "several moves fell into one second"
+    assert any(target.name.count("-") == 2 for target in moved), "several moves fell into one second"
     assert len(set(moved)) == 6 and all(target.parent == tmp_path for target in moved)
     assert [(target / "checkpoints" / "best.pt").read_text() for target in moved] == list("012345")
 

@@ -20,6 +20,13 @@ from tests.harness import REPOSITORY, environment
 GRACE, STEP_TIMEOUT, IDLE_TIMEOUT = 15.0, 60.0, 300.0
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 class Standing(Notices):
     """A notice that the test gives and takes; no signals."""
 
@@ -44,7 +51,22 @@ class Scene:
         clock = time.monotonic if real_time else lambda: self.now
         self.active = 0.0
         """Processor time of the training thread; stands still unless a test moves it."""
-        self.dog = Watchdog(self.notices, Limits(grace, step_timeout, IDLE_TIMEOUT), self.farewell, self.leave, clock, lambda: self.active)
+        self.looks = 0
+        self.slept = 0.0
+        """Seconds in which nothing runs, from the end of the next look on."""
+        limits = Limits(grace, step_timeout, IDLE_TIMEOUT)
+        self.dog = Watchdog(self.notices, limits, self.farewell, self.leave, clock, self.activity)
+
+    def activity(self) -> float:
+        """The last thing that a look asks for, whoever looks."""
+        self.looks += 1
+        self.now, self.slept = self.now + self.slept, 0.0
+        return self.active
+
+    def wait_for_looks(self, count: int) -> None:
+        """Until the thread has looked so many times more, or left."""
+        seen = self.looks
+        wait_until(lambda: self.looks >= seen + count or self.left.is_set())
 
     def farewell(self, ending: Ending, reason: str, launcher_knows: bool) -> None:
         if self.terminal_is_gone:
@@ -247,10 +269,15 @@ def test_activity_is_that_of_the_thread() -> None:
     thread = threading.Thread(target=work)
     thread.start()
     ready.wait()
-    time.sleep(0.1)
-    idle = measured[0]()
-    time.sleep(0.1)
-    assert measured[0]() == idle
+    idle = -1.0
+
+    def stands_still() -> bool:
+        nonlocal idle
+        before, idle = idle, measured[0]()
+        time.sleep(0.05)
+        return before == idle == measured[0]()
+
+    wait_until(stands_still)
     ready.clear()
     go_on.set()
     ready.wait()
@@ -351,12 +378,12 @@ def test_a_disk_that_hangs_holds_the_process_no_longer_than_the_grace() -> None:
     scene.notices.now = Notice("Preempt", Ending.LEFT, started, launcher_knows=False)
     in_background(scene)
     assert scene.left.wait(5.0)
-    assert scene.did == [
+    assert scene.did[:2] == [
         f"{LEFT} Preempt: this process leaves; the state could not be saved in time (unknown to the launcher)",
         f"left {LEFT}",
     ]
-    scene.left.clear()
-    assert scene.left.wait(1.0), "the last word is not waited for either"
+    wait_until(lambda: len(scene.did) > 2)
+    assert scene.did[2] == f"left {LEFT}", "the last word is not waited for either"
     hanging.set()
 
 
@@ -373,10 +400,10 @@ def test_last_words_that_hang_hold_the_process_no_longer_than_the_grace() -> Non
 
 def test_saving_may_take_what_is_left_of_the_grace() -> None:
     """Loss: a slow disk is cut off in the middle of the last state, with seconds to spare."""
-    scene = Scene(grace=1.5, real_time=True)
+    scene = Scene(grace=3.0, real_time=True)
 
     def rescue() -> list[str]:
-        time.sleep(0.7)  # more than a third
+        time.sleep(1.1)  # more than a third
         return scene.rescue()
 
     scene.dog.rescue = rescue
@@ -389,30 +416,37 @@ def test_saving_may_take_what_is_left_of_the_grace() -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # it is how `leave` ends the thread
 def test_time_in_which_the_process_was_stopped_counts_for_nothing() -> None:
     """Loss: whoever wakes a machine that slept finds every job on it killed."""
-    scene = Scene(step_timeout=12.0)
+    scene = Scene(step_timeout=2.0)
     for _ in range(3):
-        scene.step(1.0)
+        scene.step(0.1)
     scene.dog.enter(Phase.STEP)
     scene.dog.start()
-    time.sleep(2 * TICK)
-    scene.now += 3600
-    assert not scene.left.wait(4 * TICK)
-    deadline = time.monotonic() + 20
-    while not scene.left.is_set() and time.monotonic() < deadline:
-        scene.now += TICK
-        time.sleep(TICK / 50)
+    scene.wait_for_looks(1)
+    scene.slept = 3600.0
+    scene.wait_for_looks(3)
+    assert scene.slept == 0.0 and scene.did == []
+    for _ in range(3):
+        assert not scene.left.is_set()
+        scene.slept = 9 * TICK  # a busy machine, but nobody slept
+        scene.wait_for_looks(2)
     scene.dog.stop()
     assert scene.did[-1] == f"left {RESTART}", "it still looks"
 
 
 def test_it_can_be_stopped(scene: Scene) -> None:
     """Loss: an orderly end is taken for a hang."""
-    scene.dog.stop()
     scene.dog.start()
-    scene.dog.enter(Phase.STEP)
-    scene.now += 3600
-    time.sleep(2 * TICK)
-    assert scene.did == []
+    scene.wait_for_looks(1)
+    scene.dog.stop()
+    before = Scene()
+    before.dog.stop()
+    before.dog.start()
+    looks = scene.looks, before.looks
+    for one in (scene, before):
+        one.dog.enter(Phase.STEP)
+        one.now += 3600
+    time.sleep(3 * TICK)
+    assert (scene.looks, before.looks) == looks and scene.did == before.did == []
 
 
 WORKER = """
