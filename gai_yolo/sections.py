@@ -36,8 +36,8 @@ class ExperimentConfig(Section):
 
 
 class ModelConfig(Section):
-    size: Literal["n", "s", "m", "l", "x"] = Field(default="n", json_schema_extra=FIXED)
-    """Size of YOLO12, from 2.6 M (n) to 59 M parameters (x)."""
+    size: Literal["n", "s", "m", "l", "x", "debug"] = Field(default="n", json_schema_extra=FIXED)
+    """Size of YOLO12, from 2.6 M (n) to 59 M parameters (x); `debug` is for tests and learns nothing."""
     weights: Path | None = Field(default=None, json_schema_extra=LOCAL)
     """A released or own weight file to start from; tensors that do not fit (another number of classes) are left out."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from gai_yolo.checkpointing.state import TrainingState
+from gai_yolo.data import shapes
 from gai_yolo.data.batch import Batch
 from gai_yolo.data.index import ImageRecord, make_record
 from gai_yolo.detector import YOLO12
@@ -20,6 +22,12 @@ from gai_yolo.distributed.world import World
 from gai_yolo.log import showing
 from gai_yolo.sections import TrainingConfig
 from gai_yolo.training.optimizer import make_optimizer, make_schedule
+from tests.harness import NUM_IMAGES, NUM_VALIDATION_IMAGES
+
+for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        # In the background, or under nohup. What a test starts would inherit that, but not a handler, and this process ignores them still.
+        signal.signal(number, lambda *_: None)
 
 MakeState = Callable[..., TrainingState]
 MakeBatch = Callable[[int, Sequence[int]], Batch]
@@ -67,12 +75,12 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 @pytest.fixture
 def make_state() -> MakeState:
-    """Makes a training state of a YOLO12-n; the seed decides the weights."""
+    """Makes a training state of a network as small as can be; the seed decides the weights."""
 
-    def make(optimizer: str = "sgd", seed: int = 0, num_classes: int = 3, **settings: Any) -> TrainingState:
+    def make(optimizer: str = "sgd", seed: int = 0, num_classes: int = 3, size: str = "debug", **settings: Any) -> TrainingState:
         config = TrainingConfig.model_validate({"optimizer": optimizer, "epochs": 10, **settings})
         torch.manual_seed(seed)
-        model = YOLO12("n", num_classes)
+        model = YOLO12(size, num_classes)
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         ema = EMA(model, config.ema_decay, config.ema_tau)
         return TrainingState(model, ema, make_optimizer(model, make_schedule(config, num_classes, 10)), scaler)
@@ -130,9 +138,9 @@ def write_images(tmp_path: Path) -> WriteImages:
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder with the built-in data set, written once for all tests."""
-    from gai_yolo.data.shapes import ensure_shapes
-
+    """A cache folder with a few images of the built-in data set, in its place: jobs read, look through and evaluate it in no time."""
     folder = tmp_path_factory.mktemp("cache")
-    ensure_shapes(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes, "NUM_IMAGES", {"train": NUM_IMAGES, "val": NUM_VALIDATION_IMAGES})
+        shapes.ensure_shapes(folder)
     return folder

@@ -18,18 +18,22 @@ from gai_yolo.processes import children_of, name_of
 from tests.zygote import TORCHRUN, Forked, zygote
 
 REPOSITORY = Path(__file__).parents[1]
+NUM_IMAGES, NUM_VALIDATION_IMAGES = 134, 13
+"""Of the data set that jobs train on, `shapes` in small."""
 PATIENCE = 240.0
 """Seconds to wait for a process on a busy machine before a test fails."""
 
 
 def small(folder: Path, cache: Path, *more: str) -> list[str]:
-    """`--set` arguments for a run of seconds: two epochs of tiny images, one thread, no loader processes."""
+    """`--set` arguments for a run of seconds: a network that learns nothing, two epochs of tiny images, one evaluation at the end, one
+    thread, no loader processes."""
     values = [
         f"experiment.folder={folder}",
         "experiment.name=run",
         f"data.cache_folder={cache}",
         f"elastic.memory_folder={cache}",  # goes with the test's files, killed or not
         "elastic.notices=none",
+        "model.size=debug",
         "data.path=shapes",
         "data.image_size=64",
         "data.workers=0",
@@ -38,7 +42,7 @@ def small(folder: Path, cache: Path, *more: str) -> list[str]:
         "training.micro_batch_size=4",
         "training.max_batches_per_epoch=2",
         "training.checkpoint_interval=1",
-        "evaluation.interval=1",
+        "evaluation.interval=1000",
         "training.threads=1",
         "training.device=cpu",
         "reporting.images=1",

@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO
 
-from gai_yolo.launcher.fork_server import ForkServer, Script, be_server, fork_workers
+from gai_yolo.launcher.fork_server import ForkServer, Script, be_server, fork_workers, preload
 from gai_yolo.processes import die_with_parent
 from gai_yolo.supervision import outcome
 from tests import spare_writer
@@ -34,6 +34,7 @@ AFTER_START = (
     "PYTHONUNBUFFERED",
     "PYTHONPATH",
     "GAI_YOLO_FAULTS",
+    "GAI_YOLO_STRACE",
     "GAI_YOLO_ENDING",
     "TROUBLE",
     "TROUBLE_STEP",
@@ -41,6 +42,8 @@ AFTER_START = (
     "SLOW_SECONDS",
 )
 """Variables that may differ: nobody looks at them while anything is imported, or `follow_python_path` makes up for it."""
+LATER = ("torchvision.ops", "torch.utils.tensorboard", "pycocotools.cocoeval")
+"""What a job imports only when it evaluates and reports."""
 TORCHRUN = ["-m", "torch.distributed.run"]
 
 
@@ -200,6 +203,7 @@ def main() -> None:
     channel = socket.socket(fileno=int(sys.argv[1]))
     die_with_parent(int(sys.argv[2]), signal.SIGKILL)
     Script([str(REPOSITORY / "elastic_train.py")]).preload()
+    preload("".join(f"import {name}\n" for name in LATER).encode())
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # those who wait are not waited for
     while True:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 HEAD_CHANNELS = 32
+"""Of an attention head, where there are so many."""
 
 
 class Conv(nn.Module):
@@ -83,7 +84,8 @@ class AreaAttention(nn.Module):
 
     def __init__(self, channels: int, areas: int) -> None:
         super().__init__()
-        self.heads = channels // HEAD_CHANNELS
+        self.head_channels = min(channels, HEAD_CHANNELS)
+        self.heads = channels // self.head_channels
         self.areas = areas
         self.qkv = Conv(channels, 3 * channels, activate=False)
         self.proj = Conv(channels, channels, activate=False)
@@ -94,8 +96,8 @@ class AreaAttention(nn.Module):
         length = height * width // self.areas
         # Row-major positions, so that a contiguous chunk of them is a horizontal strip; each head's q, k, v lie together.
         tokens = self.qkv(x).flatten(2).transpose(1, 2)
-        tokens = tokens.reshape(batch * self.areas, length, self.heads, 3 * HEAD_CHANNELS)
-        q, k, v = tokens.split(HEAD_CHANNELS, dim=-1)
+        tokens = tokens.reshape(batch * self.areas, length, self.heads, 3 * self.head_channels)
+        q, k, v = tokens.split(self.head_channels, dim=-1)
         out = scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
         return self.proj(self._to_map(out, x) + self.pe(self._to_map(v, x)))  # type: ignore[no-any-return]
 
@@ -136,7 +138,7 @@ class A2C2f(nn.Module):
     ) -> None:
         super().__init__()
         hidden = c_out // 2
-        assert hidden % HEAD_CHANNELS == 0 or areas is None, f"{hidden} channels do not split into heads of {HEAD_CHANNELS}"
+        assert areas is None or hidden % min(hidden, HEAD_CHANNELS) == 0, f"{hidden} channels do not split into heads of {HEAD_CHANNELS}"
         self.cv1 = Conv(c_in, hidden)
         self.cv2 = Conv((1 + repeats) * hidden, c_out)
         unit: Callable[[], nn.Module]

@@ -13,6 +13,8 @@ from gai_yolo.detector.blocks import Conv
 from gai_yolo.detector.boxes import STRIDES, anchor_points, boxes_from_distances
 
 REG_MAX = 16
+BOX_CHANNELS = 4 * REG_MAX
+"""Fewest hidden channels of a box branch in the published sizes."""
 
 
 class RawPredictions(NamedTuple):
@@ -44,12 +46,13 @@ class Detect(nn.Module):
 
     Args:
         channels: of the P3, P4, P5 feature maps.
+        box_channels: fewest hidden ones of a box branch.
     """
 
-    def __init__(self, num_classes: int, channels: Sequence[int]) -> None:
+    def __init__(self, num_classes: int, channels: Sequence[int], box_channels: int = BOX_CHANNELS) -> None:
         super().__init__()
         self.num_classes = num_classes
-        hidden_box = max(16, channels[0] // 4, 4 * REG_MAX)
+        hidden_box = max(channels[0] // 4, box_channels)
         hidden_class = max(channels[0], min(num_classes, 100))
         self.cv2 = nn.ModuleList(
             nn.Sequential(Conv(c, hidden_box, 3), Conv(hidden_box, hidden_box, 3), nn.Conv2d(hidden_box, 4 * REG_MAX, 1)) for c in channels

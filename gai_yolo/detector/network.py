@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gai_yolo.detector.blocks import A2C2f, C3k2, Conv
-from gai_yolo.detector.head import Detect, RawPredictions
+from gai_yolo.detector.head import BOX_CHANNELS, Detect, RawPredictions
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Scale:
     """C3k units in layers 2 and 4 too."""
     scaled_residual: bool
     """Learned residual scaling and the narrower MLP in the attention stages."""
+    box_channels: int = BOX_CHANNELS
+    """Fewest hidden channels of the head's box branches."""
 
 
 SCALES = {
@@ -31,6 +33,7 @@ SCALES = {
     "m": Scale(0.50, 1.00, 512, True, False),
     "l": Scale(1.00, 1.00, 512, True, True),
     "x": Scale(1.00, 1.50, 512, True, True),
+    "debug": Scale(0.25, 1 / 32, 512, False, False, box_channels=16),  # no published size: for tests, where nothing is learned
 }
 
 
@@ -48,7 +51,7 @@ class YOLO12(nn.Module):
     of the input and probabilities `(B, A, classes)`, A = HW/64 + HW/256 + HW/1024 anchor points.
 
     Args:
-        size: n, s, m, l or x.
+        size: n, s, m, l or x; or debug, the same blocks with hardly a channel each.
         num_classes: at least 1.
 
     Raises:
@@ -138,6 +141,6 @@ def _layers(scale: Scale, num_classes: int) -> nn.ModuleList:
             downsample(512, 512),
             Concat(),
             C3k2(p4 + p5, p5, repeats(2), c3k=True),
-            Detect(num_classes, (n3, p4, p5)),
+            Detect(num_classes, (n3, p4, p5), scale.box_channels),
         )
     )

@@ -36,15 +36,14 @@ from gai_yolo.launcher.verdict import (
     LAST_WORDS,
     RENDEZVOUS_LOST,
     TERMINATED,
-    Outcome,
     RestartCounter,
     clear_outcome,
     have_failed,
     read_outcome,
-    write_outcome,
 )
 from gai_yolo.machine import available_cores
 from gai_yolo.supervision.outcome import VARIABLE as OUTCOME_VARIABLE
+from gai_yolo.supervision.outcome import Outcome, write_outcome
 
 logger = logging.getLogger(__name__)
 

@@ -96,7 +96,7 @@ CONFIGS = {
     "unknown section": ("trainig: {epochs: 3}", "unknown key trainig (did you mean training?)"),
     "wrong type": ("training: {clip_norm: fast}", "training.clip_norm: input should be a valid number"),
     "impossible value": ("evaluation: {iou: 1.5}", "evaluation.iou: input should be less than or equal to 1"),
-    "not a choice": ("model: {size: xxl}", "model.size: input should be 'n', 's', 'm', 'l' or 'x', got 'xxl'"),
+    "not a choice": ("model: {size: xxl}", "model.size: input should be 'n', 's', 'm', 'l', 'x' or 'debug', got 'xxl'"),
     "section is a value": ("augment: 3", "augment: "),
     "not YAML": ("training: [1, 2", "config.yaml, line 1: not valid YAML"),
     "a key twice": ("training: {epochs: 3}\ntraining: {lr: 0.1}", "the key 'training' occurs twice"),

@@ -30,12 +30,6 @@ while :; do sleep 0.05; done
 """
 
 
-def heed_signals() -> None:
-    """Whoever starts the tests in the background, or with nohup, has them ignore signals; a shell would inherit that."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-
-
 class Machine:
     """A bare machine: `spot.sh` in a repository of its own, with a launcher that ends as it is told."""
 
@@ -60,9 +54,7 @@ class Machine:
         """Start the script; the launcher will end with these codes, or wait for a signal where it says `wait`."""
         self._codes.write_text("".join(f"{code}\n" for code in codes), encoding="utf-8")
         extra = {"LOG": str(self._log), "CODES": str(self._codes), "SPOT_PAUSE": "0"}
-        return subprocess.Popen(
-            [str(self._script), *arguments], env={**environment(), **extra}, start_new_session=True, preexec_fn=heed_signals
-        )
+        return subprocess.Popen([str(self._script), *arguments], env={**environment(), **extra}, start_new_session=True)
 
     def signals_after(self, script: subprocess.Popen[bytes], number: signal.Signals) -> list[str]:
         """Send a signal to the script alone, once the launcher waits; what the launcher got, when the script has ended."""

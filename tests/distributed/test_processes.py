@@ -15,17 +15,18 @@ import pytest
 import torch
 
 from gai_yolo.checkpointing.digest import part_digests
-from tests.harness import Running, run, small
+from tests.harness import NUM_IMAGES, NUM_VALIDATION_IMAGES, Running, run, small
 from tests.runs import ledger, scalars
 
 pytestmark = pytest.mark.timeout(1200)
 WORLD_SIZES = (1, 2, 3, 4)
 STEPS = 20
 SETTINGS = (
-    # 400 images: 19 steps of four uneven micro-batches and one of a single image, for which most ranks have nothing.
+    # Of all images: 19 steps of four uneven micro-batches and one of a single image, for which most ranks have nothing.
     "training.max_batches_per_epoch=null",
-    "training.batch_size=21",
-    "training.micro_batch_size=6",
+    "training.batch_size=7",
+    "training.micro_batch_size=2",
+    "evaluation.interval=1",
     # The first epoch with mosaic and mixup, the second without.
     "augment.close_mosaic=1",
     "augment.mixup=0.5",
@@ -34,6 +35,7 @@ SETTINGS = (
     "snapshots.interval_steps=2",
     "reporting.ledger=true",
 )
+assert NUM_IMAGES == 19 * 7 + 1
 STATE = ("weights", "batch_norm", "ema", "optimizer")
 
 
@@ -155,6 +157,6 @@ def test_evaluation_gives_the_same_numbers_on_any_world_size(finished_runs: dict
         done = run("tests/distributed/evaluate.py", [checkpoint, str(cache)], processes)
         assert done.returncode == 0, done.stderr
         results.append(json.loads(done.stdout.splitlines()[-1]))
-    assert results[0]["num_images"] == 80 and results[0]["num_detections"] > 0
+    assert results[0]["num_images"] == NUM_VALIDATION_IMAGES and results[0]["num_detections"] > 0
     assert results[1] == results[0]
     assert results[2] == results[0]

@@ -5,6 +5,7 @@
 - `nan`: in the step, the gradients are no numbers.
 - `nans`: in this and all later steps.
 - `hang`: the step never ends.
+- `long`: the step computes for longer than any grace.
 - `kill`: the process dies in the step, as often as TROUBLE_DEATHS says; the file that it names counts.
 """
 
@@ -27,6 +28,8 @@ from gai_yolo.job import build as assembly
 from gai_yolo.training.step import StepResult, TrainingStep
 
 KIND, STEP = os.environ["TROUBLE"], int(os.environ["TROUBLE_STEP"])
+LONG = 120.0
+"""Seconds."""
 IS_MINE = os.environ.get("TROUBLE_RANK") in (None, os.environ.get("RANK", "0"))
 
 
@@ -47,6 +50,8 @@ class TroubledStep(TrainingStep):
             die()
         if now and KIND == "hang":
             time.sleep(3600)
+        if now and KIND == "long":
+            compute_for(LONG)
         result = super().__call__(*arguments, **options)
         if handle is not None:
             handle.remove()
@@ -64,6 +69,13 @@ def die() -> None:
     if len(deaths) < int(most):
         Path(path).write_text(f"{deaths}x")
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def compute_for(seconds: float) -> None:
+    """Be as busy as a step is."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        torch.ones(64, 64) @ torch.ones(64, 64)
 
 
 def _spoiled(gradient: Tensor) -> Tensor:

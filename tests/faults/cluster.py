@@ -86,6 +86,10 @@ class Node:
         """The folder in which faults of its training processes are turned on; see faulty_train.py."""
         return self.folder / "faults"
 
+    def slow_down(self, seconds: float) -> None:
+        """Let each step of its training processes take so much longer; they must run faulty_train.py."""
+        (self.faults / "slow_steps").write_text(f"{seconds}")
+
     @property
     def output(self) -> str:
         """Everything that was printed on this machine."""

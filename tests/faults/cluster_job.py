@@ -68,6 +68,8 @@ class ClusterJob:
     length: Sequence[str]
     clouds: dict[str, AwsServer]
     rng: random.Random
+    locked_seconds: float = 100.0
+    """How long a lock stays that nobody holds any more: longer than the 90 s for which an NFSv4 server keeps that of a dead client."""
 
     def disk(self, node: Node) -> Path:
         """Where a node keeps its runs."""

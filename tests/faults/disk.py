@@ -254,11 +254,23 @@ class _Durable:
         return [before, *torn, whole]
 
 
+def states_now(disk: MemoryDisk, seed: int) -> Iterator[Files]:
+    """Every state that a crash may leave now."""
+    durable = _durable_at_first(disk)
+    for operation in disk.log:
+        durable.take(operation)
+    return durable.states(random.Random(seed))
+
+
+def _durable_at_first(disk: MemoryDisk) -> _Durable:
+    entries, contents = disk.start
+    return _Durable(dict(entries), dict(contents))
+
+
 def crash_states(disk: MemoryDisk, seed: int = 0) -> Iterator[tuple[int, Files]]:
     """Every state that a crash may leave behind each prefix of the log: the length of the prefix, and the files."""
     rng = random.Random(seed)
-    entries, contents = disk.start
-    durable = _Durable(dict(entries), dict(contents))
+    durable = _durable_at_first(disk)
     for length, operation in enumerate([Operation("mark"), *disk.log]):
         durable.take(operation)
         if operation.kind != "mark" or length == 0:

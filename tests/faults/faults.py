@@ -51,20 +51,20 @@ class Faults:
 
     def at(self, places: Sequence[Place], action: Literal["kill", "stop"] | int) -> dict[str, str]:
         """At these calls: kill the job, stop the writer, or fail with an errno."""
-        return self._environment({"root": str(self.run), "log": str(self.log), "at": list(places), "action": action})
+        return self._environment("GAI_YOLO_FAULTS", {"root": str(self.run), "log": str(self.log), "at": list(places), "action": action})
 
     def strace(self, syscall: str, number: int) -> dict[str, str]:
         """Kill the writer with strace at its system call of that number (from 1) and kind, and the job with it."""
         kill = f"inject=/^{syscall}(at2?)?$:signal=KILL:when={number}"
-        return self._environment({"strace": ["-o", str(self.log), "-e", f"trace=/^{syscall}(at2?)?$", "-e", kill]})
+        return self._environment("GAI_YOLO_STRACE", ["-o", str(self.log), "-e", f"trace=/^{syscall}(at2?)?$", "-e", kill])
 
     def calls(self) -> list[Call]:
         """What the writer has called since `at`, the call it was struck at included."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         return [Call(what, struck == "1") for _, struck, what in (line.split(maxsplit=2) for line in lines)]
 
-    def _environment(self, settings: dict[str, object]) -> dict[str, str]:
+    def _environment(self, variable: str, settings: object) -> dict[str, str]:
         self.log.unlink(missing_ok=True)
         instructions = self.folder / "faults.json"
         instructions.write_text(json.dumps(settings))
-        return {"PYTHONPATH": f"{INJECT}{os.pathsep}{REPOSITORY}", "GAI_YOLO_FAULTS": str(instructions)}
+        return {"PYTHONPATH": f"{INJECT}{os.pathsep}{REPOSITORY}", variable: str(instructions)}

@@ -12,8 +12,6 @@ from tests.faults.cluster import Node, filled
 from tests.faults.cluster_job import TIMEOUT, ClusterJob
 
 STALE_SECONDS = 5.0
-LOCKED_SECONDS = 100.0
-"""Longer than the 90 s for which an NFSv4 server keeps the lock of a client that has died."""
 SCORING_SECONDS = TIMEOUT + 8.0
 
 
@@ -42,7 +40,7 @@ def full_at_start(job: ClusterJob) -> str:
 
 
 def lock_held(job: ClusterJob) -> str:
-    """All machines die, and the storage believes for 100 s that one of them still holds the lock of the run folder."""
+    """All machines die, and the storage believes for long that one of them still holds the lock of the run folder."""
     up = job.up()
     for node in up:
         job.power_off(node)
@@ -53,13 +51,13 @@ def lock_held(job: ClusterJob) -> str:
             job.boot(node)
         before = job.offsets()
         job.cluster.wait_for(lambda: bool(job.workers()), "somebody asks for the lock")
-        deadline = time.monotonic() + LOCKED_SECONDS
+        deadline = time.monotonic() + job.locked_seconds
         while time.monotonic() < deadline:
             assert all(node.is_up for node in up), f"somebody has given up\n{job.cluster.outputs()}"
             time.sleep(0.2)
         assert not job.steps_since(before), "trained without the lock"
     job.cluster.wait_for(lambda: bool(job.steps_since(before)), "steps with the lock")
-    return f"lock held for {LOCKED_SECONDS:.0f} s, {len(up)} nodes waited"
+    return f"lock held for {job.locked_seconds:.0f} s, {len(up)} nodes waited"
 
 
 def _locks(file: IO[str]) -> bool:

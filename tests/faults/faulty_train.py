@@ -2,6 +2,7 @@
 
 - `stale`: an image file cannot be opened to be read, as when an NFS server does not know its handles any more (ESTALE).
 - `slow_scoring`: scoring detections takes as many seconds longer as the file says.
+- `slow_steps`: so does each step; no fault, but the run is not over before it should be.
 
 Whenever a fault strikes a line is added to `NAME.log` there; for `slow_scoring` another one when it is over.
 """
@@ -21,6 +22,8 @@ from typing import Any
 from pycocotools.cocoeval import COCOeval
 
 from elastic_train import main
+from gai_yolo.job import build as assembly
+from gai_yolo.training.step import StepResult, TrainingStep
 
 IMAGES = (".jpg", ".png")
 
@@ -89,6 +92,17 @@ def score_slowly(switch: Switch) -> None:
     COCOeval.evaluate = evaluate
 
 
+def step_slowly(switch: Switch) -> None:
+    """Let each step look at the switch first."""
+
+    class SlowStep(TrainingStep):
+        def __call__(self, *arguments: Any, **options: Any) -> StepResult:
+            time.sleep(float(switch.setting() or 0))
+            return super().__call__(*arguments, **options)
+
+    vars(assembly)["TrainingStep"] = SlowStep
+
+
 def work_for(seconds: float) -> None:
     """Use the processor now and then for so long: a scoring that sleeps would rightly be taken for one that hangs."""
     deadline = time.monotonic() + seconds
@@ -102,4 +116,5 @@ if __name__ == "__main__":
     faults = Path(os.environ["GAI_YOLO_NODE_FAULTS"])
     lose_handles(Switch(faults, "stale"))
     score_slowly(Switch(faults, "slow_scoring"))
+    step_slowly(Switch(faults, "slow_steps"))
     sys.exit(main())

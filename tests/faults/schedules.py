@@ -8,7 +8,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -25,15 +25,22 @@ SEEDS = range(int(os.environ.get("GAI_YOLO_SCHEDULES", "1")))
 ONLY = [name for name in os.environ.get("GAI_YOLO_ONLY", "").split(",") if name]
 """Names of faults: these alone, in the order of KINDS, on whichever storage is tested."""
 STEPS_PER_EPOCH = 16
+STEP_SECONDS = 0.3
+"""Added to each step."""
+LOCKED_SECONDS = 5.0
+"""A lock is held in a schedule of chosen faults."""
 UNDISTURBED = "undisturbed"
 """Name of the folder of the run that nothing disturbs."""
+
+
+Strike = Callable[[ClusterJob], str]
 
 
 @dataclass(frozen=True)
 class Kind:
     """A kind of fault."""
 
-    strike: Callable[[ClusterJob], str]
+    strike: Strike
     storage: Storage | None = None
     """It makes sense with this one only."""
     needs_namespaces: bool = False
@@ -84,15 +91,33 @@ def plan(seed: int, storage: Storage, namespaces: bool = True) -> list[Kind]:
     return rng.sample(mine, len(mine))
 
 
-def check_schedule(seed: int, storage: Storage, folder: Path, cache: Path) -> str:
-    """Let every fault of a schedule strike the job, and compare its end with that of an undisturbed run; returns what happened."""
+def planned(seed: int, storage: Storage, namespaces: bool) -> list[Kind]:
+    """As `plan`, or what GAI_YOLO_ONLY says."""
+    return [kind for kind in KINDS if kind.name in ONLY and kind.storage in (None, storage)] or plan(seed, storage, namespaces)
+
+
+def chosen(strikes: Sequence[Strike], namespaces: bool) -> list[Kind]:
+    """The kinds that these are."""
+    kinds = [kind for strike in strikes for kind in KINDS if kind.strike is strike]
+    return [kind for kind in kinds if namespaces or not kind.needs_namespaces]
+
+
+def check_schedule(seed: int, storage: Storage, folder: Path, cache: Path, strikes: Sequence[Strike] = ()) -> str:
+    """Let every fault of a schedule strike the job, and compare its end with that of an undisturbed run; returns what happened.
+
+    Args:
+        strikes: these, in place of the seed's, and no lock is held for long.
+    """
     rng, began = random.Random(f"{seed} {storage}"), time.monotonic()
     with cluster_job(storage, folder, cache, rng) as job, contextlib.ExitStack() as stack:
         cluster = job.cluster
-        kinds = [kind for kind in KINDS if kind.name in ONLY and kind.storage in (None, storage)] or plan(seed, storage, cluster.namespaces)
+        kinds = chosen(strikes, cluster.namespaces) or planned(seed, storage, cluster.namespaces)
+        job.locked_seconds = LOCKED_SECONDS if strikes else job.locked_seconds
         epochs = max(math.ceil(sum(kind.steps for kind in kinds) / STEPS_PER_EPOCH), 3)
         job.length = (f"training.max_batches_per_epoch={STEPS_PER_EPOCH}", f"training.epochs={epochs}")
         alone = stack.enter_context(undisturbed(job))
+        for node in cluster.nodes:
+            node.slow_down(STEP_SECONDS)
         for node in cluster.nodes[: rng.choice([2, 3])]:
             job.boot(node)
         fired: list[str] = []

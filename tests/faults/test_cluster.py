@@ -19,7 +19,7 @@ from tests.harness import run
 from tests.runs import account, ledger, scalar_steps, state_digest
 
 pytestmark = pytest.mark.timeout(1500)
-STEPS = 25
+STEPS = 15
 EPOCHS = 2
 NUM_KINDS = 17
 LENGTH = (f"training.max_batches_per_epoch={STEPS}",)
@@ -53,7 +53,7 @@ def test_the_node_of_rank_0_and_the_rendezvous_is_lost_and_comes_back(
         def boot(node: Node) -> None:
             launch = ["--nodes", "1:3", "--rendezvous", where, "--job-id", "lost"]
             script = arguments(folders[node.name], cache, *LENGTH, *memory_of(cluster, node))
-            node.start(launch, ["elastic_train.py", *script], secret)
+            node.start(launch, ["tests/faults/faulty_train.py", *script], secret)
 
         for node in cluster.nodes:
             boot(node)
@@ -61,11 +61,15 @@ def test_the_node_of_rank_0_and_the_rendezvous_is_lost_and_comes_back(
         cluster.wait_for_step(5)
         victim = cluster.nodes[0] if storage == "local" else cluster.first_node()
         at = cluster.steps()
+        for node in cluster.nodes:
+            node.slow_down(1.0)  # it is to be back before the end, on any machine
         assert victim.kill() >= 3, "launcher, agent and worker"
         seconds = cluster.wait_for_step(at + 2)
         assert not victim.is_up, "the others went on without it"
         boot(victim)
         cluster.wait_for(lambda: len(victim.workers()) == 1, "it has rejoined")
+        for node in cluster.nodes:
+            node.slow_down(0.0)
         cluster.wait_for(lambda: not any(node.is_up for node in cluster.nodes), "the end")
         assert [node.launcher.returncode for node in cluster.nodes if node.launcher] == [0, 0, 0], cluster.outputs()
         ends = [folder / "run" for folder in folders.values() if (folder / "run" / LAST).exists()]
@@ -80,12 +84,22 @@ def test_the_node_of_rank_0_and_the_rendezvous_is_lost_and_comes_back(
         figure(f"node of rank 0 lost, {storage} storage: next new steps after {seconds:.1f} s, lost steps {lost}")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("seed", SEEDS)
 def test_whatever_happens_the_job_finishes_by_itself_with_the_same_result(
     seed: int, tmp_path: Path, cache: Path, figure: Callable[[str], None]
 ) -> None:
     """Loss: the promise. Here with a run folder that all nodes see; test_nodes_with_disks_of_their_own.py has the other half."""
     figure(check_schedule(seed, "shared", tmp_path, cache))
+
+
+FEW = (faults_of_nodes.stopped, faults_of_nodes.cut_off, faults_of_storage.stale, faults_of_storage.lock_held)
+
+
+def test_what_only_a_cluster_suffers_leaves_no_trace(tmp_path: Path, cache: Path, figure: Callable[[str], None]) -> None:
+    """Loss: as below. These are the kinds of faults of which no other quick test has one like them: those of single processes, notices,
+    full disks, slow ranks and other configurations have tests of their own."""
+    figure(check_schedule(0, "shared", tmp_path, cache, FEW))
 
 
 def test_every_run_draws_every_kind_of_fault() -> None:

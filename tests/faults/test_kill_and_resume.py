@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Running, run, small
+from tests.harness import NUM_IMAGES, Running, run, small
 from tests.runs import ledger, metrics, scalar_steps, state_digest
 
 STEPS = 25
@@ -20,7 +20,7 @@ CONFIG = ["--config", "configs/config_test_resume.yaml"]
 def _arguments(folder: Path, cache: Path) -> list[str]:
     # Without snapshots: what is tested here are the first guide's checkpoints after whole epochs.
     never = ("snapshots.interval_seconds=null", "elastic.memory_interval_steps=null")
-    values = (f"training.max_batches_per_epoch={STEPS}", "data.workers=1", *never)
+    values = (f"training.max_batches_per_epoch={STEPS}", "data.workers=1", "evaluation.interval=1", *never)
     return [*CONFIG, *small(folder, cache, *values)]
 
 
@@ -118,7 +118,7 @@ def test_two_processes_killed_before_anything_was_saved_are_one_run_with_the_one
 
 def test_killed_in_mid_epoch_trains_each_sample_once(tmp_path: Path, cache: Path) -> None:
     """Loss: samples trained twice or not at all after every preemption, which no loss curve shows."""
-    values = ("training.max_batches_per_epoch=null", "reporting.ledger=true", "snapshots.interval_steps=2", "data.workers=1")
+    values = ("training.max_batches_per_epoch=null", "training.batch_size=4", "reporting.ledger=true", "snapshots.interval_steps=2")
     arguments = [*CONFIG, *small(tmp_path / "killed", cache, *values)]
     folder, undisturbed = tmp_path / "killed" / "run", tmp_path / "undisturbed" / "run"
     job = Running("main.py", arguments)
@@ -135,6 +135,6 @@ def test_killed_in_mid_epoch_trains_each_sample_once(tmp_path: Path, cache: Path
     assert run("main.py", [*CONFIG, *small(tmp_path / "undisturbed", cache, *values)]).returncode == 0
     assert ledger(folder) == ledger(undisturbed), "the same batches in the same steps"
     trained = [i for step in ledger(folder)[1].values() for micro_batch in step for i in micro_batch]
-    assert len(trained) == len(set(trained)) == 400
+    assert len(trained) == len(set(trained)) == NUM_IMAGES
     assert state_digest(folder / "checkpoints" / "epoch_002.pt") == state_digest(undisturbed / "checkpoints" / "epoch_002.pt")
     assert scalar_steps(folder) == scalar_steps(undisturbed)

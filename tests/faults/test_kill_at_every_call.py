@@ -75,6 +75,16 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     return folder / "run"
 
 
+def test_killed_at_the_calls_that_make_a_snapshot(tmp_path: Path, cache: Path, undisturbed: Path) -> None:
+    """Loss: as below; the calls between which there is one file more."""
+    chain = Chain(tmp_path, cache, SNAPSHOTS)
+    for call in ("write data", "rename data", "rename manifest", "unlink manifest"):
+        chain.killed(chain.faults.at([(call, 1)], "kill"))
+        assert chain.faults.calls()[-1].what == call
+    chain.to_the_end()
+    assert_no_trace(chain.run, undisturbed)
+
+
 def assert_no_trace(folder: Path, undisturbed: Path) -> None:
     """The weights, EMA, optimizer and metrics are those of the undisturbed run."""
     last = f"checkpoints/epoch_{EPOCHS:03d}.pt"
@@ -83,6 +93,7 @@ def assert_no_trace(folder: Path, undisturbed: Path) -> None:
     assert rows == expected
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1200)
 def test_killed_at_each_call_of_a_snapshot(tmp_path: Path, cache: Path, undisturbed: Path, figure: Callable[[str], None]) -> None:
     """Loss: the one call between two others at which a kill costs the run."""
@@ -102,7 +113,9 @@ def test_killed_at_each_call_of_a_snapshot(tmp_path: Path, cache: Path, undistur
     figure(f"killed at {len(victims)} calls of a snapshot, resumed each time: {', '.join(dict.fromkeys(victims))}")
 
 
-@pytest.mark.parametrize("call", ["write best", "rename record", "rename best"])
+@pytest.mark.parametrize(
+    "call", ["rename best", *(pytest.param(call, marks=pytest.mark.exhaustive) for call in ("write best", "rename record"))]
+)
 def test_killed_while_best_is_copied(call: str, tmp_path: Path, cache: Path) -> None:
     """Loss: the copy for people costs a checkpoint, stays torn, or is never made again."""
     chain = Chain(tmp_path, cache, (*CHECKPOINTS, "evaluation.interval=1", "training.epochs=2"))
@@ -116,6 +129,7 @@ def test_killed_while_best_is_copied(call: str, tmp_path: Path, cache: Path) -> 
     assert not list(checkpoints.glob("best.pt.aside*")), "what was killed there is not taken for a person's own"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1200)
 @pytest.mark.skipif(not strace_works(), reason="needs strace and the right to trace")
 def test_killed_by_strace_at_each_system_call_of_a_checkpoint(

@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults.schedules import SEEDS, check_schedule
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = [pytest.mark.timeout(1500), pytest.mark.exhaustive]
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -19,7 +19,7 @@ from gai_yolo.store.lease import raise_fence
 from gai_yolo.store.manifest import Kind, Manifest, Position
 from gai_yolo.store.retention import Policy, decide
 from gai_yolo.store.store import Store
-from tests.faults.disk import MemoryDisk, crash_states
+from tests.faults.disk import MemoryDisk, states_now
 
 RUN = Path("/runs/a")
 FENCE = Path("/runs/.a.fence")
@@ -139,10 +139,9 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(seed=st.integers(0, 10**6))
     def crash(self, seed: int) -> None:
         """Lose an arbitrary part of what is not synced, and start on the rest."""
-        states = [files for length, files in crash_states(self._tail(), seed) if length == len(self._tail().log)]
-        self.disk = Tripping(random.Random(seed).choice(states))
+        self.disk = Tripping(random.Random(seed).choice(list(states_now(self.disk, seed))))
         self.start()
-        found = self.store.newest(self._parse, lambda _: None)
+        found, _ = self.store.newest(self._parse)
         self.step = 0 if found is None else found[0].position.step  # trains the same positions again
         self._count("crashed")
 
@@ -222,15 +221,12 @@ class StoreMachine(RuleBasedStateMachine):
         self.damaged.add(one.stem)
         self._count("damaged")
 
-    def _tail(self) -> MemoryDisk:
-        return self.disk
-
     # --- what must hold ----------------------------------------------------------------------------------------------------
 
     @invariant()
     def newest_is_found_with_its_bytes(self) -> None:
         type(self).steps_run += 1
-        found = self.store.newest(self._parse, lambda _: None)
+        found, _ = self.store.newest(self._parse)
         newest = max(self.promised.values(), key=lambda one: one.position, default=None)
         if found is None:
             assert newest is None
@@ -248,11 +244,11 @@ class StoreMachine(RuleBasedStateMachine):
         return self.disk.files()[self.store.data_path(one)]
 
     @staticmethod
-    def _parse(file: BinaryIO, _one: Manifest) -> bytes:
+    def _parse(_path: Path, file: BinaryIO, _one: Manifest) -> bytes:
         return file.read()
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("manifests_read_once")
 def test_store_keeps_its_promises_whatever_happens_in_whatever_order(figure: Callable[[str], None]) -> None:
     """Loss: the sequence of harmless events that nobody has thought of."""
     StoreMachine.steps_run, StoreMachine.fired = 0, {}

@@ -5,23 +5,24 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from gai_yolo.errors import RunFolderBusy
 from gai_yolo.store.best import BestCopy
 from gai_yolo.store.catalogue import Catalogue
-from gai_yolo.store.lease import raise_fence
+from gai_yolo.store.lease import Fence, raise_fence
 from gai_yolo.store.manifest import Manifest, Position
 from gai_yolo.store.retention import Policy
 from gai_yolo.store.store import Store
-from tests.faults.faults import Faults
+from tests.faults.faults import INJECT, Faults
 from tests.harness import Running, environment, run, small
 
 POLICY = Policy(keep_steps=1, keep_epochs=1)
@@ -39,23 +40,54 @@ def save(store: Store, epoch: int, content: bytes) -> None:
     BestCopy(store).renew()
 
 
-OLD_WRITER = """
-import sys
-from pathlib import Path
-from gai_yolo.errors import RunFolderBusy
-from gai_yolo.store.lease import Fence
-from gai_yolo.store.store import Store
-from tests.faults.test_two_writers import OLD, save
-marker = "gai_yolo.checkpointing.writer_process"  # what the fault injection looks for
-run, number, nonce = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-try:
-    save(Store(run, Fence(run.parent / ".run.fence", number, nonce)), 2, OLD)
-    print("published")
-except RunFolderBusy as busy:
-    print("refused:", busy)
-except FileNotFoundError as error:
-    print("gone:", error)
-"""
+class OldWriter:
+    """A writer of an earlier start, in a process of its own: a fork, as a process that imports everything again takes a second."""
+
+    def __init__(self, run_folder: Path, fence: Fence, extra: dict[str, str]) -> None:
+        self._said, writing = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                os.setsid()
+                os.environ.update(extra)
+                sys.orig_argv = ["gai_yolo.checkpointing.writer_process"]  # what the fault injection looks for
+                runpy.run_path(str(INJECT / "sitecustomize.py"))
+                os.write(writing, self._publish(Store(run_folder, fence)).encode())
+            finally:
+                os._exit(0)
+        os.close(writing)
+        self._is_there = True
+
+    @staticmethod
+    def _publish(store: Store) -> str:
+        try:
+            save(store, 2, OLD)
+        except RunFolderBusy as busy:
+            return f"refused: {busy}"
+        except FileNotFoundError as error:
+            return f"gone: {error}"
+        return "published"
+
+    def has_ended(self) -> bool:
+        """Whether it is gone."""
+        if self._is_there:
+            self._is_there = os.waitpid(self.pid, os.WNOHANG)[0] == 0
+        return not self._is_there
+
+    def goes_on(self) -> str:
+        """Wake it, if it was stopped; returns what it says at its end."""
+        os.kill(self.pid, signal.SIGCONT)
+        said = b""
+        while piece := os.read(self._said, 1 << 16):
+            said += piece
+        return said.decode()
+
+    def end(self) -> None:
+        """Leave nothing of it."""
+        if not self.has_ended():
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        os.close(self._said)
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -72,24 +104,7 @@ def wait_until_stopped(pid: int) -> None:
         time.sleep(0.005)
 
 
-@contextmanager
-def old_writer(run_folder: Path, number: int, nonce: str, extra: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """A writer of an earlier start, in a process of its own."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", OLD_WRITER, str(run_folder), str(number), nonce],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**environment(), **extra},
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def stopped_at_each_call(folder: Path, in_the_way: bool = False) -> Iterator[tuple[Path, subprocess.Popen[str], str]]:
+def stopped_at_each_call(folder: Path, in_the_way: bool = False) -> Iterator[tuple[Path, OldWriter, str]]:
     """A writer that is about to publish epoch 2 on top of epoch 1, stopped right before each of its calls in turn: its run
     folder, its process, and the call. It is killed when the next one is asked for."""
     for number in range(1, 100):
@@ -100,25 +115,22 @@ def stopped_at_each_call(folder: Path, in_the_way: bool = False) -> Iterator[tup
         if in_the_way:
             (run_folder / "checkpoints" / "epoch_002.pt").write_bytes(b"somebody's")
         faults = Faults(run_folder.parent, run_folder)
-        with old_writer(run_folder, first.number, first.nonce, faults.at([number], "stop")) as writer:
-            while writer.poll() is None and len(faults.calls()) < number:
-                time.sleep(0.005)
-            if writer.poll() is not None:
+        writer = OldWriter(run_folder, first, faults.at([number], "stop"))
+        try:
+            while not writer.has_ended() and len(faults.calls()) < number:
+                time.sleep(0.001)
+            if writer.has_ended():
                 return
             wait_until_stopped(writer.pid)
             yield run_folder, writer, faults.calls()[-1].what
+        finally:
+            writer.end()
 
 
 def make_folders(run_folder: Path) -> None:
     """As a start does."""
     for name in ("checkpoints", "snapshots"):
         (run_folder / name).mkdir(parents=True)
-
-
-def goes_on(writer: subprocess.Popen[str]) -> str:
-    """Wake a stopped writer; returns what it says at its end."""
-    writer.send_signal(signal.SIGCONT)
-    return writer.communicate(timeout=60)[0]
 
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to see that a process is stopped")
@@ -135,7 +147,7 @@ def test_writer_stopped_at_any_call_and_replaced_changes_nothing_when_it_goes_on
         for epoch in (2, 3):
             save(successor, epoch, NEW)
         before = contents(run_folder)
-        said = goes_on(writer)
+        said = writer.goes_on()
         if victim == "unlink data":
             del before["checkpoints/epoch_001.pt"]  # it had taken the manifest away before; this was no checkpoint any more
         assert contents(run_folder) == before, f"changed by a writer that was stopped before {victim}"
@@ -168,7 +180,7 @@ def test_writer_stopped_at_any_call_takes_nothing_away_from_a_run_that_was_start
         successor.sweep()
         save(successor, 1, NEW)
         before = contents(run_folder)
-        goes_on(writer)
+        writer.goes_on()
         assert contents(run_folder) == before, f"changed by a writer that was stopped before {victim}"
         victims.append(victim)
     assert {"open data", "rename data", "rename manifest", "write best", "unlink manifest", "unlink data"} <= set(victims)

@@ -90,3 +90,18 @@ def test_initialisation_is_the_published_one() -> None:
     expected = torch.log(torch.tensor([5 / 4 / (640 / s) ** 2 for s in (8, 16, 32)]))
     starts = torch.stack([branch[-1].bias[0] for branch in head.cv3])  # type: ignore[index]
     torch.testing.assert_close(starts, expected)
+
+
+def test_debug_size_has_the_blocks_and_names_of_n_and_learns() -> None:
+    """Loss: tests of jobs that train something else than YOLO12; or nothing, so that no result depends on what is tested."""
+    torch.manual_seed(0)
+    model, published = YOLO12("debug", num_classes=4), YOLO12("n", num_classes=4)
+    kinds, expected = ({name: type(module) for name, module in one.named_modules()} for one in (model, published))
+    left_out = {name for name in expected if name.startswith(("model.6.m.1", "model.8.m.1"))}  # the repeats
+    assert kinds == {name: kind for name, kind in expected.items() if name not in left_out}
+    assert sum(p.numel() for p in model.parameters()) == 36_895 + 27  # one class more than three
+    images = torch.rand(2, 3, 64, 64)
+    raw = model.train()(images)
+    (raw.box_logits.square().mean() + raw.class_logits.square().mean()).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters() if p.requires_grad)
+    assert model.eval()(images)[0].shape == (2, 84, 4)

@@ -3,7 +3,9 @@
 GAI_YOLO_FAULTS names a JSON file: {"root": folder, "log": file, "at": [places], "action": "kill" | "stop" | errno}. Calls of
 the writer process that create, change or sync something under the root are counted from 1 and logged with the role of their
 file; at the given places the whole process group is killed, the writer stopped, or the call fails. A place is a number among
-all calls, or ["fsync data", 2] for the second call of that kind. {"strace": options} runs the writer under strace instead.
+all calls, or ["fsync data", 2] for the second call of that kind.
+
+GAI_YOLO_STRACE names another one, the options of strace: the training process runs its writer under it, and dies with it.
 """
 
 import json
@@ -97,7 +99,6 @@ def install(faults):
 
 
 def trace(options):
-    """In the training process: run the writer under strace, and die with it."""
     original = subprocess.Popen
 
     class Popen(original):
@@ -114,11 +115,13 @@ def trace(options):
     subprocess.Popen = Popen
 
 
-if "GAI_YOLO_FAULTS" in os.environ:
-    with open(os.environ["GAI_YOLO_FAULTS"]) as file:
-        settings = json.load(file)
-    if any(WRITER in part for part in sys.orig_argv):
-        if "action" in settings:
-            install(settings)
-    elif "strace" in settings:
-        trace(settings["strace"])
+def read(variable):
+    with open(os.environ[variable]) as file:
+        return json.load(file)
+
+
+is_writer = any(WRITER in part for part in sys.orig_argv)
+if "GAI_YOLO_FAULTS" in os.environ and is_writer:
+    install(read("GAI_YOLO_FAULTS"))
+if "GAI_YOLO_STRACE" in os.environ and not is_writer:
+    trace(read("GAI_YOLO_STRACE"))
