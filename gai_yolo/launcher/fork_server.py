@@ -144,7 +144,7 @@ def be_server(requests: Connection, agent: int, script: Script, prepare: Callabl
             if pid is not None:
                 requests.send(pid)
     if pid is not None:
-        return
+        os._exit(0)  # not by way of Python's end, at which libraries count what was frozen as leaked
     os.environ.clear()
     os.environ.update(wanted | imported)
     set_name(f"{WORKER_NAME}{os.environ.get('RANK', '')}")
