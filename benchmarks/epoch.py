@@ -20,7 +20,7 @@ from gai_yolo.data.batch import Batch
 from gai_yolo.data.sources import load_indexes
 from gai_yolo.distributed.world import World, fix_arithmetic
 from gai_yolo.goodput.recorder import Recorder
-from gai_yolo.job.build import assemble, make_loaders, make_plan, make_state
+from gai_yolo.job.build import KnownRun, assemble, make_loaders, make_state
 from gai_yolo.job.settlement import settle
 from gai_yolo.membership.join import Membership
 from gai_yolo.reporting.console import NullConsole
@@ -28,10 +28,9 @@ from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.store.run_record import RunRecord
 from gai_yolo.supervision.cloud.watch import CloudWatch
 from gai_yolo.supervision.notices import Notices
-from gai_yolo.supervision.watchdog import Watchdog
+from gai_yolo.supervision.watchdog import Limits, Watchdog
 from gai_yolo.training.context import JobContext
-from gai_yolo.training.loop import Run
-from gai_yolo.training.optimizer import make_schedule
+from gai_yolo.training.loop import TrainingParts
 
 
 def main() -> None:
@@ -51,40 +50,38 @@ def main() -> None:
             in_memory.append(train(run, kept))
         loaded, bare = statistics.median(with_loader), statistics.median(in_memory)
     images = run.plan.num_samples
-    print(f"{images} images, {run.config.data.image_size} px, YOLO12-{run.config.model.size}, {run.step.world.threads} threads")
+    print(f"{given.config}: {images} images, {run.image_size} px, {run.step.world.threads} threads")
     print(f"epoch with data loading: {loaded:.2f} s ({images / loaded:.1f} images/s); batches in memory: {bare:.2f} s")
     print(f"ratio {loaded / bare:.3f} (medians of {given.rounds} interleaved epochs each)")
 
 
-def build(config_path: Path, overrides: list[str], world: World | None = None) -> Run:
+def build(config_path: Path, overrides: list[str], world: World | None = None) -> TrainingParts:
     """The job as the configuration says, in a folder of its own; `world` if there is one already."""
     config = load_config(config_path, overrides)
     if config.training.exact:
         fix_arithmetic()
     world = world or World(config.training.device, config.training.threads)
     notices = Notices(CloudWatch("none"))
-    watchdog = Watchdog(notices, 15.0, 60.0, lambda *_: None)  # looks at nothing until it is started
+    watchdog = Watchdog(notices, Limits(), lambda *_: None)  # looks at nothing until it is started
     context = JobContext(world, RunFolder(config.run_folder), NullConsole(), notices, watchdog, Recorder(time.time()))
     context.folder.lock()
     context.folder.make()
     indexes = load_indexes(config.data)
     config = settle(config, None, world, len(indexes[0])).config
-    num_classes = len(indexes[0].categories)
-    schedule = make_schedule(config.training, num_classes, make_plan(config, len(indexes[0])).steps_per_epoch)
-    state = make_state(config, schedule, num_classes, context, None)
-    closing = contextlib.ExitStack()
-    atexit.register(closing.close)
-    loaders = make_loaders(config, indexes, make_plan(config, len(indexes[0])), context, None, closing)
-    return assemble(config, indexes, loaders, schedule, state, context, {}, Membership(RunRecord("1-benchmark"), None), [])
+    run = KnownRun(config, indexes, Membership(RunRecord("1-benchmark"), None), [])
+    state = make_state(run, context, None)
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    return assemble(run, make_loaders(run, context, None, stack), state, context)
 
 
-def train(run: Run, steps: Iterable[list[Batch]]) -> float:
+def train(run: TrainingParts, steps: Iterable[list[Batch]]) -> float:
     """Train on the given steps; returns the seconds, the loader's included."""
     run.state.model.train()
     started = time.perf_counter()
     for number, batches in enumerate(steps):
         num_micro_batches, num_samples = run.plan.step_size(number)
-        run.step(batches, num_micro_batches, num_samples, run.config.data.image_size)
+        run.step(batches, num_micro_batches, num_samples, run.image_size)
     return time.perf_counter() - started
 
 

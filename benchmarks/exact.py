@@ -24,7 +24,7 @@ from benchmarks.epoch import build
 from gai_yolo.data.batch import Batch
 from gai_yolo.data.order import Order
 from gai_yolo.distributed.world import World, fix_arithmetic
-from gai_yolo.training.loop import Run
+from gai_yolo.training.loop import TrainingParts
 
 CONFIG, BATCHES = Path("configs/config.yaml"), 4
 
@@ -75,7 +75,7 @@ def measure(size: str, rounds: int, overrides: list[str], world: World) -> None:
         print(f"exact / plain {medians['exact'] / medians['plain']:.4f} (quartiles of single rounds {low:.3f} and {high:.3f})", flush=True)
 
 
-def step(run: Run, kind: str, batches: list[list[Batch]], number: int) -> float:
+def step(run: TrainingParts, kind: str, batches: list[list[Batch]], number: int) -> float:
     """Seconds of one step on the slowest rank."""
     if kind == "exact":
         fix_arithmetic()
@@ -87,7 +87,7 @@ def step(run: Run, kind: str, batches: list[list[Batch]], number: int) -> float:
     world = run.step.world
     world.sum(torch.zeros(1, device=world.device))  # all begin together
     started = time.perf_counter()
-    run.step(batches[number % BATCHES], num_micro_batches, num_samples, run.config.data.image_size)
+    run.step(batches[number % BATCHES], num_micro_batches, num_samples, run.image_size)
     return float(world.maximum(torch.tensor([time.perf_counter() - started], dtype=torch.float64, device=world.device)).item())
 
 

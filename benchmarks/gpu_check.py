@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from gai_yolo.data.batch import Batch
-    from gai_yolo.training.loop import Run
+    from gai_yolo.training.loop import TrainingParts
 
 REPOSITORY = Path(__file__).parents[1]
-KEPT: list[Run] = []
+KEPT: list[TrainingParts] = []
 """Runs of this process. A pinned buffer that goes without being closed leaves its address pinned, and the next one there is refused."""
 STALL_SECONDS = 40.0
 """How long a stuck GPU stays so."""
@@ -87,7 +87,7 @@ def be_one_of(checks: Mapping[str, Any], about: str | None) -> NoReturn:
     os._exit(0)  # a stuck GPU would be waited for, and loader processes
 
 
-def build_run(check: Check, name: str, settings: Sequence[str], world: Any = None) -> Run:
+def build_run(check: Check, name: str, settings: Sequence[str], world: Any = None) -> TrainingParts:
     """A run of the real parts, in a folder of its own."""
     from benchmarks.epoch import build
 
@@ -124,15 +124,15 @@ def make_batch(number: int, images: int, side: int, boxes: int, pinned: bool = F
     return batch.pin_memory() if pinned else batch
 
 
-def make_batches(run: Run, boxes: int, pinned: bool = False) -> list[Batch]:
+def make_batches(run: TrainingParts, boxes: int, pinned: bool = False) -> list[Batch]:
     """The micro-batches of one step."""
-    training = run.config.training
+    training = run.step.config
     assert isinstance(training.micro_batch_size, int)
     number = training.batch_size // training.micro_batch_size
-    return [make_batch(one, training.micro_batch_size, run.config.data.image_size, boxes, pinned) for one in range(number)]
+    return [make_batch(one, training.micro_batch_size, run.image_size, boxes, pinned) for one in range(number)]
 
 
-def take_steps(run: Run, batches: list[Batch], steps: int) -> float:
+def take_steps(run: TrainingParts, batches: list[Batch], steps: int) -> float:
     """Seconds of so many steps over the same batches, until the GPU has done them."""
     synchronise(run)
     started = time.perf_counter()
@@ -142,12 +142,12 @@ def take_steps(run: Run, batches: list[Batch], steps: int) -> float:
     return time.perf_counter() - started
 
 
-def take_step(run: Run, batches: list[Batch]) -> None:
+def take_step(run: TrainingParts, batches: list[Batch]) -> None:
     """One step; the GPU may still be at it."""
-    run.step(batches, len(batches), sum(len(batch.images) for batch in batches), run.config.data.image_size)
+    run.step(batches, len(batches), sum(len(batch.images) for batch in batches), run.image_size)
 
 
-def synchronise(run: Run) -> None:
+def synchronise(run: TrainingParts) -> None:
     """Wait until the GPU, if there is one, has done what was queued."""
     import torch
 
@@ -155,7 +155,7 @@ def synchronise(run: Run) -> None:
         torch.cuda.synchronize()
 
 
-def digest_of(run: Run) -> str:
+def digest_of(run: TrainingParts) -> str:
     """Of the whole state, in 16 letters."""
     import hashlib
 

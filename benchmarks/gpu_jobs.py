@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_check import REPOSITORY, Check, be_one_of
-from gai_yolo.goodput.record import high_water, parse_records, read_records
-from gai_yolo.launcher.processes import children_of, name_of
+from gai_yolo.goodput.record import high_water, read_records
+from gai_yolo.processes import children_of, name_of
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--max-restarts=5")
 STEPS_AN_EPOCH = 12
@@ -73,7 +73,7 @@ class Job:
 
     def starts(self) -> int:
         """How often it has begun to train."""
-        return len([one for one in parse_records(read_records(self.run / "goodput")[0]) if one.origin is not None])
+        return len([one for one in read_records(self.run / "goodput")[0] if one.origin is not None])
 
     def wait_for_step(self, step: int) -> None:
         """Wait until so many are completed."""
@@ -123,7 +123,7 @@ def compare(check: Check, job: Job, amp: str) -> None:
     """Wait for a run's end, and expect the state of the undisturbed one."""
     code = job.end()
     check.expect(code == 0, f"{job.run.name}: exit code {code}: {job.tail() if code else ''}")
-    sources = [one.source for one in sorted(parse_records(read_records(job.run / "goodput")[0]), key=lambda one: one.number)]
+    sources = [one.source for one in sorted(read_records(job.run / "goodput")[0], key=lambda one: one.number)]
     check.say(f"{job.run.name}: went on from", sources)
     own, other = digests_of(job.run), digests_of(check.work / f"undisturbed-{amp}" / "run")
     differing = [part for part in own if own[part] != other[part]]
@@ -207,7 +207,7 @@ def fork_server(check: Check, amp: str) -> None:
         job.wait_until(lambda before=before, job=job: job.step() > before, "another step")  # type: ignore[misc]
         check.say(f"{run}: seconds from the kill to a new step", time.time() - killed)
         compare(check, job, amp)
-        last = max(parse_records(read_records(job.run / "goodput")[0]), key=lambda one: one.number)
+        last = max(read_records(job.run / "goodput")[0], key=lambda one: one.number)
         check.say(f"{run}: seconds of the last start", {str(phase): round(value, 2) for phase, value in last.seconds.items()})
 
 

@@ -36,12 +36,11 @@ from benchmarks.gpu_check import (
 from gai_yolo.checkpointing import manager as saver
 from gai_yolo.checkpointing.digest import part_digests
 from gai_yolo.data.shapes import NUM_IMAGES, ensure_shapes
-from gai_yolo.detector.loss import DetectionLoss
 from gai_yolo.distributed.world import World
 from gai_yolo.errors import Ending
 from gai_yolo.goodput.record import Phase
-from gai_yolo.supervision.watchdog import Watchdog
-from gai_yolo.training.loop import Run
+from gai_yolo.supervision.watchdog import Limits, Watchdog
+from gai_yolo.training.loop import TrainingParts
 from gai_yolo.training.optimizer import set_rates
 from gai_yolo.training.step import TrainingStep
 
@@ -105,7 +104,7 @@ def one_kind(check: Check, label: str, settings: tuple[str, ...], boxes: int, ev
         run.context.folder.release()
 
 
-def without_deterministic_kernel(run: Run, batches: list[Any], evaluate: bool) -> list[str]:
+def without_deterministic_kernel(run: TrainingParts, batches: list[Any], evaluate: bool) -> list[str]:
     """All operations of a step that have none, as PyTorch says."""
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
@@ -166,15 +165,12 @@ def hook(check: Check) -> None:
             step = run.step
             if kind != "alone":
                 world.world_size = 2  # there is one; but so everything goes the way of many
-                gains = run.config.loss
-                step = TrainingStep(
-                    run.state, DetectionLoss(gains.box, gains.cls, gains.dfl), run.step.schedule, world, run.config.training
-                )
+                step = TrainingStep(run.state, run.step.loss, run.step.schedule, world, run.step.config)
             batches = make_batches(run, FEW_BOXES)
             synchronise(run)
             started = time.perf_counter()
             for _ in range(4):
-                step(batches, len(batches), 8, run.config.data.image_size)
+                step(batches, len(batches), 8, run.image_size)
             synchronise(run)
             check.say(f"{label}, {kind}: seconds of 4 steps", time.perf_counter() - started)
             digests[kind] = digest_of(run)
@@ -229,7 +225,7 @@ def rescue(check: Check, where: str) -> None:
         check.say("farewell", [ending.exit_code, reason])
         check.say("seconds from the stall to the farewell", time.monotonic() - started)
 
-    watchdog = Watchdog(run.context.notices, 15.0, 2.0, farewell)
+    watchdog = Watchdog(run.context.notices, Limits(step=2.0), farewell)
     watchdog.rescue = run.saver.save_now
     watchdog.enter(Phase.STEP)
     for _ in range(4):

@@ -22,9 +22,10 @@ from benchmarks.gpu_check import (
 )
 from gai_yolo.checkpointing.capture import StateBuffer
 from gai_yolo.checkpointing.digest import part_digests, quick_digest
-from gai_yolo.checkpointing.disk_tier import expected_bytes, newest
+from gai_yolo.checkpointing.recovery import newest
+from gai_yolo.checkpointing.tier import DiskTier
 from gai_yolo.distributed.world import fix_arithmetic
-from gai_yolo.training.loop import Run
+from gai_yolo.training.loop import TrainingParts
 
 BOXES = 8
 KINDS = ("exact", "plain", "plain, tuned")
@@ -126,7 +127,7 @@ def stall(check: Check, size: str) -> None:
     batches = make_batches(run, BOXES, pinned=check.on_gpu)
     take_steps(run, batches, 3)
     check.say("a step", take_steps(run, batches, 3) / 3)
-    check.say("MB of a state", expected_bytes(run.state) / 1e6)
+    check.say("MB of a state", run.state.expected_bytes() / 1e6)
     for pinned in (True, False) if check.on_gpu else (False,):
         fill_buffer(check, run, pinned)
     actions: dict[str, Callable[[], object]] = {
@@ -137,17 +138,19 @@ def stall(check: Check, size: str) -> None:
     for name, action in actions.items():
         action()
         check.say(f"{name}: seconds of the host, of all", timed(run, action))
-    snapshots = run.saver.durable
-    assert snapshots is not None
+    snapshots = run.saver.tiers[0]
+    assert isinstance(snapshots, DiskTier)
     digest = part_digests(run.state.capture())
     started = time.perf_counter()
-    snapshots.save_step(run.state)
+    run.saver.is_due(run.state.step, at_once=True)
+    run.saver.after_step(agreed=True)
     check.say("a snapshot in training: the host stands still for", time.perf_counter() - started)
     take_steps(run, batches, 3)
     check.say("three steps with it", time.perf_counter() - started)
     check.expect(snapshots.writer.drain(60.0), "the snapshot was not complete within a minute")
     check.say("complete after", snapshots.write_seconds)
-    found = newest(run.context.folder.store, lambda text: check.expect(False, text))
+    found, passed_over = newest(run.context.folder.store)
+    check.expect(not passed_over, "; ".join(passed_over))
     same = found is not None and part_digests(found.content) == digest
     check.expect(same, "the snapshot does not hold the state at which it was taken")
     check.say("holds the state at which it was taken", same)
@@ -156,11 +159,11 @@ def stall(check: Check, size: str) -> None:
         refuse_to_pin(check)
 
 
-def fill_buffer(check: Check, run: Run, pinned: bool) -> None:
+def fill_buffer(check: Check, run: TrainingParts, pinned: bool) -> None:
     """Time making a buffer, and copying a state into it."""
     label = "pinned" if pinned else "pageable"
     started = time.perf_counter()
-    buffer = StateBuffer(expected_bytes(run.state), pinned)
+    buffer = StateBuffer(run.state.expected_bytes(), pinned)
     check.say(f"{label} buffer: making it", time.perf_counter() - started)
     check.expect(buffer.pinned == pinned, "the buffer could not be pinned")
 
@@ -172,7 +175,7 @@ def fill_buffer(check: Check, run: Run, pinned: bool) -> None:
     buffer.close()
 
 
-def timed(run: Run, action: Callable[[], object]) -> list[float]:
+def timed(run: TrainingParts, action: Callable[[], object]) -> list[float]:
     """Medians over five times: seconds until it returns, and until the GPU has done it."""
     rows = []
     for _ in range(5):

@@ -29,9 +29,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from gai_yolo.goodput.record import Record, high_water, parse_records, read_records
+from gai_yolo.goodput.record import Record, high_water, read_records
 from tests.faults.cluster import Cluster, Node
 from tests.harness import REPOSITORY, environment, small
 
@@ -212,7 +211,7 @@ def split(cluster: Cluster, killed: float, before: int) -> dict[str, float]:
     wait_for(lambda: newest(cluster).number > before and newest(cluster).highest > highest)
     done = time.time()
     new = newest(cluster)
-    ended = [one["ended"] for one in records(cluster) if one["number"] == before and one["ended"]]
+    ended = [one.ended for one in records(cluster) if one.number == before and one.ended]
     saved = min(ended, default=killed)
     parts = {
         "detection": saved - killed,
@@ -223,14 +222,14 @@ def split(cluster: Cluster, killed: float, before: int) -> dict[str, float]:
     return {"total": done - killed, **parts, "first step": done - killed - sum(parts.values())}
 
 
-def records(cluster: Cluster) -> list[dict[str, Any]]:
+def records(cluster: Cluster) -> list[Record]:
     """Of all starts so far."""
     return read_records(cluster.shared / "run" / "goodput")[0]
 
 
 def newest(cluster: Cluster) -> Record:
     """The record of the newest start that got furthest."""
-    return max(parse_records(records(cluster)), key=lambda one: (one.number, one.highest), default=Record(began=0.0))
+    return max(records(cluster), key=lambda one: (one.number, one.highest), default=Record(began=0.0))
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

@@ -21,7 +21,7 @@ from pydantic import ConfigDict, NonNegativeFloat, PositiveFloat, with_config
 
 from gai_yolo.checkpointing.schedule import FIRST_AFTER, Cost, automatic_interval
 from gai_yolo.goodput.record import Phase
-from gai_yolo.goodput.timeline import DOWNTIME, LOST, PARTS, REPLAYED, USEFUL
+from gai_yolo.goodput.timeline import DOWNTIME, LOST, REPLAYED, TIME_PARTS, USEFUL
 from gai_yolo.sections import ElasticConfig, SnapshotsConfig
 
 Kind = Literal["worker", "node", "notice", "join", "hang", "all"]
@@ -150,7 +150,7 @@ class Outcome:
 
     wall: float
     seconds: dict[str, float]
-    """By `PARTS`; they add up to `wall`."""
+    """By `TIME_PARTS`; they add up to `wall`."""
     progress: float
     """Steps done in the end, at the speed of all nodes, as a share of the wall time."""
     strikes: int
@@ -174,7 +174,7 @@ class Job:
     def __init__(self, costs: Costs, policy: Policy, nodes: int) -> None:
         self.costs, self.policy, self.all_nodes, self.nodes = costs, policy, nodes, nodes
         self.now = 0.0
-        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.seconds = dict.fromkeys(TIME_PARTS, 0.0)
         self.steps = self.highest = self.durable = 0.0
         """Completed; ever completed; on the disk."""
         self.strikes = 0

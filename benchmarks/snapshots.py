@@ -25,8 +25,9 @@ from torch._C._distributed_c10d import HashStore
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from benchmarks.epoch import build
+from gai_yolo.checkpointing.tier import DiskTier
 from gai_yolo.data.batch import Batch
-from gai_yolo.training.loop import Run
+from gai_yolo.training.loop import TrainingParts
 
 SETTINGS = (
     *("data.path=shapes", "data.image_size=160", "data.workers=0", "training.batch_size=4", "training.micro_batch_size=4"),
@@ -82,7 +83,7 @@ def rotated(names: list[str], number: int) -> list[str]:
     return names[cut:] + names[:cut]
 
 
-def calibrate(run: Run, batches: list[Batch], seconds: float) -> int:
+def calibrate(run: TrainingParts, batches: list[Batch], seconds: float) -> int:
     """Steps in about so many seconds."""
     train(run, batches, 10)
     started = time.perf_counter()
@@ -90,16 +91,16 @@ def calibrate(run: Run, batches: list[Batch], seconds: float) -> int:
     return max(5, round(seconds / ((time.perf_counter() - started) / 10)))
 
 
-def train(run: Run, batches: list[Batch], steps: int) -> None:
+def train(run: TrainingParts, batches: list[Batch], steps: int) -> None:
     """So many steps over the same batch."""
     for _ in range(steps):
-        run.step(batches, len(batches), sum(len(batch.images) for batch in batches), run.config.data.image_size)
+        run.step(batches, len(batches), sum(len(batch.images) for batch in batches), run.image_size)
 
 
-def window(run: Run, batches: list[Batch], steps: int, save: Save | None) -> tuple[float, float, float]:
+def window(run: TrainingParts, batches: list[Batch], steps: int, save: Save | None) -> tuple[float, float, float]:
     """Seconds of the whole, seconds that the loop stood still, seconds until the snapshot was complete."""
-    snapshots = run.saver.durable
-    assert snapshots is not None
+    snapshots = run.saver.tiers[0]
+    assert isinstance(snapshots, DiskTier)
     started = time.perf_counter()
     train(run, batches, 1)
     blocked, wait = save() if save else (0.0, lambda: 0.0)
@@ -113,13 +114,14 @@ def window(run: Run, batches: list[Batch], steps: int, save: Save | None) -> tup
     return whole, blocked, wait()
 
 
-def ours(run: Run) -> tuple[float, Callable[[], float]]:
+def ours(run: TrainingParts) -> tuple[float, Callable[[], float]]:
     """A mid-epoch snapshot."""
-    snapshots = run.saver.durable
-    assert snapshots is not None
+    snapshots = run.saver.tiers[0]
+    assert isinstance(snapshots, DiskTier)
     count, seconds = snapshots.count, snapshots.write_seconds
     started = time.perf_counter()
-    snapshots.save_step(run.state)
+    run.saver.is_due(run.state.step, at_once=True)
+    run.saver.after_step(agreed=True)
     blocked = time.perf_counter() - started
 
     def wait() -> float:
@@ -129,7 +131,7 @@ def ours(run: Run) -> tuple[float, Callable[[], float]]:
     return blocked, wait
 
 
-def plain(run: Run, path: Path) -> tuple[float, Callable[[], float]]:
+def plain(run: TrainingParts, path: Path) -> tuple[float, Callable[[], float]]:
     """What most scripts do, made durable."""
     started = time.perf_counter()
     with path.with_suffix(".new").open("wb") as file:
@@ -141,7 +143,7 @@ def plain(run: Run, path: Path) -> tuple[float, Callable[[], float]]:
     return seconds, lambda: seconds
 
 
-def dcp(run: Run, folder: Path) -> tuple[float, Callable[[], float]]:
+def dcp(run: TrainingParts, folder: Path) -> tuple[float, Callable[[], float]]:
     """torch's own asynchronous checkpoint, with its defaults."""
     started = time.perf_counter()
     captured = run.state.capture()
@@ -160,12 +162,10 @@ def dcp(run: Run, folder: Path) -> tuple[float, Callable[[], float]]:
     return time.perf_counter() - started, wait
 
 
-def show(size: str, run: Run, steps: int, num_bytes: int, measured: dict[str, list[tuple[float, float, float]]]) -> None:
+def show(size: str, run: TrainingParts, steps: int, num_bytes: int, measured: dict[str, list[tuple[float, float, float]]]) -> None:
     """A table of medians."""
     base = [whole for whole, _, _ in measured["without"]]
-    print(
-        f"YOLO12-{size}, {run.config.data.image_size} px, {num_bytes / 1e6:.0f} MB a snapshot, {torch.get_num_threads()} threads; ", end=""
-    )
+    print(f"YOLO12-{size}, {run.image_size} px, {num_bytes / 1e6:.0f} MB a snapshot, {torch.get_num_threads()} threads; ", end="")
     print(f"windows of {steps} steps, {statistics.median(base):.1f} s; medians of {len(base)} rounds, at one each {INTERVAL:.0f} s")
     print(f"{'':16}{'stands still':>14}{'share':>9}{'window longer by':>22}{'throughput':>14}{'complete after':>18}")
     for name, rows in measured.items():

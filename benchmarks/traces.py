@@ -12,9 +12,9 @@ from typing import Any, get_args
 from benchmarks.simulation import GRACEFUL, Costs, Kind, Restart, Restarts, Strike, own_policy, replay
 from gai_yolo.errors import Refusal
 from gai_yolo.goodput.causes import KILLED
-from gai_yolo.goodput.record import Phase, parse_records, read_records
+from gai_yolo.goodput.record import Phase, read_records
 from gai_yolo.goodput.report import REPORT_FILE, Interruption, Report, from_json
-from gai_yolo.goodput.timeline import DOWNTIME, LOST, PARTS, REPLAYED, USEFUL, Start, share_out, starts_of
+from gai_yolo.goodput.timeline import DOWNTIME, LOST, REPLAYED, TIME_PARTS, USEFUL, Start, share_out, starts_of
 from gai_yolo.sections import SnapshotsConfig
 
 MEETING = f"{DOWNTIME} + {Phase.RENDEZVOUS}"
@@ -130,7 +130,7 @@ def measure(folder: Path) -> Costs:
         Refusal: it has no records, or no step.
     """
     trace = read_trace(folder)
-    starts = starts_of(parse_records(read_records(trace.path.parent / "goodput")[0]))
+    starts = starts_of(read_records(trace.path.parent / "goodput")[0])
     trained = [start for start in starts if _num_steps(start)]
     if not trained:
         raise Refusal(f"{trace.path.parent / 'goodput'}: there are no records of a step; give the folder of a run that was trained.")
@@ -193,6 +193,6 @@ def _line(starts: Sequence[Start], value: Callable[[Start], float]) -> tuple[flo
 
 
 def _shares(seconds: Mapping[str, float], wall: float) -> dict[str, float]:
-    merged: dict[str, Any] = {part: seconds[part] for part in PARTS if part not in (DOWNTIME, Phase.RENDEZVOUS)}
+    merged: dict[str, Any] = {part: seconds[part] for part in TIME_PARTS if part not in (DOWNTIME, Phase.RENDEZVOUS)}
     merged[MEETING] = seconds[DOWNTIME] + seconds[Phase.RENDEZVOUS]
     return {part: 100 * value / wall for part, value in merged.items()}

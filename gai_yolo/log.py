@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 OF_NODE = {"of_node": True}
 """`extra` of what this node alone may know: to be shown where another process has the console, too."""
@@ -33,6 +34,21 @@ def showing(show: Callable[[logging.LogRecord], None]) -> Iterator[None]:
     finally:
         PACKAGE.removeHandler(handler)
         PACKAGE.setLevel(level)
+
+
+@contextlib.contextmanager
+def told_if_refused(
+    logger: logging.Logger,
+    path: Path,
+    what: str = "cannot be written",
+    then: str = "training goes on",
+    extra: Mapping[str, bool] | None = None,
+) -> Iterator[None]:
+    """A disk that refuses what the block does is told, with what follows from it, and that is all."""
+    try:
+        yield
+    except OSError as error:
+        logger.warning(f"{path}: {what} ({error.strerror}); {then}", extra=extra)
 
 
 class _Handler(logging.Handler):

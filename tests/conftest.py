@@ -75,12 +75,12 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 @pytest.fixture
 def make_state() -> MakeState:
-    """Makes a training state of a YOLO12-n; the seed decides the weights."""
+    """Makes a training state of a network as small as can be; the seed decides the weights."""
 
-    def make(optimizer: str = "sgd", seed: int = 0, num_classes: int = 3, **settings: Any) -> TrainingState:
+    def make(optimizer: str = "sgd", seed: int = 0, num_classes: int = 3, size: str = "debug", **settings: Any) -> TrainingState:
         config = TrainingConfig.model_validate({"optimizer": optimizer, "epochs": 10, **settings})
         torch.manual_seed(seed)
-        model = YOLO12("n", num_classes)
+        model = YOLO12(size, num_classes)
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         ema = EMA(model, config.ema_decay, config.ema_tau)
         return TrainingState(model, ema, make_optimizer(model, make_schedule(config, num_classes, 10)), scaler)

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from gai_yolo.launcher.fork_server import FORKED_NAME
-from gai_yolo.launcher.processes import children_of, name_of
+from gai_yolo.processes import children_of, name_of
 from tests.zygote import TORCHRUN, Forked, zygote
 
 REPOSITORY = Path(__file__).parents[1]

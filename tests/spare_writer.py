@@ -19,9 +19,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from gai_yolo.checkpointing import writer_handle as writer_process
 from gai_yolo.checkpointing import writer_process as writer
-from gai_yolo.launcher.processes import die_with_parent
+from gai_yolo.processes import die_with_parent
 
 PR_SET_PDEATHSIG = 1
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -72,7 +71,7 @@ def offer() -> None:
     theirs.close()
 
     def start(command: Sequence[str], *, stdin: int, stdout: int, env: dict[str, str]) -> Any:
-        vars(writer_process)["subprocess"] = subprocess
+        vars(writer)["subprocess"] = subprocess
         try:
             with ours:
                 socket.send_fds(ours, [json.dumps({"command": list(command), "environment": env}).encode()], [stdin])
@@ -81,7 +80,7 @@ def offer() -> None:
             return subprocess.Popen(command, stdin=stdin, stdout=stdout, env=env)
         return Child(spare)
 
-    vars(writer_process)["subprocess"] = SimpleNamespace(**{**vars(subprocess), "Popen": start})
+    vars(writer)["subprocess"] = SimpleNamespace(**{**vars(subprocess), "Popen": start})
 
 
 def _wait_and_be_it(channel: socket.socket, job: int) -> None:

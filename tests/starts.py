@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from gai_yolo.errors import Ending
-from gai_yolo.goodput.record import Phase
+from gai_yolo.goodput.record import Phase, Record
 from gai_yolo.goodput.recorder import Identity, Recorder
 
 EPOCH = 1_700_000_000.0
@@ -41,9 +40,8 @@ class Node:
         self.clock = Clock(EPOCH + began)
         self.recorder = Recorder(EPOCH + began, self.clock, self.clock)
         self.identity = Identity(number, f"s{number}" if start is None else start, node, 0, world_size)
-        self.told: list[str] = []
         if folder is not None:
-            self.recorder.open(folder, self.identity, self.told.append)
+            self.recorder.open(folder, self.identity)
 
     def spend(self, phase: Phase, seconds: float) -> None:
         """Stay in a phase for so long."""
@@ -62,13 +60,13 @@ class Node:
             self.spend(Phase.STEP, seconds)
             self.recorder.step_done(step, 1 + (step - 1) // 100)
 
-    def end(self, ending: Ending | None = None, words: str | None = None) -> dict[str, Any]:
+    def end(self, ending: Ending | None = None, words: str | None = None) -> Record:
         """The record that is left, after the last word or without one."""
         if ending is not None:
             self.recorder.ended(ending, words)
         self.recorder.close()
         return self.record()
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Record:
         """The record up to now."""
-        return {**self.recorder.record(), **asdict(self.identity)}
+        return replace(self.recorder.record(), **asdict(self.identity))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
 
 from gai_yolo.distributed.world import World
-from gai_yolo.reporting.console import NullConsole
+from gai_yolo.log import showing
 
 T = TypeVar("T")
+NAME_OF_RANK = "rank {}"
+"""Of its thread."""
 PATIENCE = 20.0
 """Seconds after which a rank that waits for the others in vain raises."""
 
@@ -71,7 +75,7 @@ def on_ranks(size: int, action: Callable[[World], T], per_node: int = 1, patienc
         except Exception as error:
             results[rank] = error
 
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
+    threads = [threading.Thread(target=work, args=(rank,), name=NAME_OF_RANK.format(rank)) for rank in range(size)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -87,13 +91,14 @@ def good(results: list[T | Exception]) -> list[T]:
     return results  # type: ignore[return-value]
 
 
-class Told(NullConsole):
-    """What was said on the first rank."""
+@contextlib.contextmanager
+def told_on_first() -> Iterator[list[str]]:
+    """What is said meanwhile on the first of the ranks of `on_ranks`."""
+    lines: list[str] = []
 
-    def __init__(self) -> None:
-        self.lines: list[str] = []
+    def note(record: logging.LogRecord) -> None:
+        if record.threadName == NAME_OF_RANK.format(0):
+            lines.append(record.getMessage())
 
-    def info(self, text: str) -> None:
-        self.lines.append(text)
-
-    warning = info
+    with showing(note):
+        yield lines

@@ -19,12 +19,12 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO
 
-from gai_yolo.launcher.fork_server import Script, be_server, preload
-from gai_yolo.launcher.forking import ForkServer
-from gai_yolo.launcher.processes import die_with_parent
+from gai_yolo.launcher.fork_server import ForkServer, Script, be_server, fork_workers, preload
+from gai_yolo.processes import die_with_parent
 from gai_yolo.supervision import outcome
 from tests import spare_writer
 
@@ -133,21 +133,15 @@ class WithSpareWriter(Script):
         super().run()
 
 
-class Twin(ForkServer):
+def twin(requests: Connection, command: Sequence[str]) -> Pid:
     """A fork server that is itself a fork of the agent, made before the agent has threads."""
-
-    def _start(self) -> None:
-        self._channel, theirs = socket.socketpair()
-        self._answers = self._channel.makefile("r")
-        agent = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            self._channel.close()
-            script = WithSpareWriter.parse(self._command[2:])
-            be_server(theirs, agent, script, lambda: be_child_of(agent, script))
-            sys.exit()
-        theirs.close()
-        self._process = Pid(pid)  # type: ignore[assignment]
+    agent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        script = WithSpareWriter(command[2:])
+        be_server(requests, agent, script, lambda: be_child_of(agent, script))
+        sys.exit()
+    return Pid(pid)
 
 
 def be_child_of(agent: int, script: Script) -> None:
@@ -185,14 +179,11 @@ def run_job(words: list[str]) -> None:
     os.setsid()
     if words[:2] == TORCHRUN:
         at = next(place for place, word in enumerate(words[2:], 2) if not word.startswith("--"))
-        server = Twin([sys.executable, "-u", *words[at:]])
-        from gai_yolo.launcher.workers import fork_workers
-
-        fork_workers(server)
+        fork_workers(ForkServer([sys.executable, "-u", *words[at:]], twin))
         sys.argv = words[1:]
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     else:
-        script = WithSpareWriter.parse(words)
+        script = WithSpareWriter(words)
         script.prepare()
         follow_python_path()
         script.run()
@@ -211,7 +202,8 @@ def main() -> None:
     """Be the process that forks, and in its forks the job and who waits for it."""
     channel = socket.socket(fileno=int(sys.argv[1]))
     die_with_parent(int(sys.argv[2]), signal.SIGKILL)
-    preload((*Script(False, str(REPOSITORY / "elastic_train.py"), ()).imports(), *LATER))
+    Script([str(REPOSITORY / "elastic_train.py")]).preload()
+    preload("".join(f"import {name}\n" for name in LATER).encode())
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # those who wait are not waited for
     while True:

@@ -8,24 +8,13 @@ from typing import Any
 
 import torch
 
-from gai_yolo.checkpointing.disk_tier import is_due, position_of
+from gai_yolo.checkpointing.recovery import position_of
+from gai_yolo.checkpointing.schedule import asks_for
+from gai_yolo.checkpointing.state import FIELDS
 from gai_yolo.config import fingerprint, parse_config
 from gai_yolo.detector.weights import read_checkpoint_file
 from gai_yolo.errors import CheckpointError
 from gai_yolo.store.manifest import Kind, Manifest, stem_of
-
-PARTS = (
-    "model_state_dict",
-    "ema_state_dict",
-    "ema_updates",
-    "optimizer_state_dict",
-    "scaler_state_dict",
-    "best_metric",
-    "history",
-    "progress",
-    "gradient_exponents",
-    "bad_in_row",
-)
 
 
 def manifest_for(path: Path, kind: Kind) -> Manifest:
@@ -41,10 +30,10 @@ def manifest_for(path: Path, kind: Kind) -> Manifest:
     position = position_of(path, content)
     if path.stem != stem_of(kind, position):
         raise CheckpointError(f"{path}: holds step {position.step} after {position.epoch} epochs, not what its name says; rename it.")
-    missing = [part for part in PARTS if part not in content]
+    missing = [field.name for field in FIELDS if field.is_required and field.name not in content]
     if missing:
         raise CheckpointError(f"{path}: lacks {', '.join(missing)}; training cannot go on from it.")
-    for part in ("model_state_dict", "ema_state_dict"):
+    for part in [field.name for field in FIELDS if field.is_network]:
         tensors = content[part]
         if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
             raise CheckpointError(f"{path}: {part} does not hold tensors; training cannot go on from it.")
@@ -62,7 +51,7 @@ def manifest_for(path: Path, kind: Kind) -> Manifest:
         torch_version="unknown (adopted)",
         time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(path.stat().st_mtime)),
         metric=_metric(content) if kind == "epoch" else None,
-        due=kind == "step" or is_due(position.epoch, config),
+        due=kind == "step" or asks_for(config.training, position.epoch),
     )
 
 

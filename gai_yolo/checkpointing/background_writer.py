@@ -6,16 +6,19 @@ epochs. All of it runs in the training thread, at step boundaries.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
 
 from gai_yolo.checkpointing.capture import StateBuffer
-from gai_yolo.checkpointing.writer_handle import Job, WriterProcess
-from gai_yolo.checkpointing.writer_process import Answer, BestRenewed
+from gai_yolo.checkpointing.writer_process import Answer, BestRenewed, Job, WriterProcess
 from gai_yolo.errors import RunFolderBusy
+from gai_yolo.log import ONCE
 
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+logger = logging.getLogger(__name__)
+
+FIRST_RETRY, LONGEST_RETRY = 1.0, 60.0
 """Seconds before a failed write is tried again; doubled with each failure."""
 HANGING = 60.0
 """Seconds after which a write that has not ended is told (or 20 times the last one's)."""
@@ -33,41 +36,34 @@ class BackgroundWriter:
     A newer snapshot takes the place of one that waits or has failed. An epoch checkpoint is never dropped while the disk
     works; while it does not, at most `MOST_WAITING_EPOCHS` are kept in memory for it, and the oldest is given up, told.
 
+    When something goes wrong, once for each outage, and when it works again, people are told.
+
     Args:
         start: makes a `WriterProcess`.
-        tell: is given a sentence when something goes wrong (once for each outage), and when it works again.
         written: is told of each checkpoint that is complete.
-        free_bytes: room on the disk.
         alive: is called while the training thread waits here for the disk.
     """
 
     def __init__(
         self,
         start: Callable[[], WriterProcess],
-        tell: Callable[[str], None],
         written: Callable[[Job, Answer], None],
-        free_bytes: Callable[[], int],
         clock: Callable[[], float] = time.monotonic,
         alive: Callable[[], None] = lambda: None,
     ) -> None:
-        self._alive = alive
-        self._start, self._tell, self._written, self._free_bytes, self._clock = start, tell, written, free_bytes, clock
+        self._start, self._written, self._clock, self._alive = start, written, clock, alive
+        self.spare: list[StateBuffer] = []
+        """Buffers that are free."""
         self._process: WriterProcess | None = None
         self._sent: Job | None = None
         self._best_follows = False
         self._waiting: deque[Job] = deque()
-        self._spare: list[StateBuffer] = []
         self._failures = 0
         self._not_before = 0.0
         self._sent_at, self._last_seconds = 0.0, 0.0
         self._moved, self._moved_at = 0, 0.0
         """What the writer's progress was, and since when."""
         self._told_hanging, self._is_killed = False, False
-        self._told_notes: set[str] = set()
-
-    def buffer(self) -> StateBuffer | None:
-        """A buffer that is free, if there is one."""
-        return self._spare.pop() if self._spare else None
 
     @property
     def is_idle(self) -> bool:
@@ -88,7 +84,7 @@ class BackgroundWriter:
             self.poll(0.05)
             self._alive()
         while len(self._waiting) > MOST_WAITING_EPOCHS:
-            self._tell(f"{self._waiting[0].name} is given up: the disk has not worked for too long; newer ones wait for it")
+            logger.warning(f"{self._waiting[0].name} is given up: the disk has not worked for too long; newer ones wait for it")
             self._drop(self._waiting[0])
         self.poll()
 
@@ -178,6 +174,8 @@ class BackgroundWriter:
                 self._fail("the writer process has died")
             self._lose_process(None)
             return
+        for note in answer.notes if answer is not None else []:
+            logger.warning(note, extra=ONCE)
         if answer is None:
             self._watch()
         elif answer.taken_over is not None:
@@ -186,51 +184,45 @@ class BackgroundWriter:
             raise RunFolderBusy(answer.taken_over)
         elif isinstance(answer, BestRenewed):
             self._best_follows = False
-            self._tell_all(answer.notes)
         else:
-            self._take(answer)
-
-    def _take(self, answer: Answer) -> None:
-        self._best_follows = answer.best_follows
-        if answer.failure is not None:
-            self._tell_all(answer.notes)
-            self._fail(answer.failure)
-        else:
-            self._succeed(answer)
+            self._best_follows = answer.best_follows
+            if answer.failure is not None:
+                self._fail(answer.failure)
+            else:
+                self._succeed(answer)
 
     def _succeed(self, answer: Answer) -> None:
         job, self._sent = self._sent, None
         assert job is not None
-        self._tell_all(answer.notes)
         if self._failures:
-            self._tell(f"{job.name} was written, after {self._failures} failed tries")
+            logger.warning(f"{job.name} was written, after {self._failures} failed tries")
         self._failures, self._not_before, self._told_hanging, self._last_seconds = 0, 0.0, False, answer.seconds
-        self._spare.append(job.buffer)
+        self.spare.append(job.buffer)
         self._written(job, answer)
 
     def _fail(self, reason: str) -> None:
         job, self._sent = self._sent, None
         assert job is not None
         if self._failures == 0:
-            self._tell(
+            logger.warning(
                 f"{job.name} could not be written: {reason}; needed {_megabytes(job.buffer.content.size)}, free {self._free()}; "
                 "training goes on, older checkpoints stay, and it is tried again until it works"
             )
         self._pause()
         if job.manifest.kind == "step" and self._waiting:
-            self._spare.append(job.buffer)  # what waits is newer
+            self.spare.append(job.buffer)  # what waits is newer
         else:
             self._waiting.appendleft(job)
 
     def _pause(self) -> None:
-        self._not_before = self._clock() + min(FIRST_PAUSE * 2**self._failures, LONGEST_PAUSE)
+        self._not_before = self._clock() + min(FIRST_RETRY * 2**self._failures, LONGEST_RETRY)
         self._failures += 1
 
     def _lose_process(self, reason: str | None) -> None:
         """Forget a dead writer; the next try starts another."""
         if reason is not None:
             if self._failures == 0:
-                self._tell(f"{reason}; training goes on, and it is tried again until it works")
+                logger.warning(f"{reason}; training goes on, and it is tried again until it works")
             self._pause()
         self._best_follows = False  # the next writer looks after it first
         self.close(0.0)
@@ -246,7 +238,7 @@ class BackgroundWriter:
         if not self._told_hanging and now - self._sent_at > self._told_after:
             self._told_hanging = True
             state = "and is being written" if still < HANGING / 2 else f"and nothing has moved for {still:.0f} s"
-            self._tell(
+            logger.warning(
                 f"{self._sent.name} has been on its way to the disk for {now - self._sent_at:.0f} s, {state} "
                 f"({_megabytes(self._sent.buffer.content.size)}, free {self._free()}; the last one took {self._last_seconds:.1f} s); "
                 "training goes on"
@@ -258,17 +250,12 @@ class BackgroundWriter:
 
     def _drop(self, job: Job) -> None:
         self._waiting.remove(job)
-        self._spare.append(job.buffer)
-
-    def _tell_all(self, notes: list[str]) -> None:
-        for note in notes:
-            if note not in self._told_notes:
-                self._tell(note)
-        self._told_notes.update(notes)
+        self.spare.append(job.buffer)
 
     def _free(self) -> str:
         try:
-            return _megabytes(self._free_bytes())
+            assert self._process is not None
+            return _megabytes(self._process.free_bytes())
         except OSError as error:
             return f"unknown ({error.strerror})"
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ALIGNMENT = 64
+TENSOR_ALIGNMENT = 64
 """Bytes; of every tensor's begin in a buffer."""
 
 
@@ -140,7 +140,7 @@ class _Pickler(pickle.Pickler):
         self.places.append(place)
         self.tensors.append(item.detach())
         size = item.numel() * item.element_size()
-        self.used += -(-size // ALIGNMENT) * ALIGNMENT
+        self.used += -(-size // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT
         return place
 
 

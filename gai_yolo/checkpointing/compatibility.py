@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from gai_yolo.checkpointing.disk_tier import LoadedCheckpoint
+from gai_yolo.checkpointing.recovery import LoadedCheckpoint
 from gai_yolo.config import Config, changed_keys, trajectory_settings, value_at
 from gai_yolo.data.index import Index
 from gai_yolo.errors import CheckpointError

@@ -12,12 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gai_yolo.checkpointing.state import TrainingState
+from gai_yolo.checkpointing.state import FIELDS, PARTS, TrainingState
 from gai_yolo.distributed.world import World
 from gai_yolo.errors import HARDWARE, Ending, Stop
 
-TIMES = ("seconds", "images_per_second")
-"""Columns of the metrics rows that depend on the machine."""
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Whole numbers of as many bytes as an element has."""
 
@@ -71,16 +69,11 @@ class DivergenceAlarm:
 
 @torch.no_grad()
 def quick_digest(state: TrainingState) -> str:
-    """A digest of everything that ranks must have in common: sums of the bits of each tensor as whole numbers, hashed. One
+    """A digest of everything that ranks must have in common, times aside: sums of the bits of each tensor as whole numbers, hashed. One
     wrong bit always shows."""
-    tensors = [*state.model.state_dict().values(), *state.ema.model.state_dict().values()]
-    for entry in state.optimizer.state.values():
-        tensors += [value for value in entry.values() if isinstance(value, Tensor)]
-    rest = {
-        name: value for name, value in state.capture().items() if name not in ("model_state_dict", "ema_state_dict", "optimizer_state_dict")
-    }
-    rest["history"], rest["progress"] = _without_times(state.history), (state.progress.losses, state.progress.bad_steps)
-    return hashlib.sha256(f"{_bit_sums(tensors)} {rest}".encode()).hexdigest()
+    content = state.capture()
+    plain = {field.name: field.seen(content[field.name]) if field.seen else content[field.name] for field in FIELDS}
+    return hashlib.sha256(f"{tensors_digest(content)} {_without_tensors(plain)}".encode()).hexdigest()
 
 
 @torch.no_grad()
@@ -118,31 +111,25 @@ def part_digests(content: Mapping[str, Any]) -> dict[str, str]:
     Args:
         content: as `TrainingState.capture` gives it.
     """
-    model = content["model_state_dict"]
-    statistics = {name: tensor for name, tensor in model.items() if "running_" in name or name.endswith("num_batches_tracked")}
-    rest = ("epoch", "step", "samples", "ema_updates", "best_metric", "scaler_state_dict", "gradient_exponents", "bad_in_row")
-    parts: dict[str, Any] = {
-        "weights": {name: tensor for name, tensor in model.items() if name not in statistics},
-        "batch_norm": statistics,
-        "ema": content["ema_state_dict"],
-        "optimizer": content["optimizer_state_dict"],
-        "metrics": {
-            "rows": _without_times(content["history"]),
-            "epoch so far": {name: value for name, value in content["progress"].items() if name not in TIMES},
-        },
-        "position": {name: content[name] for name in rest},
-    }
+    parts: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
+    for field in FIELDS:
+        for part, value in field.seen(content[field.name]).items() if field.seen else ():
+            parts[part].update(value)
     digests = {}
-    for part, value in parts.items():
+    for part, values in parts.items():
         hasher = hashlib.sha256()
-        for chunk in _encoded(value):
+        for chunk in _encoded(values):
             hasher.update(chunk)
         digests[part] = hasher.hexdigest()
     return digests
 
 
-def _without_times(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+def _without_tensors(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_tensors(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_tensors(one) for one in value]
+    return None if isinstance(value, Tensor) else value
 
 
 def _encoded(value: Any, name: str = "") -> Iterator[bytes]:

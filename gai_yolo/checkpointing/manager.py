@@ -3,45 +3,45 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
-from gai_yolo.checkpointing.disk_tier import DiskTier, make_manifest
-from gai_yolo.checkpointing.memory_tier import MemoryTier
+from gai_yolo.checkpointing.schedule import asks_for
 from gai_yolo.checkpointing.state import TrainingState
-from gai_yolo.store.manifest import Kind, Manifest
+from gai_yolo.checkpointing.tier import Tier
+from gai_yolo.config import Config, fingerprint
+from gai_yolo.store.manifest import Kind, Manifest, Position
 
 STATE_LOCK_PATIENCE = 2.0
 """Seconds to wait for the training thread to come to a whole step's state."""
 
 
 class CheckpointManager:
-    """Asks and feeds the tiers of this rank; most ranks have none.
+    """Asks and feeds the tiers of this rank; most ranks have none that takes anything but what is saved at once.
 
     Args:
-        identity: what is saved beside the state to recognise the run.
-        fingerprint: of the configuration.
         boundary: the state after the last completed step, from any thread, with `state.changing` held.
-        substitute: saves a state where the node's first process, which is another one, would have; see `memory_tier.save_for_the_first`.
+        identity: what is saved beside the state to recognise the run.
+        tiers: a disk's before a memory's, whose thread begins to write at once, and would take the interpreter from the other's copy.
+            What is to be saved at once, and the end, go through them the other way: the fastest first.
     """
 
     def __init__(
         self,
+        config: Config,
         state: TrainingState,
         boundary: Callable[[], dict[str, Any]],
         identity: dict[str, Any],
-        fingerprint: str,
-        durable: DiskTier | None,
-        memory: MemoryTier | None,
-        substitute: Callable[[Manifest, dict[str, Any]], None] | None = None,
+        tiers: Sequence[Tier],
     ) -> None:
-        self.state, self.boundary, self.identity, self.fingerprint = state, boundary, identity, fingerprint
-        self.durable, self.memory, self.substitute = durable, memory, substitute
-        self._durable_is_due = False
+        self.config, self.state, self.boundary, self.identity, self.tiers = config, state, boundary, identity, tiers
+        self._fingerprint = fingerprint(config)
+        self._due: list[Tier] = []
         self._saving = threading.Lock()
         self.stall = 0.0
         """Seconds that the training loop has stood still for saving."""
@@ -54,39 +54,34 @@ class CheckpointManager:
             at_once: also if no interval is over.
         """
         with self._stalling():
-            self._durable_is_due = self.durable is not None and (self.durable.is_due(step) or at_once)
-            in_memory = self.memory is not None and self.memory.is_due(step)
-        return self._durable_is_due or in_memory or at_once
+            self._due = [tier for tier in self.tiers if tier.is_due(step) or (at_once and tier.takes != "nothing")]
+        return bool(self._due) or at_once
 
     def after_step(self, agreed: bool) -> None:
         """To be called after each optimizer step; `agreed` if it was due on any rank. Nothing is saved while steps go bad: the run may
         have to go back."""
-        if not agreed or self.state.bad_in_row:
-            return
-        with self._stalling():
-            # First for the disk: the memory's thread begins to write at once, and would take the interpreter from the other's copy.
-            if self._durable_is_due and self.durable is not None:
-                self.durable.save_step(self.state)
-            if self.memory is not None:
-                self.memory.save(self._manifest("step"), self._whole())
+        if agreed and not self.state.bad_in_row:
+            self._save(self._manifest("step"), [tier for tier in self.tiers if tier.takes == "all" or tier in self._due])
 
     def after_epoch(self) -> None:
         """To be called when an epoch is complete, its evaluation included."""
-        with self._stalling():
-            if self.durable is not None:
-                self.durable.after_epoch(self.state)
-            if self.memory is not None:
-                self.memory.save(self._manifest("epoch"), self._whole())
+        self._save_epoch(self.tiers)
 
     def catch_up(self) -> None:
-        """To be called before the first step: the disk gets what only another tier has; see `DiskTier.catch_up`."""
-        if self.durable is not None:
-            self.durable.catch_up(self.state)
+        """To be called before the first step. Saves an epoch's state that was found elsewhere, in a node's memory say, because a fault came
+        between it and the disk. Without this the epoch's checkpoint would never be there, and after the last epoch the result would not."""
+        if self.state.history and self.state.history[-1].get("step") == self.state.step:
+            manifest = self._manifest("epoch")
+            self._save_epoch([tier for tier in self.tiers if tier.takes == "due" and not tier.holds(manifest)])
 
     def finish(self) -> None:
-        """To be called after the last epoch: everything is on the disk on return; as `DiskTier.finish`."""
-        if self.durable is not None:
-            self.durable.finish()
+        """To be called after the last epoch: everything is on the disk on return.
+
+        Raises:
+            CheckpointError: it could not be written, for as long as `snapshots.patience_seconds`.
+        """
+        for tier in self.tiers:
+            tier.finish()
 
     def save_now(self) -> list[str]:
         """Save the last completed step's state on all tiers of this rank, without another process, without any collective, from any
@@ -109,45 +104,63 @@ class CheckpointManager:
             finally:
                 self.state.changing.release()
 
+    def close(self, patience: float) -> None:
+        """To be called whatever happened; waits at most so many seconds for what is on its way to the disk, also if another tier fails."""
+        with contextlib.ExitStack() as closing:
+            for tier in self.tiers:
+                closing.callback(tier.close, patience)
+
+    @property
+    def summary(self) -> str:
+        """For people, at the end."""
+        written = [tier.summary for tier in self.tiers if tier.summary]
+        return ", ".join([*written, f"training stood still for saving for {self.stall:.2f} s"])
+
     def _save_on_all_tiers(self) -> list[str]:
         content, failures = {**self.boundary(), **self.identity}, []
-        for save in self._direct():
+        for tier in reversed(self.tiers):
             try:
-                save(self._manifest("step"), content)
+                tier.save_now(self._manifest("step"), content)
             except Exception as error:
                 # Whatever it is, the other tier is to have its chance; torch's archive writer has its own words for a disk that refuses.
                 failures.append(str(error) or type(error).__name__)
         return failures
 
-    def close(self, patience: float) -> None:
-        """To be called whatever happened; waits at most so many seconds for what is on its way to the disk."""
-        try:
-            if self.memory is not None:
-                self.memory.close()
-        finally:
-            if self.durable is not None:
-                self.durable.close(patience)
+    def _save_epoch(self, tiers: Sequence[Tier]) -> None:
+        if not tiers:
+            return
+        state, due = self.state, asks_for(self.config.training, self.state.epoch)
+        metric: float | None = state.history[-1]["mAP50-95"]
+        # Written anew as the first of equals only, so that a run that does not improve does not write.
+        before = [row["mAP50-95"] for row in state.history[:-1] if row.get("step", math.inf) > state.best_since]
+        best = metric is not None and all(one is None or one < metric for one in before)
+        wanted = [tier for tier in tiers if tier.takes == "all" or (tier.takes == "due" and (due or best))]
+        self._save(self._manifest("epoch", metric, due), wanted)
 
-    @property
-    def summary(self) -> str:
-        """For people, at the end."""
-        written = f"{self.durable.summary}, " if self.durable else ""
-        return f"{written}training stood still for saving for {self.stall:.2f} s"
+    def _save(self, manifest: Manifest, tiers: Sequence[Tier]) -> None:
+        with self._stalling():
+            content = {**self.state.capture(), **self.identity} if tiers else {}
+            for tier in tiers:
+                tier.save(manifest, content)
 
-    def _direct(self) -> list[Callable[[Manifest, dict[str, Any]], object]]:
-        own: list[Callable[[Manifest, dict[str, Any]], object]] = [
-            tier.save_now for tier in (self.memory, self.durable) if tier is not None
-        ]
-        return own if self.substitute is None else [*own, self.substitute]
-
-    def _whole(self) -> dict[str, Any]:
-        return {**self.state.capture(), **self.identity}
-
-    def _manifest(self, kind: Kind) -> Manifest:
-        return make_manifest(kind, self.state, self.fingerprint)
+    def _manifest(self, kind: Kind, metric: float | None = None, due: bool = True) -> Manifest:
+        """Without size and digest."""
+        state = self.state
+        return Manifest(
+            kind=kind,
+            position=Position(state.step, state.epoch, state.samples),
+            size=0,
+            sha256="",
+            fence=0,
+            config_fingerprint=self._fingerprint,
+            torch_version=torch.__version__,
+            time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            metric=metric,
+            due=due,
+        )
 
     @contextlib.contextmanager
-    def _stalling(self) -> Any:
+    def _stalling(self) -> Iterator[None]:
         started = time.monotonic()
         yield
         self.stall += time.monotonic() - started

@@ -1,43 +1,40 @@
-"""The newest state of a run in a node's memory: survives its processes, not the node."""
+"""A node's memory as a tier: the newest state of a run, which survives the node's processes, not the node."""
 
 from __future__ import annotations
 
-import threading
+import contextlib
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
-
-import torch
+from typing import Any
 
 from gai_yolo.checkpointing.capture import StateBuffer, open_state
+from gai_yolo.checkpointing.schedule import Cost, Schedule
+from gai_yolo.checkpointing.tier import Takes, Tier
 from gai_yolo.errors import Refusal, RunFolderBusy
+from gai_yolo.log import OF_NODE
 from gai_yolo.store.manifest import Manifest
 from gai_yolo.store.node_memory import NodeMemory, free_memory
 from gai_yolo.store.retention import Policy
 from gai_yolo.store.store import Store
 
+logger = logging.getLogger(__name__)
+
 WATCHED_EVERY = 1.0
 """Seconds between two looks at a write that is waited for."""
 NEWEST_ONLY = Policy(keep_steps=0, keep_epochs=0)
 """The newest complete one is always kept."""
-ASSUMED_BYTES_PER_SECOND = 300e6
-"""Of serialising, hashing and writing a state that was not measured yet."""
 
 
-def keep(store: Store, manifest: Manifest, content: Mapping[str, Any], moved: Callable[[], None] = lambda: None) -> None:
-    """Write a state, complete on return, and let those before it go; raises as `Store.publish`.
-
-    Args:
-        moved: is called for each piece that is written.
-    """
-    store.publish(manifest, lambda file: torch.save(dict(content), cast(BinaryIO, _Noticed(file, moved))))
-    store.prune(NEWEST_ONLY)
-
-
-def save_for_the_first(base: Path, run: Path, run_id: str, size: int, manifest: Manifest, content: Mapping[str, Any]) -> None:
-    """Keep a state in this node's memory on behalf of the node's first process, if that is dead. In the calling thread.
+@contextlib.contextmanager
+def memory_of_the_first(base: Path, run: Path, run_id: str, size: int) -> Iterator[Store | None]:
+    """The memory of this node on behalf of its first process, if that is dead: another process of the node then saves there at once. None
+    if it lives, and saves by itself, if nobody can, or if there is no room.
 
     Args:
         base: memory-backed storage.
@@ -52,105 +49,73 @@ def save_for_the_first(base: Path, run: Path, run_id: str, size: int, manifest: 
     try:
         memory.open(patience=0.0)
     except Refusal:
-        return  # it lives, and saves by itself; or nobody on this node can
+        yield None
+        return
     try:
         record = memory.record()
         if record is None or record.run_id != run_id:
-            return  # the first process kept nothing here, or another run has come
+            yield None  # the first process kept nothing here, or another run has come
+            return
         memory.keep(record)
-        if free_memory(memory.store) >= size:
-            keep(memory.store, manifest, content)
+        yield memory.store if free_memory(memory.store) >= size else None
     finally:
         memory.release()
 
 
-class _Noticed:
-    """A file that tells of each write."""
-
-    def __init__(self, file: BinaryIO, moved: Callable[[], None]) -> None:
-        self._file, self._moved = file, moved
-
-    def write(self, data: bytes) -> int:
-        self._moved()
-        return self._file.write(data)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-
-class MemoryTier:
+class MemoryTier(Tier):
     """Keeps the newest state, through the same store as on disks.
 
     The training thread copies the state; a thread writes the copy, which is a few long calls that leave the interpreter to
     others. With an interval in steps no step begins while more than that many steps would be lost.
 
     Args:
-        store: in memory-backed storage, with the right to publish.
-        interval: in steps, or `auto`: at most `max_overhead` of the time.
-        expected_bytes: size of a state.
-        tell: is given sentences for people; from the training thread only.
+        opened: the store in memory-backed storage, or `memory_of_the_first`.
+        path: where it is, for people.
+        size: bytes of a state, about.
         alive: is called while the training thread waits for something that moves.
     """
 
     def __init__(
         self,
-        store: Store,
-        interval: int | Literal["auto"],
-        max_overhead: float,
-        expected_bytes: int,
-        tell: Callable[[str], None],
-        clock: Callable[[], float] = time.monotonic,
+        opened: Callable[[], AbstractContextManager[Store | None]],
+        path: Path,
+        schedule: Schedule,
+        size: int,
         alive: Callable[[], None] = lambda: None,
+        takes: Takes = "all",
     ) -> None:
-        self._alive, self._num_writes = alive, 0
-        self.store, self.interval, self.max_overhead, self._tell, self._clock = store, interval, max_overhead, tell, clock
-        self._buffer = StateBuffer(expected_bytes, pinned=False)
+        super().__init__(opened, schedule, takes, NEWEST_ONLY)
+        self.path, self._alive = path, alive
+        self._buffer = StateBuffer(size, pinned=False)
         self._thread = ThreadPoolExecutor(1, "memory-tier")
         self._writing: Future[float] | None = None
-        self._publishing = threading.Lock()
-        self._step, self._saved_at = 0, clock()
-        self._cost = expected_bytes / ASSUMED_BYTES_PER_SECOND
         self._stall = 0.0
         self._is_failing, self._is_lost = False, False
 
-    def is_due(self, step: int) -> bool:
-        """Whether the state after `step` steps is to be saved; to be called before each step."""
-        # One step may end while the state before it is written, so states are saved one step more often than may be lost.
-        every = None if self.interval == "auto" else max(1, self.interval - 1)
-        if self._writing is not None and (self._writing.done() or (every is not None and step > self._step + (every > 1))):
-            self._end_writing()
-        if self._is_lost:
-            return False
-        if every is not None:
-            return step % every == 0
-        return self._clock() - self._saved_at >= self._cost / self.max_overhead
+    @property
+    def accepts(self) -> bool:
+        return not self._is_lost
 
-    def save(self, manifest: Manifest, content: Mapping[str, Any]) -> None:
-        """Copy a state and have it written; waits for the one before."""
+    def poll(self, wait: bool) -> None:
+        if self._writing is not None and (wait or self._writing.done()):
+            self._end_writing()
+
+    def hand_over(self, manifest: Manifest, content: dict[str, Any]) -> None:
         self._end_writing()
         if self._is_lost:
             return
-        started = self._clock()
-        self._buffer.fill(dict(content))
+        started = time.monotonic()
+        self._buffer.fill(content)
         while not self._buffer.ready():
             time.sleep(0.001)
-        self._stall = self._clock() - started
-        self._step, self._saved_at = manifest.position.step, self._clock()
-        self._writing = self._thread.submit(self._write, manifest)
+        self._stall = time.monotonic() - started
+        # An epoch's metric is for the disk: here retention would keep the best beside the newest, and there is room for one.
+        self._writing = self._thread.submit(self._write, replace(manifest, metric=None))
 
-    def save_now(self, manifest: Manifest, content: Mapping[str, Any]) -> None:
-        """Write a state in the calling thread, whichever that is; it is complete on return. Waits for what this tier's own thread is
-        writing.
+    def finish(self) -> None:
+        self._end_writing()
 
-        Raises:
-            OSError: there is no room.
-            RunFolderBusy: another job uses this node's memory for the run.
-        """
-        with self._publishing:
-            keep(self.store, manifest, content, self._note_write)
-
-    def close(self) -> None:
-        """Wait for what is being written."""
+    def close(self, patience: float) -> None:  # noqa: ARG002
         try:
             self._end_writing()
         finally:
@@ -158,13 +123,9 @@ class MemoryTier:
             self._buffer.close()
 
     def _write(self, manifest: Manifest) -> float:
-        started = self._clock()
-        state = open_state(self._buffer.descriptor, self._buffer.content)
-        self.save_now(manifest, state)
-        return self._clock() - started
-
-    def _note_write(self) -> None:
-        self._num_writes += 1
+        started = time.monotonic()
+        self.save_now(manifest, open_state(self._buffer.descriptor, self._buffer.content))
+        return time.monotonic() - started
 
     def _end_writing(self) -> None:
         writing, self._writing = self._writing, None
@@ -179,13 +140,19 @@ class MemoryTier:
             seconds = writing.result()
         except RunFolderBusy as busy:
             self._is_lost = True
-            self._tell(f"{busy} No state is kept in this node's memory any more.")
+            logger.warning(f"{busy} No state is kept in this node's memory any more.", extra=OF_NODE)
         except Exception as error:
             # Also torch's own errors and a store that cannot be read: whatever it is, training goes on and somebody is told.
             if not self._is_failing:
                 reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-                self._tell(f"{self.store.run}: the state cannot be kept in memory ({reason}); training goes on")
+                logger.warning(f"{self.path}: the state cannot be kept in memory ({reason}); training goes on", extra=OF_NODE)
             self._is_failing = True
         else:
             self._is_failing = False
-            self._cost = (self._cost + self._stall + seconds) / 2
+            self.schedule.measured(Cost(write=seconds, stall=self._stall, cpu=seconds))
+
+
+def stand_in(base: Path, run: Path, run_id: str, size: int) -> MemoryTier:
+    """The tier of a node's other processes: takes nothing, and saves at once what the first process cannot any more, if that is dead."""
+    opened = partial(memory_of_the_first, base, run, run_id, size)
+    return MemoryTier(opened, base, Schedule.never(), size=0, takes="nothing")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ CHECKPOINT_FORMAT = 4
 
 
 LOSSES = ("total", "box", "cls", "dfl")
+TIMES = ("seconds", "images_per_second")
+"""Columns of the metrics rows that depend on the machine."""
 
 
 @dataclass
@@ -102,26 +105,7 @@ class TrainingState:
 
     def capture(self) -> dict[str, Any]:
         """Plain data and tensors; tensors are the live ones, so write or copy them before the next step."""
-        row = self.history[-1] if self.history else {}
-        return {
-            "format": CHECKPOINT_FORMAT,
-            "model_state_dict": self.model.state_dict(),
-            "ema_state_dict": self.ema.model.state_dict(),
-            "ema_updates": self.ema.updates,
-            "optimizer_state_dict": self.optimizer.state_dict(),
-            "scaler_state_dict": self.scaler.state_dict(),
-            "epoch": self.epoch,
-            "step": self.step,
-            "samples": self.samples,
-            "best_metric": self.best_metric,
-            "best_since": self.best_since,
-            "history": self.history,
-            "progress": asdict(self.progress),
-            "gradient_exponents": self.gradient_exponents,
-            "bad_in_row": self.bad_in_row,
-            "train_loss": row.get("train_loss"),
-            "val_loss": row.get("val_loss"),
-        }
+        return {"format": CHECKPOINT_FORMAT, **{field.name: field.get(self) for field in FIELDS}}
 
     def apply(self, saved: dict[str, Any]) -> None:
         """Become the captured state.
@@ -130,28 +114,110 @@ class TrainingState:
             CheckpointError: a part is missing or belongs to another model or optimizer.
         """
         try:
-            self.model.load_state_dict(saved["model_state_dict"])
-            self.ema.model.load_state_dict(saved["ema_state_dict"])
-            self.ema.updates = int(saved["ema_updates"])
-            _check_same_kind(self.optimizer, saved["optimizer_state_dict"])
-            self.optimizer.load_state_dict(saved["optimizer_state_dict"])
-            if self.scaler.is_enabled() and saved["scaler_state_dict"]:
-                self.scaler.load_state_dict(saved["scaler_state_dict"])
-            self.epoch, self.step, self.samples = int(saved["epoch"]), int(saved["step"]), int(saved["samples"])
-            self.best_metric = saved["best_metric"]
-            self.best_since = int(saved.get("best_since", -1))  # not in those of older versions, which knew one validation set
-            self.history = list(saved["history"])
-            self.progress = Progress(**saved["progress"])
-            exponents = saved["gradient_exponents"]
-            self.gradient_exponents = None if exponents is None else [int(exponent) for exponent in exponents]
-            self.bad_in_row = int(saved["bad_in_row"])
+            for field in FIELDS:
+                if field.put is not None and (field.is_required or field.name in saved):
+                    field.put(self, saved[field.name])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"the checkpoint does not fit this model and optimizer ({reason}).") from None
 
+    def expected_bytes(self) -> int:
+        """Size of a snapshot, a little too large rather than too small, also before the optimizer has state of its own."""
+        weights = sum(tensor.numel() * tensor.element_size() for tensor in self.model.state_dict().values())
+        moments = 2 if isinstance(self.optimizer, torch.optim.AdamW) else 1
+        return int((2 + moments) * weights * 1.02) + (1 << 20)
 
-def _check_same_kind(optimizer: Optimizer, saved: dict[str, Any]) -> None:
-    """torch loads AdamW's state into SGD without a word; their groups have other settings."""
-    for own, other in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+
+@dataclass(frozen=True)
+class Field:
+    """One part of what is saved: what a new one needs is said here and nowhere else."""
+
+    name: str
+    """In a checkpoint."""
+    get: Callable[[TrainingState], Any]
+    put: Callable[[TrainingState, Any], None] | None
+    """None for what follows from another part."""
+    seen: Callable[[Any], dict[str, Any]] | None = None
+    """What is compared between runs: parts of the digest, and what of the value they hold. None: nothing."""
+    is_required: bool = True
+    """Whether a checkpoint without it is none; otherwise what a new state has in its place stays."""
+    is_network: bool = False
+    """Whether it is made of tensors that must be finite."""
+
+
+def _plain(name: str, kind: Callable[[Any], Any] = lambda value: value) -> Field:
+    """A plain value that is an attribute of the same name, and part of the position."""
+    return Field(name, attrgetter(name), lambda state, saved: setattr(state, name, kind(saved)), lambda value: {"position": {name: value}})
+
+
+def _put_optimizer(state: TrainingState, saved: dict[str, Any]) -> None:
+    # torch loads AdamW's state into SGD without a word; their groups have other settings.
+    for own, other in zip(state.optimizer.param_groups, saved["param_groups"], strict=True):
         if own.keys() != other.keys():
             raise ValueError("it was written by another kind of optimizer")
+    state.optimizer.load_state_dict(saved)
+
+
+def _put_scaler(state: TrainingState, saved: dict[str, Any]) -> None:
+    if state.scaler.is_enabled() and saved:
+        state.scaler.load_state_dict(saved)
+
+
+def _split(model: dict[str, Any]) -> dict[str, Any]:
+    """The weights of a model, and the statistics that its BatchNorms have gathered."""
+    statistics = {name: tensor for name, tensor in model.items() if "running_" in name or name.endswith("num_batches_tracked")}
+    return {"weights": {name: tensor for name, tensor in model.items() if name not in statistics}, "batch_norm": statistics}
+
+
+def _without_times(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in TIMES}
+
+
+def _last_row(name: str) -> Field:
+    """For people who open a checkpoint."""
+    return Field(name, lambda state: state.history[-1].get(name) if state.history else None, None, is_required=False)
+
+
+FIELDS = (
+    Field("model_state_dict", lambda s: s.model.state_dict(), lambda s, saved: s.model.load_state_dict(saved), _split, is_network=True),
+    Field(
+        "ema_state_dict",
+        lambda state: state.ema.model.state_dict(),
+        lambda state, saved: state.ema.model.load_state_dict(saved),
+        lambda saved: {"ema": saved},
+        is_network=True,
+    ),
+    Field(
+        "ema_updates",
+        lambda state: state.ema.updates,
+        lambda state, saved: setattr(state.ema, "updates", int(saved)),
+        lambda value: {"position": {"ema_updates": value}},
+    ),
+    Field("optimizer_state_dict", lambda state: state.optimizer.state_dict(), _put_optimizer, lambda saved: {"optimizer": saved}),
+    Field(
+        "scaler_state_dict",
+        lambda state: state.scaler.state_dict(),
+        _put_scaler,
+        lambda saved: {"position": {"scaler_state_dict": saved}},
+    ),
+    _plain("epoch", int),
+    _plain("step", int),
+    _plain("samples", int),
+    _plain("best_metric"),
+    replace(_plain("best_since", int), seen=None, is_required=False),  # older versions knew one validation set, and no such number
+    replace(_plain("history", list), seen=lambda rows: {"metrics": {"rows": [_without_times(row) for row in rows]}}),
+    Field(
+        "progress",
+        lambda state: asdict(state.progress),
+        lambda state, saved: setattr(state, "progress", Progress(**saved)),
+        lambda saved: {"metrics": {"epoch so far": _without_times(saved)}},
+    ),
+    _plain("gradient_exponents", lambda exponents: None if exponents is None else [int(exponent) for exponent in exponents]),
+    _plain("bad_in_row", int),
+    _last_row("train_loss"),
+    _last_row("val_loss"),
+)
+"""THE list. A part that a future version needs and that older checkpoints lack is not required; one that they cannot do without raises
+`CHECKPOINT_FORMAT`."""
+PARTS = ("weights", "batch_norm", "ema", "optimizer", "metrics", "position")
+"""Of the digest, as people see them."""

@@ -1,39 +1,52 @@
-"""The process that writes checkpoints: serialises, hashes, syncs, publishes and prunes, at low priority.
+"""The process that writes checkpoints: serialises, hashes, syncs, publishes and prunes, at low priority; and the training process's handle
+of it, which starts it with one end of a pipe as standard input.
 
-Started by `writer_handle.WriterProcess` with one end of a socket as standard input. It serves one request after the other and ends
-when the training process has gone; what it has been handed by then it still finishes, unless another start has raised the
-fence. `best.pt` is for when there is nothing else to write: a checkpoint that comes meanwhile goes first.
-It does nothing else on its own: when to try again is for the training process to say.
+It serves one request after the other and ends when the training process has gone; what it has been handed by then it still
+finishes, unless another start has raised the fence. `best.pt` is for when there is nothing else to write: a checkpoint that comes
+meanwhile goes first. It does nothing else on its own: when to try again is for the training process to say.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-import pickle
-import select
 import socket
-import struct
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, BinaryIO
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
 
-from gai_yolo.checkpointing.capture import Content, open_state
+from gai_yolo.checkpointing.capture import Content, StateBuffer, open_state
 from gai_yolo.errors import Refusal, RunFolderBusy
 from gai_yolo.store.best import BestCopy
-from gai_yolo.store.manifest import Manifest
+from gai_yolo.store.filesystem import REAL
+from gai_yolo.store.lease import Fence
+from gai_yolo.store.manifest import FOLDERS, Manifest
 from gai_yolo.store.retention import Policy
 from gai_yolo.store.store import Store
 
-LENGTH = struct.Struct("<Q")
+KILLED_WITHIN = 1.0
+"""Seconds; a process that waits for a dead disk does not end when it is killed."""
+START_CODE = """
+import signal
+# Before the seconds that importing torch takes: Ctrl-C, a launcher's SIGTERM, a scheduler's SIGUSR1 and a terminal's SIGHUP reach the
+# whole process group, and the training process says when to stop.
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
+from gai_yolo.checkpointing.writer_process import main
+main()
+"""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One checkpoint to write. The state comes beside it, as the descriptor of a `StateBuffer`: a request is so small that
-    sending it never waits, even for a writer that was stopped."""
+    """One checkpoint to write. The state comes before it, as a byte with the descriptor of a `StateBuffer`: both are so small that
+    sending them never waits, even for a writer that was stopped (the standard library's `send_handle` may, for an acknowledgement)."""
 
     manifest: Manifest
     content: Content
@@ -69,27 +82,111 @@ class Postponed(Exception):
     """There is a checkpoint to write, which goes first."""
 
 
+@dataclass
+class Job:
+    """One checkpoint on its way to the disk."""
+
+    manifest: Manifest
+    buffer: StateBuffer
+    stall: float
+    """Seconds that its capture took."""
+
+    @property
+    def name(self) -> str:
+        """As people see it."""
+        return f"{FOLDERS[self.manifest.kind]}/{self.manifest.stem}.pt"
+
+
+class WriterProcess:
+    """The other process and the line to it.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+
+    def __init__(self, run: Path, fence: Fence, policy: Policy) -> None:
+        own, other = socket.socketpair()
+        # Modules are found as here, however this process was started, and not (-P) in the current folder; never touches a GPU.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
+        environment.update(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
+        with other:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", START_CODE], stdin=other.fileno(), stdout=subprocess.DEVNULL, env=environment
+            )
+        self._run, self._socket, self._connection = run, own, Connection(os.dup(own.fileno()))
+        self._connection.send((run.absolute(), fence, policy))
+
+    def send(self, job: Job) -> None:
+        """Hand over a checkpoint. Raises `OSError` if the process has died."""
+        socket.send_fds(self._socket, [b"."], [job.buffer.descriptor])
+        self._connection.send(Request(job.manifest, job.buffer.content))
+
+    def answer(self, timeout: float) -> Answer | BestRenewed | None:
+        """What became of it, or of `best.pt`, waiting at most so many seconds. Raises `OSError` or `EOFError` if the process has died."""
+        answer: Answer | BestRenewed | None = self._connection.recv() if self._connection.poll(timeout) else None
+        return answer
+
+    def free_bytes(self) -> int:
+        """Room on the disk. Raises `OSError`."""
+        return REAL.free_bytes(self._run)
+
+    @property
+    def progress(self) -> int:
+        """A number that changes while it works: bytes that it has read and written, and its processor time. The same for ever where the
+        system does not tell; Linux does."""
+        folder = Path("/proc") / str(self._process.pid)
+        try:
+            counters = [int(line.split()[1]) for line in (folder / "io").read_text().splitlines()]
+            ticks = (folder / "stat").read_text().rpartition(")")[2].split()[11:13]
+        except (OSError, ValueError, LookupError):
+            return 0
+        return sum(counters) + sum(map(int, ticks))
+
+    def kill(self) -> bool:
+        """End it; returns whether it has ended."""
+        self._process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(KILLED_WITHIN)
+            return True
+        return False
+
+    def close(self, patience: float) -> None:
+        """Let it end by itself, which it does when it has nothing to do; after the seconds of `patience` without us."""
+        # Not only closed: loader processes forked since hold copies of the descriptor.
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._connection.close()
+        try:
+            self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            # A stopped process, or one that hangs in the disk. Should it ever go on, it finds what it has to finish or the
+            # fence of a successor, and ends.
+            return
+
+
 def main() -> None:
     """Serve the socket that standard input is, until it is closed."""
     os.nice(19)
     torch.set_num_threads(1)
-    connection = socket.socket(fileno=0)
-    run, fence, policy = receive(connection)[0]
+    line, connection = socket.socket(fileno=0), Connection(os.dup(0))
+    run, fence, policy = connection.recv()
     store = Store(run, fence)
     best, best_is_due = BestCopy(store, policy.best_since), True  # a start that was killed may have left it undone
     while True:
-        renewed = renew(best, lambda: _has_news(connection)) if best_is_due else None
+        renewed = renew(best, connection.poll) if best_is_due else None
         try:
             if renewed is not None:
                 best_is_due = False
-                send(connection, renewed)
-            request, descriptor = receive(connection)
+                connection.send(renewed)
+            _, descriptors, _, _ = socket.recv_fds(line, 1, 1)
+            request = connection.recv()
         except (EOFError, OSError):
             return  # it has gone; with an answer of ours unread, the connection breaks
-        answer = serve(store, policy, request, descriptor)
+        answer = serve(store, policy, request, descriptors[0])
         best_is_due = best_is_due or (answer.failure is None and request.manifest.metric is not None)
         try:
-            send(connection, replace(answer, best_follows=best_is_due))
+            connection.send(replace(answer, best_follows=best_is_due))
         except OSError:
             return
 
@@ -102,7 +199,7 @@ def serve(store: Store, policy: Policy, request: Request, descriptor: int) -> An
     try:
         try:
             state = open_state(descriptor, request.content)
-            manifest, notes = store.publish(request.manifest, lambda file: save(state, file))
+            manifest, notes = store.publish(request.manifest, lambda file: torch.save(state, file))
             size = manifest.size
         except RunFolderBusy:
             raise
@@ -118,7 +215,11 @@ def serve(store: Store, policy: Policy, request: Request, descriptor: int) -> An
 
 
 def renew(best: BestCopy, has_news: Callable[[], bool]) -> BestRenewed | None:
-    """Keep `best.pt` true; None if it was broken off because a checkpoint waits, which goes first."""
+    """Keep `best.pt` true; None if it was broken off because there is a request, which goes first, or nobody any more to make one.
+
+    Args:
+        has_news: whether that is so.
+    """
 
     def between() -> None:
         if has_news():
@@ -148,51 +249,6 @@ def _noted(what: str, action: Callable[[], object]) -> list[str]:
     except (OSError, Refusal) as error:
         return [f"{what}: {_reason(error)}; training and saving go on"]
     return []
-
-
-def _has_news(connection: socket.socket) -> bool:
-    """Whether there is a request, or nobody any more to make one."""
-    return bool(select.select([connection], [], [], 0)[0])
-
-
-def save(state: dict[str, Any], file: BinaryIO) -> None:
-    """The bytes of a checkpoint."""
-    torch.save(state, file)
-
-
-def send(connection: socket.socket, message: Any, descriptors: tuple[int, ...] = ()) -> None:
-    """Send a message and copies of file descriptors.
-
-    Raises:
-        OSError: nobody is listening any more.
-    """
-    data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-    socket.send_fds(connection, [LENGTH.pack(len(data))], list(descriptors))
-    connection.sendall(data)
-
-
-def receive(connection: socket.socket) -> tuple[Any, int]:
-    """A message and the file descriptor that came with it, or -1.
-
-    Raises:
-        EOFError: the other end has gone.
-        OSError: the connection broke.
-    """
-    head, descriptors, _, _ = socket.recv_fds(connection, LENGTH.size, 1)
-    if len(head) < LENGTH.size:
-        head += _read(connection, LENGTH.size - len(head))
-    data = _read(connection, LENGTH.unpack(head)[0])
-    return pickle.loads(data), descriptors[0] if descriptors else -1
-
-
-def _read(connection: socket.socket, count: int) -> bytes:
-    data = bytearray()
-    while len(data) < count:
-        piece = connection.recv(count - len(data))
-        if not piece:
-            raise EOFError
-        data += piece
-    return bytes(data)
 
 
 def _reason(error: Exception) -> str:

@@ -7,7 +7,6 @@ ended, and would keep the interpreter from ending.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -28,13 +27,12 @@ from gai_yolo.data.dataset import EvaluationSet, Key, SampleSet, collate
 from gai_yolo.data.order import BatchPlan, split_evenly
 from gai_yolo.data.slots import ParcelSet, Slots, as_it_is
 from gai_yolo.errors import DataError, refused_by
+from gai_yolo.processes import die_with_parent
 
 PREFETCHED = 2
 """Batches that a loader process is asked for ahead."""
-KILLED_WITHIN = 2.0
+LOADERS_END_WITHIN = 2.0
 """Seconds; a process that waits for a dead disk does not end when it is killed."""
-PR_SET_PDEATHSIG = 1
-"""Of prctl(2)."""
 
 
 class Workers(ForkContext):
@@ -63,12 +61,12 @@ class Workers(ForkContext):
             made += [self.Queue() for _ in range(count + 1)]
 
     def end(self) -> None:
-        """Kill them, whatever they are doing: they hold nothing. Takes at most `KILLED_WITHIN` seconds, should one wait for a dead disk."""
+        """Kill them, whatever they are doing: they hold nothing. Takes at most `LOADERS_END_WITHIN` seconds, should one wait for a disk."""
         with _children_may_die():
             for one in self._made:
                 if one.pid is not None:
                     one.kill()
-            deadline = time.monotonic() + KILLED_WITHIN
+            deadline = time.monotonic() + LOADERS_END_WITHIN
             for one in self._made:
                 if one.pid is not None:
                     one.join(max(0.0, deadline - time.monotonic()))
@@ -213,19 +211,11 @@ class EvaluationLoader:
 
 def _start_worker(parent: int, _worker: int) -> None:
     cv2.setNumThreads(0)
-    end_with(parent)
+    die_with_parent(parent, signal.SIGKILL)
     # These reach the whole process group; the training process, which may have to end a step first, ends its workers itself.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     sys.excepthook = _say_unless_parent_is_gone
-
-
-def end_with(parent: int) -> None:
-    """Let the kernel end this process when its parent dies (Linux); otherwise PyTorch notices within seconds."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
 
 
 def _say_unless_parent_is_gone(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

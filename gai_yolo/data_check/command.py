@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("data-check"), help="folder of the pictures and report.json (default: ./%(default)s)"
     )
+    parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
     parser.add_argument(
         "--images",
         default=str(MOST_DECODED),
@@ -77,7 +78,6 @@ def _data_config(given: argparse.Namespace) -> DataConfig:
 
 
 def _check(config: DataConfig, output: Path, most: int | None, as_json_text: bool) -> int:
-    from gai_yolo.data_check.bar import Bar
     from gai_yolo.data_check.inspection import inspect
     from gai_yolo.data_check.output import keep, make_ready, refuse_among_images
     from gai_yolo.data_check.report import as_json, make_report
@@ -87,8 +87,7 @@ def _check(config: DataConfig, output: Path, most: int | None, as_json_text: boo
         make_ready(output)
     except OSError as error:
         raise _cannot_write(output, error) from None
-    with Bar() as bar:
-        findings = inspect(config, most, bar)
+    findings = inspect(config, most)
     refuse_among_images(output, findings)
     report = make_report(config, findings)
     try:

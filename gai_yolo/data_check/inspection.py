@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
+from rich.console import Console
+from rich.progress import track
 
 from gai_yolo.data.formats.check import Split
 from gai_yolo.data.formats.problems import MOST_SIGHTINGS
@@ -25,14 +26,6 @@ from gai_yolo.sections import DataConfig
 UNDECODABLE = "image that cannot be decoded"
 FATE: dict[Split, str] = {"train": "a grey image without boxes", "val": "left out of the metrics"}
 """What becomes of such an image in a training."""
-
-
-class Progress(Protocol):
-    """Shows how far the decoding is."""
-
-    def begin(self, title: str, total: int) -> None: ...
-
-    def advance(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -66,13 +59,13 @@ class Findings:
         return list(dict.fromkeys(sentence for sentence in told if sentence is not None))
 
 
-def inspect(config: DataConfig, most: int | None, progress: Progress) -> Findings:
+def inspect(config: DataConfig, most: int | None) -> Findings:
     """Read and decode both splits.
 
     Args:
         most: images to decode of each split, at least those that training tries; None for all.
     """
-    splits = {split: _inspect_split(config, split, most, progress) for split in SPLITS}
+    splits = {split: _inspect_split(config, split, most) for split in SPLITS}
     train, val = splits["train"].index, splits["val"].index
     mismatch = None
     if train is not None and val is not None:
@@ -83,7 +76,7 @@ def inspect(config: DataConfig, most: int | None, progress: Progress) -> Finding
     return Findings(splits, mismatch)
 
 
-def _inspect_split(config: DataConfig, split: Split, most: int | None, progress: Progress) -> SplitFindings:
+def _inspect_split(config: DataConfig, split: Split, most: int | None) -> SplitFindings:
     try:
         index = described(load_index(config, split, from_cache=False), split, config)
     except (DataError, CannotRead) as error:
@@ -91,9 +84,8 @@ def _inspect_split(config: DataConfig, split: Split, most: int | None, progress:
     positions = _chosen(len(index), most)
     undecodable: list[int] = []
     refusal = None
-    progress.begin(f"decoding {split}", len(positions))
     try:
-        for position in _undecodable(index, positions, config.image_size, progress):
+        for position in _undecodable(index, positions, config.image_size, f"decoding {split}"):
             undecodable.append(position)
         refuse_undecodable(index, set(undecodable), config.max_bad_fraction)
     except (DataError, CannotRead, MemoryError) as error:
@@ -110,13 +102,14 @@ def _chosen(num_images: int, most: int | None) -> Sequence[int]:
     return sorted({*tried_positions(num_images), *spread})
 
 
-def _undecodable(index: Index, positions: Sequence[int], image_size: int, progress: Progress) -> Iterator[int]:
-    """Decode, some at a time in threads; raises as `decode`, without waiting for what has not begun."""
+def _undecodable(index: Index, positions: Sequence[int], image_size: int, title: str) -> Iterator[int]:
+    """Decode, some at a time in threads; raises as `decode`, without waiting for what has not begun. A terminal sees a bar meanwhile."""
+    console = Console(stderr=True)
     pool = ThreadPoolExecutor(min(32, available_cores() + 4))
     try:
         results = pool.map(lambda position: decode(index.images[position], image_size) is None, positions)
-        for position, is_bad in zip(positions, results, strict=True):
-            progress.advance()
+        shown = track(results, title, len(positions), console=console, transient=True, disable=not console.is_terminal)
+        for position, is_bad in zip(positions, shown, strict=True):
             if is_bad:
                 yield position
     finally:

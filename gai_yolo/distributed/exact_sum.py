@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import GradBucket
 from torch.futures import Future
 
 HEADROOM_BITS = 20
@@ -26,7 +25,7 @@ SUM_BITS = 62
 """Magnitude of a sum over all micro-batches, in powers of two; int64 has 63."""
 COARSE_BITS, FINE_BITS = 20, 40
 """Of the two words of an `ExactSum`: quanta 2^-20 and 2^-60."""
-NOTHING = -(2**15)
+NO_EXPONENT = -(2**15)
 """Exponent of a gradient that is zero, or of which nothing is known."""
 
 
@@ -120,7 +119,7 @@ class GradientSum:
 
         Args:
             exponents: for each parameter e, with every element of its gradient expected below 2^(e + `HEADROOM_BITS`); a parameter
-                of which `NOTHING` is known is expected to be at most as large as the others.
+                of which `NO_EXPONENT` is known is expected to be at most as large as the others.
             num_micro_batches: of the step, over all ranks.
             loss_scale: a power of two by which gradients are too large.
         """
@@ -155,7 +154,7 @@ class GradientSum:
         """The gradients that come to `hook` in this step are those of a blank image: only what was taken before counts."""
         self._hook_counts = False
 
-    def hook(self, bucket: GradBucket) -> Future[Tensor]:
+    def hook(self, bucket: dist.GradBucket) -> Future[Tensor]:  # type: ignore[name-defined]
         """DDP's communication hook, called in backward when a bucket of gradients is complete, and only then.
 
         The bucket must hold the gradients of this rank's last micro-batch alone. DDP is told that it is done at once; what
@@ -223,24 +222,24 @@ class _Sent:
 
 
 def exponents_of(magnitudes: Tensor) -> list[int]:
-    """For each of `(P,)` float32 magnitudes the least e with magnitude < 2^e; 0 and what is not finite give `NOTHING`."""
+    """For each of `(P,)` float32 magnitudes the least e with magnitude < 2^e; 0 and what is not finite give `NO_EXPONENT`."""
     known = magnitudes.isfinite() & (magnitudes > 0)
     exponents = torch.frexp(magnitudes)[1]
-    result: list[int] = exponents.masked_fill(~known, NOTHING).tolist()
+    result: list[int] = exponents.masked_fill(~known, NO_EXPONENT).tolist()
     return result
 
 
 def expected(exponents: Sequence[int]) -> list[int]:
-    """Exponents with the largest one in place of `NOTHING`."""
+    """Exponents with the largest one in place of `NO_EXPONENT`."""
     most = max(exponents)
-    return [most if exponent == NOTHING else exponent for exponent in exponents] if most != NOTHING else [0] * len(exponents)
+    return [most if exponent == NO_EXPONENT else exponent for exponent in exponents] if most != NO_EXPONENT else [0] * len(exponents)
 
 
 def is_too_coarse(exponents: Sequence[int], norms: Sequence[int]) -> bool:
     """Whether a parameter of which nothing was known has got its first gradient (exponent of its norm in `norms`), and one so small that
     float32 would sum it with more bits."""
     pairs = zip(exponents, expected(exponents), norms, strict=True)
-    return any(known == NOTHING and norm != NOTHING and norm < limit - FALL_BITS for known, limit, norm in pairs)
+    return any(known == NO_EXPONENT and norm != NO_EXPONENT and norm < limit - FALL_BITS for known, limit, norm in pairs)
 
 
 def followed(exponents: Sequence[int] | None, given: Sequence[int]) -> list[int] | None:
@@ -256,8 +255,8 @@ def followed(exponents: Sequence[int] | None, given: Sequence[int]) -> list[int]
         None while nothing is known of any parameter.
     """
     if exponents is None:
-        return None if set(given) <= {NOTHING} else list(given)
-    return [old if new == NOTHING else max(new, old - 1) for old, new in zip(exponents, given, strict=True)]
+        return None if set(given) <= {NO_EXPONENT} else list(given)
+    return [old if new == NO_EXPONENT else max(new, old - 1) for old, new in zip(exponents, given, strict=True)]
 
 
 def memory_order(tensor: Tensor) -> Tensor:

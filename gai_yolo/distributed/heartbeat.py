@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-BEAT = 1.0
+BEAT_SECONDS = 1.0
 """Seconds between two beats of a rank that works; who waits answers at once."""
 
 
@@ -82,7 +82,7 @@ class Heartbeat:
     def _beat(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._is_left or self._mine > self._all, BEAT)
+                self._changed.wait_for(lambda: self._is_left or self._mine > self._all, BEAT_SECONDS)
                 if self._is_left:
                     return
                 mine = self._mine

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 ANYWHERE = "192.0.2.1"
 """An address that no machine has (RFC 5737): the way there is the default route."""
@@ -99,3 +101,47 @@ def all_addresses() -> list[str]:
             if scope in ("00", "10"):  # global, and the machine itself
                 found.append(socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits)))
     return found
+
+
+def listen(addresses: Sequence[str], port: int, backlog: int, held: Sequence[socket.socket] = ()) -> list[socket.socket]:
+    """Sockets on each of the addresses that are not held already, of one family each.
+
+    Raises:
+        OSError: the port is taken on one of them, or none of them can be bound.
+    """
+    made: list[socket.socket] = []
+    obstacle: OSError | None = None
+    try:
+        for host in addresses:
+            for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
+                if address in [one.getsockname() for one in (*held, *made)]:
+                    continue
+                try:
+                    made.append(_listener(family, kind, protocol, address, backlog))
+                except OSError as error:
+                    # EADDRINUSE: another process serves there, and a second server beside it would divide those who come.
+                    # All else is of this address: EADDRNOTAVAIL, where it went in this moment, or IPv6 still looks for its double.
+                    if error.errno == errno.EADDRINUSE:
+                        raise
+                    obstacle = error
+        if obstacle is not None and not made:
+            raise obstacle
+    except BaseException:
+        for one in made:
+            one.close()
+        raise
+    return made
+
+
+def _listener(family: int, kind: int, protocol: int, address: Any, backlog: int) -> socket.socket:
+    made = socket.socket(family, kind, protocol)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.bind(address)
+        made.listen(backlog)
+    except BaseException:
+        made.close()
+        raise
+    return made

@@ -1,82 +1,28 @@
-"""This process among the others: torchrun's environment, the process group, the device."""
+"""This process among the others: the process group, the device, what all ranks do together."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from gai_yolo.distributed.environment import environment_local_rank, environment_rank, number_in
 from gai_yolo.distributed.heartbeat import Heartbeat
 from gai_yolo.distributed.network import interface_for_peers
 from gai_yolo.errors import ConfigError, Refusal
 from gai_yolo.machine import available_cores
 
 T = TypeVar("T")
-HOW_TO_START = "start the job with gai-yolo launch or torchrun, which set all that is needed, or unset it."
-"""For who has set some of torchrun's variables by hand."""
-PIECE = 16 << 20
+MOST_SENT_BYTES = 16 << 20
 """Bytes that are sent in one collective at most, so that each is short on a slow network too."""
-
-
-def environment_rank() -> int:
-    """Rank from torchrun's environment; 0 without torchrun."""
-    return _number(os.environ, "RANK", 0)
-
-
-def environment_local_rank() -> int:
-    """Rank on this node from torchrun's environment; 0 without torchrun."""
-    return _number(os.environ, "LOCAL_RANK", 0)
-
-
-def check_environment(variables: Mapping[str, str]) -> None:
-    """Whether what is set of torchrun's variables makes sense. Others set them too: schedulers, operators, people. Who sets no LOCAL_*
-    has each process on a machine of its own.
-
-    Raises:
-        ConfigError: it does not.
-    """
-    for name in ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
-        if name in variables and not variables[name].isdecimal():
-            raise ConfigError(f"{name}={variables[name]}: is no whole number; {HOW_TO_START}")
-    world_size = _number(variables, "WORLD_SIZE", 1)
-    if world_size > 1 and (missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not variables.get(name)]):
-        raise ConfigError(f"WORLD_SIZE={world_size} is set, and {', '.join(missing)} not; {HOW_TO_START}")
-    for rank, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
-        number, limit = _number(variables, rank, 0), _number(variables, size, 1)
-        if number >= limit:
-            said = f"{size}={variables[size]}" if size in variables else f"a job without {size}"
-            raise ConfigError(f"{rank}={number} makes no sense in {said}; {HOW_TO_START}")
-    if _number(variables, "LOCAL_WORLD_SIZE", 1) > world_size:
-        raise ConfigError(f"LOCAL_WORLD_SIZE={variables['LOCAL_WORLD_SIZE']} makes no sense in a world of {world_size}; {HOW_TO_START}")
-
-
-def _number(variables: Mapping[str, str], name: str, otherwise: int) -> int:
-    """Of a variable that is one; `check_environment` says when it is not."""
-    text = variables.get(name, "")
-    return int(text) if text.isdecimal() else otherwise
-
-
-def launch_id() -> str | None:
-    """torchrun's id of the job, the same after every restart and resize; None without torchrun or where it has none.
-
-    The restart count would not do: torchrun does not count changes of membership.
-    """
-    job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    return None if job == "none" else job
-
-
-def was_restarted() -> bool:
-    """Whether torchrun has started this process anew after a failure. It does not count changes of membership."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def fix_arithmetic() -> None:
@@ -115,7 +61,7 @@ class World:
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self.local_rank = environment_local_rank()
         local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        self.node = _number(os.environ, "GROUP_RANK", self.rank // local_world_size)
+        self.node = number_in(os.environ, "GROUP_RANK", self.rank // local_world_size)
         """Number of this machine among the job's."""
         self.device = _choose_device(device, self.local_rank, local_world_size)
         self.local_world_size = local_world_size
@@ -133,16 +79,16 @@ class World:
                 # A group of their own: beats come from another thread than the other collectives.
                 self._beats = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)))
 
-    def _store(self, timeout: timedelta) -> Store:
+    def _store(self, timeout: timedelta) -> dist.Store:  # type: ignore[name-defined]
         """Where the processes of this start find each other.
 
         On one machine torchrun keeps one store for all starts, and gloo would find the addresses of dead processes in it. With
         several, `TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1` gives each start its own; the agents' counts of restarts differ there.
         """
-        store: Store = next(rendezvous("env://", timeout=timeout))[0]
+        store = next(rendezvous("env://", timeout=timeout))[0]
         if self.world_size > self.local_world_size:
             return store
-        return PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        return dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)  # type: ignore[attr-defined]
 
     def set_threads(self, threads: int) -> None:
         """Compute with so many threads from now on."""
@@ -233,7 +179,7 @@ class World:
         sizes = [int(size) for size in self._gather_alike(torch.tensor([len(data)]))]
         mine = torch.zeros(max(sizes), dtype=torch.uint8)
         mine[: len(data)] = data
-        pieces = zip(*(self._gather_alike(piece) for piece in torch.split(mine, PIECE)), strict=True)
+        pieces = zip(*(self._gather_alike(piece) for piece in torch.split(mine, MOST_SENT_BYTES)), strict=True)
         whole = (torch.cat(of_rank)[:size].numpy().tobytes() for of_rank, size in zip(pieces, sizes, strict=True))
         return [pickle.loads(one) for one in whole]
 
@@ -252,7 +198,7 @@ class World:
         dist.broadcast(size, source)
         mine = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
         buffer = mine if self.rank == source else torch.empty(int(size), dtype=torch.uint8)
-        for piece in torch.split(buffer, PIECE):
+        for piece in torch.split(buffer, MOST_SENT_BYTES):
             sent = piece.to(self.device)
             dist.broadcast(sent, source)
             if self.rank != source:
@@ -287,7 +233,7 @@ class World:
             dist.destroy_process_group()
 
 
-LOST = ("gloo/transport", "gloo::", "Gloo ", "NCCL", "timed out", "Timed out", "DataLoader worker (pid")
+SIGNS_OF_LOSS = ("gloo/transport", "gloo::", "Gloo ", "NCCL", "timed out", "Timed out", "DataLoader worker (pid")
 """In messages about processes that are gone. An error within a loader has "DataLoader worker process"."""
 
 
@@ -301,7 +247,7 @@ def is_lost_peer(error: BaseException) -> bool:
     loaders have no class for it."""
     if isinstance(error, (dist.DistNetworkError, dist.DistStoreError, dist.DistBackendError, ConnectionError)):
         return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in LOST)
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in SIGNS_OF_LOSS)
 
 
 def _attempt(make: Callable[[], T]) -> T | Refusal:

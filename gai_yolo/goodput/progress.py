@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from gai_yolo.errors import OWN_FAULTS, Ending, NoProgress
 from gai_yolo.goodput.causes import Cause, cause_of
-from gai_yolo.goodput.record import Record, parse_records
+from gai_yolo.goodput.record import Record, high_water
 
 MOST_IN_VAIN = 3
 """Starts from one step that may fail in the same way. What comes more often than this is made slower."""
@@ -32,7 +31,7 @@ class Delay:
     """For people; empty if there is nothing to wait for."""
 
 
-def judge_progress(accounts: Iterable[Mapping[str, Any]], step: int) -> Delay:
+def judge_progress(records: Sequence[Record], step: int) -> Delay:
     """How long to wait before a start from a step, given those before it.
 
     Only a fault that a start has found in itself, and could name, ends a job, and only if it comes `MOST_IN_VAIN` times over at least
@@ -40,25 +39,25 @@ def judge_progress(accounts: Iterable[Mapping[str, Any]], step: int) -> Delay:
     comes often is made slower.
 
     Args:
-        accounts: records of earlier starts.
+        records: of earlier starts.
 
     Raises:
         NoProgress: there is no hope.
     """
     failures: list[tuple[Sequence[Record], Cause]] = []
     sudden = 0
-    starts = _starts(accounts)
-    reached = [max(record.highest for record in records) for records in starts]
-    for number, records in enumerate(starts):
-        if any(record.origin not in (None, step) for record in records):
+    starts = _starts(records)
+    reached = [high_water(of_start) for of_start in starts]
+    for number, of_start in enumerate(starts):
+        if any(record.origin not in (None, step) for record in of_start):
             break
         if reached[number] > max([step, *reached[number + 1 :]]):
             break  # steps that no start before had made; the same ones again, up to the same fault, are no progress
-        if any(record.ending in OF_A_PERSON for record in records):
+        if any(record.ending in OF_A_PERSON for record in of_start):
             break
-        cause = cause_of(records)
+        cause = cause_of(of_start)
         if cause.ending in OWN_FAULTS:
-            failures.append((records, cause))
+            failures.append((of_start, cause))
         elif cause.ending not in EXCUSED:
             sudden += 1
     if not failures and not sudden:
@@ -78,12 +77,12 @@ def _delay(times: int, step: int) -> Delay:
     return Delay(seconds, f"{times} starts from step {step} have ended before a new step was made: going on in {seconds:.0f} s")
 
 
-def _starts(accounts: Iterable[Mapping[str, Any]]) -> list[list[Record]]:
+def _starts(records: Sequence[Record]) -> list[list[Record]]:
     """The records of each start, the newest start first."""
     by_number: dict[int, list[Record]] = defaultdict(list)
-    for record in parse_records(accounts):
+    for record in records:
         by_number[record.number].append(record)
-    return [records for _, records in sorted(by_number.items(), reverse=True)]
+    return [of_start for _, of_start in sorted(by_number.items(), reverse=True)]
 
 
 def _seconds(failures: Sequence[tuple[Sequence[Record], Cause]]) -> float:

@@ -1,18 +1,20 @@
 """What each start of the job leaves behind about its time: one small file of each node, `RUN_FOLDER/goodput/*.json`.
 
 A file is written over in place, without fsync: the operating system keeps what a killed process wrote, and after a power cut a
-torn file costs a record, not the run. Readers trust the checksum. Nodes without common storage hand each other their records as
-plain dicts (`read_records`, `keep_records`).
+torn file costs a record, not the run. Readers trust the checksum. Nodes without common storage hand each other their records
+(`read_records`, `keep_records`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import math
 import re
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -21,6 +23,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from gai_yolo.errors import Ending
+from gai_yolo.log import OF_NODE, told_if_refused
 from gai_yolo.store.atomic import publish
 
 BLOCK = 1024
@@ -33,6 +36,8 @@ COMPACTED_AT_ONCE = 50
 """Starts; the file is not written anew for each of them."""
 ATTEMPTS = 3
 """A file that is read while it is written over may be a mixture; the next look is not."""
+
+logger = logging.getLogger(__name__)
 
 
 class Phase(StrEnum):
@@ -144,12 +149,17 @@ _PARSER = TypeAdapter(Record)
 
 def parse_records(records: Iterable[Mapping[str, Any]]) -> list[Record]:
     """The records in plain dicts, the newest of each id only; what is no record is left out."""
-    newest: dict[str, Record] = {}
+    parsed = []
     for one in records:
-        try:
-            record = _PARSER.validate_python(dict(one))
-        except ValidationError:
-            continue  # of another version of this program
+        with contextlib.suppress(ValidationError):  # of another version of this program
+            parsed.append(_PARSER.validate_python(dict(one)))
+    return newest_of_each(parsed)
+
+
+def newest_of_each(records: Iterable[Record]) -> list[Record]:
+    """Each record once, as it was last."""
+    newest: dict[str, Record] = {}
+    for record in records:
         if record.id not in newest or newest[record.id].elapsed < record.elapsed:
             newest[record.id] = record
     return list(newest.values())
@@ -179,15 +189,12 @@ def unpack(data: bytes) -> dict[str, Any]:
     return record
 
 
-def read_records(folder: Path) -> tuple[list[dict[str, Any]], list[Path]]:
-    """The records in a folder, the oldest first, and the files that hold none. A folder that is not there is empty. A record may be there
-    twice: `parse_records` takes one."""
-    found, damaged = _read_files(_paths(folder))
-    # Read last: what was removed meanwhile had been put there before.
-    compacted = _read(folder / COMPACTED)
-    if compacted is None:
-        damaged.append(folder / COMPACTED)
-    return [*(compacted or {}).get("records", []), *found.values()], damaged
+def read_records(folder: Path) -> tuple[list[Record], list[Path]]:
+    """The records in a folder, the oldest first, and the files that hold none. A folder that is not there is empty."""
+    # What was put together is read last: what was removed meanwhile had been put there before.
+    read = {path: _read(path) for path in [*_paths(folder), folder / COMPACTED]}
+    found = parse_records(record for one in read.values() if one for record in one.get("records", [one]))
+    return sorted(found, key=lambda record: record.number), [path for path, one in read.items() if one is None]
 
 
 def compact_records(folder: Path) -> None:
@@ -204,7 +211,8 @@ def compact_records(folder: Path) -> None:
         by_number.setdefault(path.name.partition("-")[0], []).append(path)
     if len(by_number) < KEPT_STARTS + COMPACTED_AT_ONCE:
         return
-    found, _ = _read_files([path for number in sorted(by_number)[:-KEPT_STARTS] for path in by_number[number]])
+    old = [path for number in sorted(by_number)[:-KEPT_STARTS] for path in by_number[number]]
+    found = {path: record for path in old if (record := _read(path))}
     before = _read(folder / COMPACTED)
     if before is None:
         return  # damaged: what it holds may still be made out by a person
@@ -225,38 +233,24 @@ def _paths(folder: Path) -> list[Path]:
         return []
 
 
-def _read_files(paths: Iterable[Path]) -> tuple[dict[Path, dict[str, Any]], list[Path]]:
-    """Records by their files, and the files that hold none."""
-    found, damaged = {}, []
-    for path in paths:
-        record = _read(path)
-        if record is None:
-            damaged.append(path)
-        elif record:
-            found[path] = record
-    return found, damaged
-
-
-def keep_records(folder: Path, records: Sequence[Mapping[str, Any]], tell: Callable[[str], None]) -> None:
+def keep_records(folder: Path, records: Sequence[Record]) -> None:
     """Write what other nodes know and this folder does not, so that the account outlives any node. Never raises."""
-    have = {record.id: record.elapsed for record in parse_records(read_records(folder)[0])}
-    try:
-        for record in parse_records(records):
+    have = {record.id: record.elapsed for record in read_records(folder)[0]}
+    with told_if_refused(logger, folder, "records of earlier starts cannot be kept here", extra=OF_NODE):
+        for record in newest_of_each(records):
             if have.get(record.id, -1.0) < record.elapsed:
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / record.name).write_bytes(pack(plain(record)))
-    except OSError as error:
-        tell(f"{error.filename or folder}: records of earlier starts cannot be kept here ({error.strerror}); training goes on")
 
 
-def high_water(records: Iterable[Mapping[str, Any]]) -> int:
+def high_water(records: Sequence[Record]) -> int:
     """The highest step that any of these starts has completed."""
-    return max((record.highest for record in parse_records(records)), default=0)
+    return max((record.highest for record in records), default=0)
 
 
-def next_number(records: Iterable[Mapping[str, Any]]) -> int:
+def next_number(records: Sequence[Record]) -> int:
     """A number for the start after these."""
-    return 1 + max((record.number for record in parse_records(records)), default=0)
+    return 1 + max((record.number for record in records), default=0)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from gai_yolo.goodput.record import pack
+from gai_yolo.goodput.record import Record, pack, plain
+from gai_yolo.log import OF_NODE, ONCE, told_if_refused
 
 BEAT = 1.0
 """Seconds between two entries when nobody asks for one."""
+GOES_ON = "the account of the time may miss this start, training goes on"
+
+logger = logging.getLogger(__name__)
 
 
 class RecordFile:
@@ -23,9 +27,8 @@ class RecordFile:
     see an entry half a minute late.
     """
 
-    def __init__(self, path: Path, content: Callable[[], Mapping[str, Any]], tell: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, content: Callable[[], Record]) -> None:
         self._path, self._content = path, content
-        self._tell: Callable[[str], None] | None = tell
         self._turn = threading.Condition()
         self._asked = self._written = 0
         self._closing = False
@@ -53,12 +56,10 @@ class RecordFile:
             with self._turn:
                 self._turn.wait_for(lambda: self._asked > self._written, BEAT)
                 asked, last = self._asked, self._closing
-            try:
+            with told_if_refused(logger, self._path, then=GOES_ON, extra={**OF_NODE, **ONCE}):
                 self._write()
                 if last and self._descriptor is not None:
                     os.close(self._descriptor)
-            except OSError as error:
-                self._refused(error)
             with self._turn:
                 self._written = asked
                 self._turn.notify_all()
@@ -67,12 +68,7 @@ class RecordFile:
         if self._descriptor is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        data = pack(self._content()).ljust(self._size)
+        data = pack(plain(self._content())).ljust(self._size)
         if os.pwrite(self._descriptor, data, 0) < len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._size = len(data)
-
-    def _refused(self, error: OSError) -> None:
-        tell, self._tell = self._tell, None
-        if tell is not None:
-            tell(f"{self._path}: cannot be written ({error.strerror}); the account of the time may miss this start, training goes on")

@@ -12,19 +12,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from gai_yolo.errors import OWN_REASONS, Ending
-from gai_yolo.goodput.record import Phase, Record, plain
+from gai_yolo.goodput.record import Phase, Record
 from gai_yolo.goodput.record_file import RecordFile
 
 STEP_PATIENCE = 0.1
 """Seconds that a step waits for its entry. A disk that takes longer..."""
 SPARED = 60.0
 """...is not waited for at all for so many seconds."""
-PATIENCE = 1.0
+ENTRY_PATIENCE = 1.0
 """Seconds that the first and the last words wait for their entries."""
 RECENT = 50
 """Steps over which the pace is taken."""
@@ -68,17 +67,15 @@ class Recorder:
         self._make_file: Callable[[], RecordFile] | None = None
         self._spared_until = 0.0
 
-    def open(self, folder: Path, identity: Identity, tell: Callable[[str], None]) -> None:
+    def open(self, folder: Path, identity: Identity) -> None:
         """Keep a file in `folder` from now on, or on another process than its node's first from a word on that may be the cause of the
-        others' ends; `tell` gets the one message if the disk refuses."""
+        others' ends."""
         with self._state:
-            record = self._record
-            record.number, record.start, record.node = identity.number, identity.start, identity.node
-            record.rank, record.world_size, record.local_rank = identity.rank, identity.world_size, identity.local_rank
-            self._make_file = lambda: RecordFile(folder / record.name, self.record, tell)
+            record = self._record = replace(self._record, **vars(identity))
+            self._make_file = lambda: RecordFile(folder / record.name, self.record)
         if identity.local_rank == 0:
             self._file = self._make_file()
-        self._note(PATIENCE)
+        self._note(ENTRY_PATIENCE)
 
     def begin_at(self, moment: float) -> None:
         """Count from an earlier moment, in seconds since 1970: what was before the process is start-up, as its imports are."""
@@ -113,7 +110,7 @@ class Recorder:
             record.origin, record.source, record.known = step, source, known
             record.step, record.highest, record.epoch = step, step, epoch
             record.total_steps, record.epochs = total_steps, epochs
-        self._note(PATIENCE)
+        self._note(ENTRY_PATIENCE)
 
     def step_done(self, step: int, epoch: int) -> None:
         """Optimizer step `step` (from 1), of epoch `epoch` (from 1), is complete. Steps that this or an earlier start had completed
@@ -146,20 +143,20 @@ class Recorder:
                 record.ending, record.outcome, record.ended = ending, words or str(ending), record.end
                 if self._file is None and self._make_file is not None and ending in OWN_REASONS:
                     self._file = self._make_file()
-        self._note(PATIENCE)
+        self._note(ENTRY_PATIENCE)
 
     def close(self) -> None:
         """Make the last entry."""
         if self._file is not None:
-            self._file.close(PATIENCE)
+            self._file.close(ENTRY_PATIENCE)
             self._file = None
 
-    def record(self) -> dict[str, Any]:
-        """What is known up to now, as it would be read from the file."""
+    def record(self) -> Record:
+        """What is known up to now."""
         with self._state:
             self._count()
             self._record.beat = self._wall_clock()
-            return plain(self._record)
+            return replace(self._record, seconds={**self._record.seconds})
 
     def _note(self, patience: float) -> bool:
         """Bring the file up to date; returns whether that was done within `patience` seconds."""

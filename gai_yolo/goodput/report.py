@@ -1,6 +1,6 @@
 """The account of a job's time over all its starts: a pure function of the records they left.
 
-The wall time runs from the first start's exec to the last entry, and each second of it is in exactly one of `PARTS`:
+The wall time runs from the first start's exec to the last entry, and each second of it is in exactly one of `TIME_PARTS`:
 
 - The records of one start on several nodes are one: that of the node that got furthest.
 - Starts may overlap: a node that was cut off hangs, or trains on, while the others go on without it. The time of a start ends with the
@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from pydantic import TypeAdapter
 
 from gai_yolo.errors import Ending
 from gai_yolo.goodput.causes import Cause, cause_of
-from gai_yolo.goodput.record import Phase, Record, Said, parse_records
-from gai_yolo.goodput.timeline import DOWNTIME, LOST, PARTS, USEFUL, Start, extend, share_out, starts_of
+from gai_yolo.goodput.record import Phase, Record, Said, newest_of_each
+from gai_yolo.goodput.timeline import DOWNTIME, LOST, TIME_PARTS, USEFUL, Start, extended, share_out, starts_of
 
 REPORT_FILE = "goodput.json"
 """In the run folder; see `as_json`."""
@@ -91,7 +91,7 @@ class Report:
     began: float
     wall: float
     seconds: dict[str, float]
-    """By `PARTS`; they add up to `wall`."""
+    """By `TIME_PARTS`; they add up to `wall`."""
     goodput: float
     """The share of useful steps in the wall time, 0 to 1."""
     useful_steps: int
@@ -115,7 +115,7 @@ class Report:
 _PARSER = TypeAdapter(Report)
 
 
-def report(records: Iterable[Mapping[str, Any]], now: float | None = None) -> Report:
+def report(records: Iterable[Record], now: float | None = None) -> Report:
     """Account for the time of a job.
 
     Args:
@@ -125,24 +125,19 @@ def report(records: Iterable[Mapping[str, Any]], now: float | None = None) -> Re
     Raises:
         ValueError: there is no record.
     """
-    starts = starts_of(parse_records(records))
+    starts = starts_of(newest_of_each(records))
     if not starts:
         raise ValueError("no start has left a record")
     newest = starts[-1]
-    silence = None if now is None else now - max(record.beat for record in newest.nodes)
-    if now is not None and silence is not None and silence <= SILENCE and all(record.ending is None for record in newest.nodes):
-        newest.running = True
-        extend(newest.record, min(SILENCE, max(0.0, now - newest.record.end)))
+    silence = None if now is None else _go_on_to(now, newest)
     share_out(starts)
-    seconds = {part: math.fsum(start.parts.get(part, 0.0) for start in starts) for part in PARTS}
+    seconds = {part: math.fsum(start.parts.get(part, 0.0) for start in starts) for part in TIME_PARTS}
     seconds[DOWNTIME] = math.fsum(start.gap for start in starts if not start.finished)
     wall = math.fsum(seconds.values())
     interruptions = tuple(_interruptions(starts))
     useful_steps = sum(start.distinct_steps for start in starts)
     all_steps = sum(start.record.useful_steps + start.record.replayed_steps for start in starts)
-    where = next((start.record for start in reversed(starts) if start.record.step is not None), newest.record)
-    cause = _cause(newest)
-    pace = next((start.record.pace for start in reversed(starts) if start.record.pace is not None), None)
+    (where, pace), cause = _where(starts), _cause(newest)
     return Report(
         as_of=max(start.end for start in starts),
         running=newest.running,
@@ -172,6 +167,15 @@ def report(records: Iterable[Mapping[str, Any]], now: float | None = None) -> Re
     )
 
 
+def _go_on_to(now: float, newest: Start) -> float:
+    """Let the newest start go on to the present time if it gives signs of life; returns the seconds since the last one."""
+    silence = now - max(record.beat for record in newest.nodes)
+    if silence <= SILENCE and all(record.ending is None for record in newest.nodes):
+        newest.running = True
+        newest.record = extended(newest.record, min(SILENCE, max(0.0, now - newest.record.end)))
+    return silence
+
+
 def as_json(given: Report) -> str:
     """Content of `goodput.json`."""
     return json.dumps(asdict(given), indent=1) + "\n"
@@ -194,20 +198,17 @@ def scalars(given: Report) -> dict[str, float]:
 
 def _interruptions(starts: Sequence[Start]) -> Iterator[Interruption]:
     """How starts ended, in their order."""
-    found = []
-    following: Record | None = None
-    """The first start with a higher number..."""
-    positioned: Record | None = None
-    """...and the first of them that knew its step."""
-    ahead: tuple[Record | None, Record | None] = None, None
-    for place in range(len(starts) - 1, -1, -1):
-        record = starts[place].record
-        if place + 1 < len(starts) and starts[place + 1].record.number > record.number:
-            following, positioned = ahead
-        if not (starts[place].finished or starts[place].running):
-            found.append(_interruption(starts[place], following, positioned))
-        ahead = record, record if record.origin is not None else ahead[1]
-    return reversed(found)
+    everyone = [start.record for start in starts]
+    positioned = [record for record in everyone if record.origin is not None]
+    for start in starts:
+        if not (start.finished or start.running):
+            yield _interruption(start, _next(everyone, start), _next(positioned, start))
+
+
+def _next(records: Sequence[Record], start: Start) -> Record | None:
+    """The first of a start with a higher number, of records in the order of their numbers."""
+    place = bisect_right(records, start.record.number, key=lambda record: record.number)
+    return records[place] if place < len(records) else None
 
 
 def _interruption(start: Start, following: Record | None, positioned: Record | None) -> Interruption:
@@ -231,6 +232,13 @@ def _interruption(start: Start, following: Record | None, positioned: Record | N
         world_after=following.world_size if following else None,
         ending=cause.ending,
     )
+
+
+def _where(starts: Sequence[Start]) -> tuple[Record, float | None]:
+    """The record that says where training is, and the seconds of a step lately, of the newest starts that know it."""
+    latest = [start.record for start in reversed(starts)]
+    where = next((record for record in latest if record.step is not None), latest[0])
+    return where, next((record.pace for record in latest if record.pace is not None), None)
 
 
 def _cause(start: Start) -> Cause | None:

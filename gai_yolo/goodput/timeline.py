@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 from gai_yolo.errors import Ending
 from gai_yolo.goodput.record import Phase, Record
 
 USEFUL, REPLAYED, LOST, DOWNTIME = "useful", "replayed", "lost", "downtime"
-PARTS = (
+TIME_PARTS = (
     USEFUL,
     REPLAYED,
     LOST,
@@ -40,7 +41,7 @@ class Start:
     gap: float = 0.0
     """Seconds after it in which no start was alive."""
     parts: dict[str, float] = field(default_factory=dict)
-    """The seconds that belong to it, by `PARTS`."""
+    """The seconds that belong to it, by `TIME_PARTS`."""
 
     @property
     def finished(self) -> bool:
@@ -71,13 +72,12 @@ def starts_of(records: Sequence[Record]) -> list[Start]:
     return starts
 
 
-def extend(record: Record, seconds: float) -> None:
-    """Let what the process did last go on for so many seconds."""
-    record.stretch += seconds
+def extended(record: Record, seconds: float) -> Record:
+    """The record, if what the process did last went on for so many seconds."""
+    record = replace(record, stretch=record.stretch + seconds)
     if record.phase == Phase.STEP:
-        record.pending_seconds += seconds
-    else:
-        record.seconds[record.phase] = record.seconds.get(record.phase, 0.0) + seconds
+        return replace(record, pending_seconds=record.pending_seconds + seconds)
+    return replace(record, seconds={**record.seconds, record.phase: record.seconds.get(record.phase, 0.0) + seconds})
 
 
 def share_out(starts: Sequence[Start]) -> None:
@@ -100,14 +100,9 @@ def _began_later(starts: Sequence[Start]) -> list[float]:
     Args:
         starts: in the order of their numbers.
     """
-    later = [math.inf] * len(starts)
-    earliest = of_number = math.inf
-    for place in range(len(starts) - 1, -1, -1):
-        if place + 1 < len(starts) and starts[place + 1].record.number > starts[place].record.number:
-            earliest = min(earliest, of_number)
-        later[place] = earliest
-        of_number = min(of_number, starts[place].record.began)
-    return later
+    numbers = [start.record.number for start in starts]
+    earliest = [*accumulate((start.record.began for start in reversed(starts)), min, initial=math.inf)][::-1]
+    return [earliest[bisect_right(numbers, number)] for number in numbers]
 
 
 def _owned(starts: Sequence[Start]) -> list[float]:
@@ -129,7 +124,7 @@ def _owned(starts: Sequence[Start]) -> list[float]:
 
 
 def _parts(start: Start, owned: float) -> dict[str, float]:
-    """The `owned` seconds of a start by `PARTS`. What it does not own is taken from its last phase, where it hung, and beyond that
+    """The `owned` seconds of a start by `TIME_PARTS`. What it does not own is taken from its last phase, where it hung, and beyond that
     from all parts alike."""
     record = start.record
     parts = {str(phase): seconds for phase, seconds in record.seconds.items()}

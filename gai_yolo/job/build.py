@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from gai_yolo.checkpointing.compatibility import identity_of
 from gai_yolo.checkpointing.digest import DivergenceAlarm
-from gai_yolo.checkpointing.disk_tier import DiskTier, LoadedCheckpoint, bytes_to_come, expected_bytes
 from gai_yolo.checkpointing.manager import CheckpointManager
-from gai_yolo.checkpointing.memory_tier import MemoryTier, save_for_the_first
+from gai_yolo.checkpointing.memory_tier import MemoryTier, stand_in
+from gai_yolo.checkpointing.recovery import LoadedCheckpoint
+from gai_yolo.checkpointing.schedule import Schedule, bytes_to_come
 from gai_yolo.checkpointing.state import TrainingState
-from gai_yolo.config import Config, fingerprint
+from gai_yolo.checkpointing.tier import DiskTier, Tier
+from gai_yolo.config import Config
 from gai_yolo.data.dataset import EvaluationSet, TrainingSet
 from gai_yolo.data.formats.check import expand
 from gai_yolo.data.images import ImageSource, check_decodable
@@ -28,85 +34,103 @@ from gai_yolo.detector import YOLO12
 from gai_yolo.detector.ema import EMA
 from gai_yolo.detector.loss import DetectionLoss
 from gai_yolo.detector.weights import load_weights
+from gai_yolo.distributed.world import World
 from gai_yolo.errors import CheckpointError, ConfigError
 from gai_yolo.evaluation.evaluator import Evaluator
+from gai_yolo.goodput.record import Record
 from gai_yolo.job.settlement import advice, launcher_advice
+from gai_yolo.log import OF_NODE, told_if_refused
 from gai_yolo.membership.consistency import must_agree
 from gai_yolo.membership.environment import file_digest
 from gai_yolo.membership.join import Membership
-from gai_yolo.reporting.console import NullConsole
 from gai_yolo.reporting.reporter import Reporter
 from gai_yolo.reporting.tensorboard import TensorBoard
-from gai_yolo.store.manifest import Manifest
+from gai_yolo.sections import DataConfig
 from gai_yolo.store.node_memory import free_memory
 from gai_yolo.store.run_record import RunRecord
 from gai_yolo.store.store import Store
 from gai_yolo.training.context import JobContext
-from gai_yolo.training.loop import Run
-from gai_yolo.training.optimizer import OptimizerSchedule, make_optimizer
+from gai_yolo.training.loop import TrainingParts
+from gai_yolo.training.optimizer import OptimizerSchedule, make_optimizer, make_schedule
 from gai_yolo.training.step import TrainingStep
 
+logger = logging.getLogger(__name__)
 
-def assemble(
-    config: Config,
-    indexes: tuple[Index, Index],
-    loaders: tuple[TrainingLoader, EvaluationLoader],
-    schedule: OptimizerSchedule,
-    state: TrainingState,
-    context: JobContext,
-    identity: dict[str, Any],
-    member: Membership,
-    accounts: Sequence[Mapping[str, Any]],
-) -> Run:
-    """Build what the loop needs around a state.
 
-    Args:
-        identity: what a checkpoint says about its run.
-        member: of which run this process is.
-        accounts: records of earlier starts.
-    """
-    world, training = context.world, config.training
-    loss = DetectionLoss(config.loss.box, config.loss.cls, config.loss.dfl)
+@dataclass(frozen=True)
+class KnownRun:
+    """What is known of a run beside its state; what is worked out here holds once the configuration is settled."""
+
+    config: Config
+    indexes: tuple[Index, Index]
+    """Of the training set and the validation set."""
+    membership: Membership
+    records: Sequence[Record]
+    """Of earlier starts."""
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint says about its run."""
+        return identity_of(self.config, self.indexes)
+
+    @cached_property
+    def plan(self) -> BatchPlan:
+        """The shape of an epoch."""
+        training, num_samples = self.config.training, len(self.indexes[0])
+        assert training.micro_batch_size != "auto"
+        seed = self.config.experiment.seed
+        return BatchPlan(num_samples, training.batch_size, training.micro_batch_size, seed, training.max_batches_per_epoch)
+
+    @cached_property
+    def schedule(self) -> OptimizerSchedule:
+        """Of the whole run."""
+        return make_schedule(self.config.training, len(self.indexes[0].categories), self.plan.steps_per_epoch)
+
+
+def assemble(run: KnownRun, loaders: tuple[TrainingLoader, EvaluationLoader], state: TrainingState, context: JobContext) -> TrainingParts:
+    """Build what the loop needs around a state."""
+    config, world, memory = run.config, context.world, run.membership.memory
+    training, loss = config.training, DetectionLoss(config.loss.box, config.loss.cls, config.loss.dfl)
     world.meet()  # DDP compares the models of all ranks
-    step = TrainingStep(state, loss, schedule, world, training)
-    durable = make_disk_tier(config, identity, state, context) if world.is_first else None
-    in_memory = make_memory_tier(config, state, context, member.memory.store) if member.memory is not None else None
-    substitute = make_substitute(config, state, context, member.record)
-    return Run(
-        config=config,
-        plan=loaders[0].plan,
+    step = TrainingStep(state, loss, run.schedule, world, training)
+    tiers = [
+        make_disk_tier(config, state, context) if world.is_first else None,
+        make_memory_tier(config, state, context, memory.store) if memory is not None else None,
+        make_stand_in(config, state, context, run.membership.record),
+    ]
+    return TrainingParts(
+        epochs=training.epochs,
+        evaluation_interval=config.evaluation.interval,
+        image_size=config.data.image_size,
+        plan=run.plan,
         state=state,
         loader=loaders[0],
         step=step,
         alarm=DivergenceAlarm(world, config.elastic.check_interval),
-        evaluate=Evaluator(loaders[1], indexes[1], loss, world, config.evaluation, training.amp, training.channels_last),
-        saver=CheckpointManager(state, step.boundary, identity, fingerprint(config), durable, in_memory, substitute),
-        reporter=make_reporter(config, indexes[1], state, context),
+        evaluate=Evaluator(loaders[1], run.indexes[1], loss, world, config.evaluation, training.amp, training.channels_last),
+        saver=CheckpointManager(config, state, step.boundary, run.identity, [tier for tier in tiers if tier is not None]),
+        reporter=make_reporter(config, run.indexes[1], state, context),
         context=context,
-        accounts=accounts,
+        records=run.records,
     )
 
 
 def make_loaders(
-    config: Config,
-    indexes: tuple[Index, Index],
-    plan: BatchPlan,
-    context: JobContext,
-    found: LoadedCheckpoint | None,
-    closing: contextlib.ExitStack,
+    run: KnownRun, context: JobContext, found: LoadedCheckpoint | None, stack: contextlib.ExitStack
 ) -> tuple[TrainingLoader, EvaluationLoader]:
     """What brings the data; the training workers begin at once with what comes after the state that was found.
 
     Args:
-        closing: ends their processes.
+        stack: ends their processes.
     """
-    world, workers, pin_memory = context.world, config.data.workers, context.world.device.type == "cuda"
-    train_images, val_images = world.together(lambda: [make_images(config, index, context.console) for index in indexes])
+    config, world, plan = run.config, context.world, run.plan
+    workers, pin_memory = config.data.workers, world.device.type == "cuda"
+    train_images, val_images = world.together(lambda: [make_images(config.data, index) for index in run.indexes])
     training_set = TrainingSet(train_images, config.augment, config.experiment.seed, config.training.epochs)
     train = TrainingLoader(training_set, plan, world.rank, world.world_size, workers, pin_memory)
     val = EvaluationLoader(EvaluationSet(val_images), config.evaluation.batch_size, world.rank, world.world_size, workers, pin_memory)
-    closing.callback(train.close)
-    closing.callback(val.close)
+    stack.callback(train.close)
+    stack.callback(val.close)
     step, epoch = (0, 0) if found is None else (found.manifest.position.step, found.manifest.position.epoch)
     done = step - epoch * plan.steps_per_epoch
     if epoch < config.training.epochs and done < plan.steps_per_epoch:
@@ -114,39 +138,39 @@ def make_loaders(
     return train, val
 
 
-def make_disk_tier(config: Config, identity: dict[str, Any], state: TrainingState, context: JobContext) -> DiskTier:
+def make_disk_tier(config: Config, state: TrainingState, context: JobContext) -> Tier:
     """What saves the state on the disk, on the rank that writes."""
-    store = context.folder.store
-    needed, free = bytes_to_come(config, state, store.listing().present), store.fs.free_bytes(store.run)
+    store, size = context.folder.store, state.expected_bytes()
+    needed, free = bytes_to_come(config, state.epoch, size, store.listing().present), store.fs.free_bytes(store.run)
     if needed > free:
-        context.console.warning(
+        logger.warning(
             f"{store.run}: the checkpoints to come need about {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free: make room, or keep "
             "fewer (training.checkpoint_interval, snapshots.keep_epochs, snapshots.keep)"
         )
     pinned = context.world.device.type == "cuda"
-    return DiskTier(store, config, identity, state, pinned, tell=context.console.warning, alive=context.watchdog.progress)
+    return DiskTier(store, config, state.step, state.best_since, size, pinned, context.watchdog.progress)
 
 
-def make_memory_tier(config: Config, state: TrainingState, context: JobContext, memory: Store) -> MemoryTier | None:
+def make_memory_tier(config: Config, state: TrainingState, context: JobContext, memory: Store) -> Tier | None:
     """What keeps the state in this node's memory, if there is room for it."""
-    interval, size = config.elastic.memory_interval_steps, expected_bytes(state)
+    interval, size = config.elastic.memory_interval_steps, state.expected_bytes()
     assert interval is not None
     held = sum(manifest.size for manifest in memory.listing().present)
     # The old one goes when the new one is complete.
     needed, free = 2 * size - held, free_memory(memory)
     if needed > free:
-        context.tell(
+        logger.warning(
             f"{memory.run}: {needed / 1e6:.0f} MB are needed to keep the state in this node's memory, and {free / 1e6:.0f} MB are free: "
             "make it larger (in containers --shm-size, or a volume of medium Memory, and the memory limit, towards which both count), or "
-            "set elastic.memory_interval_steps: null"
+            "set elastic.memory_interval_steps: null",
+            extra=OF_NODE,
         )
         return None
-    return MemoryTier(memory, interval, config.snapshots.max_overhead, size, context.tell, alive=context.watchdog.progress)
+    schedule = Schedule.of_memory(interval, config.snapshots, state.step, size)
+    return MemoryTier(lambda: contextlib.nullcontext(memory), memory.run, schedule, size, context.watchdog.progress)
 
 
-def make_substitute(
-    config: Config, state: TrainingState, context: JobContext, record: RunRecord
-) -> Callable[[Manifest, dict[str, Any]], None] | None:
+def make_stand_in(config: Config, state: TrainingState, context: JobContext, record: RunRecord) -> Tier | None:
     """What saves this node's state if the process dies that keeps it; on the others."""
     if config.elastic.memory_interval_steps is None or context.world.is_first_on_node:
         return None
@@ -154,33 +178,21 @@ def make_substitute(
         base = config.memory_folder
     except ConfigError:
         return None  # which the node's first process has told
-    return partial(save_for_the_first, base, context.folder.path, record.run_id, expected_bytes(state)) if base.is_dir() else None
+    return stand_in(base, context.folder.path, record.run_id, state.expected_bytes()) if base.is_dir() else None
 
 
-def make_plan(config: Config, num_samples: int) -> BatchPlan:
-    """The shape of an epoch under a settled configuration."""
-    training = config.training
-    assert training.micro_batch_size != "auto"
-    return BatchPlan(num_samples, training.batch_size, training.micro_batch_size, config.experiment.seed, training.max_batches_per_epoch)
-
-
-def make_state(
-    config: Config, schedule: OptimizerSchedule, num_classes: int, context: JobContext, found: LoadedCheckpoint | None
-) -> TrainingState:
+def make_state(run: KnownRun, context: JobContext, found: LoadedCheckpoint | None) -> TrainingState:
     """The state at the start, or as the checkpoint says."""
+    config, world = run.config, context.world
     torch.manual_seed(config.experiment.seed)
-    model = YOLO12(config.model.size, num_classes)
-    weights = config.model.weights
-    if weights is not None and found is None:
-        left_out = context.world.together(lambda: load_weights(model, expand(weights)))
-        context.console.info(f"weights from {weights}" + (f"; {len(left_out)} tensors of the class branch start anew" if left_out else ""))
+    model = YOLO12(config.model.size, len(run.indexes[0].categories))
     if found is None:
-        must_agree(context.world, {"content of model.weights": None if weights is None else file_digest(expand(weights))})
+        begin_with(config.model.weights, model, world)
     memory_format = torch.channels_last if config.training.channels_last else torch.contiguous_format
-    model = model.to(context.world.device, memory_format=memory_format)  # type: ignore[call-overload]
-    scaler = torch.amp.GradScaler(context.world.device.type, init_scale=2.0**10, enabled=config.training.amp == "fp16")
+    model = model.to(world.device, memory_format=memory_format)  # type: ignore[call-overload]
+    scaler = torch.amp.GradScaler(world.device.type, init_scale=2.0**10, enabled=config.training.amp == "fp16")
     ema = EMA(model, config.training.ema_decay, config.training.ema_tau)
-    state = TrainingState(model, ema, make_optimizer(model, schedule), scaler)
+    state = TrainingState(model, ema, make_optimizer(model, run.schedule), scaler)
     if found is not None:
         try:
             state.apply(found.content)
@@ -189,18 +201,26 @@ def make_state(
     return state
 
 
-def check_images(config: Config, indexes: tuple[Index, Index]) -> None:
+def begin_with(weights: Path | None, model: YOLO12, world: World) -> None:
+    """Give a network its first weights, the same on all nodes."""
+    if weights is not None:
+        left_out = world.together(lambda: load_weights(model, expand(weights)))
+        logger.info(f"weights from {weights}" + (f"; {len(left_out)} tensors of the class branch start anew" if left_out else ""))
+    must_agree(world, {"content of model.weights": None if weights is None else file_digest(expand(weights))})
+
+
+def check_images(config: DataConfig, indexes: tuple[Index, Index]) -> None:
     """Refuse splits whose images cannot be decoded. On rank 0 only: all nodes have the same."""
-    if config.data.path != BUILT_IN:
+    if config.path != BUILT_IN:
         for index in indexes:
-            check_decodable(index, config.data.image_size, config.data.max_bad_fraction)
+            check_decodable(index, config.image_size, config.max_bad_fraction)
 
 
-def make_images(config: Config, index: Index, console: NullConsole) -> ImageSource:
+def make_images(config: DataConfig, index: Index) -> ImageSource:
     """Decoded images of a split, cached as configured."""
-    images = ImageSource(index.images, config.data.image_size, config.data.cache, config.data.cache_folder, index.lost)
+    images = ImageSource(index.images, config.image_size, config.cache, config.cache_folder, index.lost)
     if images.note:
-        console.warning(images.note)
+        logger.warning(images.note)
     return images
 
 
@@ -208,14 +228,12 @@ def make_reporter(config: Config, val_index: Index, state: TrainingState, contex
     """Everything that tells people about the run, set back to the state's position."""
     resolved = yaml.safe_dump(config.dump(), sort_keys=False)
     if context.world.is_first:
-        try:
+        with told_if_refused(logger, context.folder.config):
             context.folder.store.publish_text(context.folder.config, resolved)
-        except OSError as error:
-            context.console.warning(f"{context.folder.config}: cannot be written ({error.strerror}); training goes on")
     step = state.step
 
     def open_tensorboard() -> TensorBoard:
-        tensorboard = TensorBoard(context.folder.tensorboard, step, context.console.warning)
+        tensorboard = TensorBoard(context.folder.tensorboard, step)
         tensorboard.config_text(step + 1, resolved)
         return tensorboard
 
@@ -223,16 +241,16 @@ def make_reporter(config: Config, val_index: Index, state: TrainingState, contex
     return Reporter(context.folder, config.reporting, val_index, context.world.rank, context.console, opener)
 
 
-def announce(config: Config, indexes: tuple[Index, Index], schedule: OptimizerSchedule, context: JobContext) -> None:
+def announce(run: KnownRun, context: JobContext) -> None:
     """What is about to be trained, on what."""
-    world, training = context.world, config.training
-    train_index, val_index = indexes
+    config, world, schedule, training = run.config, context.world, run.schedule, run.config.training
+    train_index, val_index = run.indexes
     processes = "1 process" if world.world_size == 1 else f"{world.world_size} processes"
-    context.console.info(f"YOLO12-{config.model.size}, {len(train_index.categories)} classes, in {context.folder.path}")
-    context.console.info(f"data: {train_index.source} ({len(train_index)} images), {val_index.source} ({len(val_index)} images)")
-    context.console.info(
+    logger.info(f"YOLO12-{config.model.size}, {len(train_index.categories)} classes, in {context.folder.path}")
+    logger.info(f"data: {train_index.source} ({len(train_index)} images), {val_index.source} ({len(val_index)} images)")
+    logger.info(
         f"{processes} on {world.device.type}, {world.threads} threads each; batch {training.batch_size} in micro-batches of "
         f"{training.micro_batch_size}; {schedule.optimizer}, lr {schedule.lr:g}, {schedule.total_steps} steps"
     )
-    for line in [*advice(config, make_plan(config, len(train_index)), world), *launcher_advice(world, os.environ)]:
-        context.console.warning(line)
+    for line in [*advice(training, run.plan, world), *launcher_advice(world, os.environ)]:
+        logger.warning(line)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gai_yolo.checkpointing.compatibility import settings_of
-from gai_yolo.checkpointing.disk_tier import LoadedCheckpoint, load
+from gai_yolo.checkpointing.recovery import LoadedCheckpoint, load
 from gai_yolo.errors import CheckpointError
+from gai_yolo.log import told_if_refused
 from gai_yolo.reporting.reporter import write_metrics
 from gai_yolo.store.aside import ASIDE, free_name, move_beyond
 from gai_yolo.store.best import NAME as BEST
@@ -23,6 +24,8 @@ from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.store.run_record import START, RecordError, RunRecord, Turn
 
 TARGET = re.compile(r"(epoch|step)[:_](\d{1,12})(?:\.pt)?")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def state_at(catalogue: Catalogue, where: str) -> LoadedCheckpoint:
     return load(catalogue, stem)
 
 
-def roll_back(folder: RunFolder, where: str, tell: Callable[[str], None]) -> Rollback:
+def roll_back(folder: RunFolder, where: str) -> Rollback:
     """Let the next start go on from an older state: move what is newer aside, and outdate it in the nodes' memories, and on the disks of
     other nodes. To be called with the run folder locked; what is broken off may be done again.
 
@@ -80,18 +83,16 @@ def roll_back(folder: RunFolder, where: str, tell: Callable[[str], None]) -> Rol
     back = Turn(position, turns[-1].settings, os.urandom(6).hex())
     # Only now do other nodes' states, and those in memory, count as out of date. What follows the next start does as well.
     folder.set_record(replace(record, turns=(*turns, back)))
-    try:
-        bring_up_to_date(folder, found, aside, tell)
-    except OSError as error:
-        tell(f"{error.filename or folder.checkpoints}: cannot be brought up to date ({error.strerror}); the next start does it")
+    with told_if_refused(logger, folder.checkpoints, "cannot be brought up to date", "the next start does it"):
+        bring_up_to_date(folder, found, aside)
     return Rollback(found.manifest, moved, aside)
 
 
-def bring_up_to_date(folder: RunFolder, found: LoadedCheckpoint, aside: Path, tell: Callable[[str], None]) -> None:
+def bring_up_to_date(folder: RunFolder, found: LoadedCheckpoint, aside: Path) -> None:
     """Let `best.pt` and the metrics be those of the state that is gone back to; raises `OSError`."""
     if best_of(folder.store.listing().present) is None and (folder.checkpoints / BEST).is_file():
         REAL.make_folder(aside / FOLDERS["epoch"])
         REAL.rename(folder.checkpoints / BEST, aside / FOLDERS["epoch"] / BEST)
     for note in BestCopy(folder.store, found.content.get("best_since", -1)).renew():
-        tell(note)
-    write_metrics(folder, found.content["history"], tell)
+        logger.warning(note)
+    write_metrics(folder, found.content["history"])

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gai_yolo.checkpointing.disk_tier import LoadedCheckpoint
+from gai_yolo.checkpointing.recovery import LoadedCheckpoint
 from gai_yolo.config import Config
 from gai_yolo.data.order import BatchPlan
 from gai_yolo.distributed.world import World
 from gai_yolo.machine import available_cores
+from gai_yolo.sections import TrainingConfig
 from gai_yolo.store.run_record import Settled
 from gai_yolo.training.optimizer import choose_optimizer
 
@@ -71,9 +72,8 @@ def settle(
     return Settlement(config.model_copy(update={"training": training.model_copy(update=values)}), settled, notes)
 
 
-def advice(config: Config, plan: BatchPlan, world: World) -> list[str]:
+def advice(training: TrainingConfig, plan: BatchPlan, world: World) -> list[str]:
     """What is slower than it need be under a settled configuration; one sentence each."""
-    training = config.training
     assert training.threads != "auto"
     lines = []
     num_micro_batches, samples = plan.step_size(0)

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from gai_yolo.checkpointing.disk_tier import LoadedCheckpoint
-from gai_yolo.checkpointing.recovery import agree
+from gai_yolo.checkpointing.recovery import LoadedCheckpoint, agree
 from gai_yolo.config import Config
-from gai_yolo.distributed.world import launch_id, was_restarted
-from gai_yolo.errors import Refusal, refused_by
+from gai_yolo.data.index import Index
+from gai_yolo.data.sources import load_indexes
+from gai_yolo.distributed.environment import launch_id, was_restarted
+from gai_yolo.errors import ConfigError, Refusal, refused_by
 from gai_yolo.goodput.progress import judge_progress
-from gai_yolo.goodput.record import compact_records, keep_records, next_number, parse_records, plain, read_records
+from gai_yolo.goodput.record import Record, compact_records, keep_records, next_number, parse_records, plain, read_records
 from gai_yolo.goodput.recorder import Identity, process_started
+from gai_yolo.log import OF_NODE, told_if_refused
 from gai_yolo.membership.decision import decide
 from gai_yolo.membership.environment import Environment, read_record
 from gai_yolo.membership.join import Membership, gather_claims, join
+from gai_yolo.membership.lost_images import as_it_began
 from gai_yolo.store.catalogue import START_PATIENCE, Catalogue
 from gai_yolo.store.node_memory import NodeMemory
 from gai_yolo.supervision.outcome import LAUNCHER_VARIABLE
 from gai_yolo.training.context import JobContext
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,15 +48,17 @@ def compare_nodes(config: Config, options: Options, context: JobContext) -> Envi
     """Compare what all nodes must have in common, before anything that could differ is done. A collective.
 
     Raises:
-        Refusal: on a node that differs; on all, if it cannot be told which one is wrong.
+        Refusal: on a node that differs; on all, if it cannot be told which one is wrong, or what they have in common makes no sense.
         Departure: on the other nodes.
     """
     is_new = options.fresh and not knows_of_start_over(context)  # what is known of the old run is no rule for the new one
     environment = Environment.of(config, context.world, None if is_new else read_record(context.folder.environment))
-    environment.check(context, config.training.exact)
+    environment.check(context.world, config.training.exact)
     if config.training.threads == "auto":
         # Bits depend on it, and a node with other cores would choose another number.
         context.world.set_threads(min(context.world.gather(context.world.threads)))
+    if config.training.amp == "fp16" and context.world.device.type == "cpu":
+        raise ConfigError("training.amp: fp16 needs a GPU; use bf16 or none on a CPU.")
     return environment
 
 
@@ -96,7 +103,7 @@ def open_memory(config: Config, context: JobContext) -> NodeMemory | None:
         memory = NodeMemory(folder, context.folder.path)
         memory.open()
     except Refusal as refusal:
-        context.tell(f"{refusal} No state is kept in this node's memory.")
+        logger.warning(f"{refusal} No state is kept in this node's memory.", extra=OF_NODE)
         return None
     return memory
 
@@ -109,7 +116,7 @@ def has_started_over(context: JobContext) -> bool:
     """
     already = any(context.world.gather(context.world.together(lambda: knows_of_start_over(context))))
     if already:
-        context.console.info(f"--fresh: this job ({launch_id()}) has started over already; going on")
+        logger.info(f"--fresh: this job ({launch_id()}) has started over already; going on")
     return already
 
 
@@ -123,7 +130,7 @@ def move_aside(context: JobContext) -> Path | None:
     """Move the old run folder away, for --fresh; returns where it is now. On rank 0 only."""
     moved = context.folder.move_aside()
     if moved is not None:
-        context.console.info(f"the old run is kept in {moved}")
+        logger.info(f"the old run is kept in {moved}")
     return moved
 
 
@@ -153,59 +160,70 @@ def cannot_be_made_ready(context: JobContext, error: OSError) -> Refusal:
     return refused_by(error, Refusal(f"{context.folder.path}: cannot be made ready ({reason}); mend that and start again."))
 
 
-def read_accounts(context: JobContext) -> list[dict[str, Any]]:
+def read_data(config: Config, options: Options, context: JobContext) -> tuple[Index, Index]:
+    """Training set, as this run began with it, and validation set. A collective, because any of the nodes may refuse."""
+
+    def read() -> tuple[Index, Index]:
+        train_index, val_index = load_indexes(config.data)
+        if not options.fresh or knows_of_start_over(context):  # else what the folder remembers is the old run's
+            train_index = as_it_began(train_index, context.folder, config.data.max_bad_fraction)
+        return train_index, val_index
+
+    indexes = context.world.together(read)
+    for index in indexes:
+        for problem in index.problems:
+            logger.warning(f"{index.source}: {problem.kind}: {problem.count}, {problem.action}; the first: {problem.example}")
+    return indexes
+
+
+def read_all_records(context: JobContext) -> list[Record]:
     """What all nodes know of earlier starts, the same on every rank, each record once. A collective."""
     world = context.world
-    own = {record.id: record for record in parse_records(read_records(context.folder.goodput)[0])} if world.is_first_on_node else {}
+    own = {record.id: record for record in read_records(context.folder.goodput)[0]} if world.is_first_on_node else {}
     best: dict[str, tuple[float, int]] = {}
     for rank, known in enumerate(world.gather({name: record.elapsed for name, record in own.items()})):
         for name, elapsed in known.items():
             best[name] = max(best.get(name, (elapsed, -rank)), (elapsed, -rank))
     # Nodes with a common folder have the same thousands of records, and those without it nearly so: each is sent by one of them.
     mine = [plain(record) for name, record in own.items() if best[name][1] == -world.rank]
-    return [record for records in world.gather(mine) for record in records]
+    return parse_records(one for of_rank in world.gather(mine) for one in of_rank)
 
 
-def open_record(context: JobContext, accounts: Sequence[Mapping[str, Any]]) -> None:
+def open_record(context: JobContext, records: Sequence[Record]) -> None:
     """Begin to write this start's record, and keep those of the other nodes. A collective.
 
     Args:
-        accounts: records of earlier starts.
+        records: of earlier starts.
     """
     world, folder = context.world, context.folder.goodput
     start = world.gather(os.urandom(4).hex())[0]
-    node, number = f"{socket.gethostname()}-{world.node}", next_number(accounts)
+    node, number = f"{socket.gethostname()}-{world.node}", next_number(records)
     if world.is_first_on_node:
-        keep_records(folder, accounts, context.tell)
+        keep_records(folder, records)
         launcher = os.environ.get(LAUNCHER_VARIABLE)
         if number == 1 and launcher is not None:
             # A job begins with its launcher. Later this would be downtime, or beside the training of others.
             context.recorder.begin_at(process_started(launcher))
     world.gather(None)  # who reads and who writes here is through
-    world.from_first(lambda: compact(context))
-    context.recorder.open(folder, Identity(number, start, node, world.rank, world.world_size, world.local_rank), context.tell)
+    if world.is_first:
+        with told_if_refused(logger, folder, "old records cannot be compacted"):
+            compact_records(folder)
+    world.gather(None)  # before a record is opened
+    context.recorder.open(folder, Identity(number, start, node, world.rank, world.world_size, world.local_rank))
 
 
-def compact(context: JobContext) -> None:
-    """Keep the number of records' files small. On rank 0 only."""
-    try:
-        compact_records(context.folder.goodput)
-    except OSError as error:
-        context.tell(f"{error.filename or context.folder.goodput}: old records cannot be compacted ({error.strerror}); training goes on")
-
-
-def check_progress(context: JobContext, accounts: Sequence[Mapping[str, Any]], step: int) -> None:
+def check_progress(records: Sequence[Record], step: int) -> None:
     """Wait where starts from this step came to nothing again and again; on all ranks alike.
 
     Args:
-        accounts: records of earlier starts.
+        records: of earlier starts.
 
     Raises:
         NoProgress: as `judge_progress`.
     """
-    delay = judge_progress(accounts, step)
+    delay = judge_progress(records, step)
     if delay.reason:
-        context.console.warning(delay.reason)
+        logger.warning(delay.reason)
         time.sleep(delay.seconds)  # a notice ends the process meanwhile: nothing is at stake yet
 
 
@@ -216,12 +234,6 @@ def find(options: Options, context: JobContext, memory: NodeMemory | None, exact
         exact: `training.exact`.
     """
     world = context.world
-    passed_over = []
-
-    def tell(text: str) -> None:
-        passed_over.append(text)
-        context.tell(text)
-
     disk = Catalogue(context.folder.path, patience=START_PATIENCE)
     tiers: Mapping[str, Catalogue] = {**({"memory": memory.store} if memory else {}), "disk": disk}
     paths = world.gather(memory.path if memory else None)
@@ -229,12 +241,11 @@ def find(options: Options, context: JobContext, memory: NodeMemory | None, exact
     if memory is None and of_node is not None:
         # Ranks of a node read what its first one keeps.
         tiers = {"memory": Catalogue(of_node), **tiers}
-    found = agree(world, tiers, tell, alike=exact)
-    any_passed_over = any(world.gather(bool(passed_over)))
+    found, any_passed_over = agree(world, tiers, alike=exact)
     if found is None and any_passed_over:
-        context.console.warning(f"NO COMPLETE CHECKPOINT IS LEFT in {context.folder.path}: training starts at epoch 1")
+        logger.warning(f"NO COMPLETE CHECKPOINT IS LEFT in {context.folder.path}: training starts at epoch 1")
     elif found is None and options.resume:
-        context.console.warning(f"--resume: no complete checkpoint in {context.folder.checkpoints}; starting at epoch 1")
+        logger.warning(f"--resume: no complete checkpoint in {context.folder.checkpoints}; starting at epoch 1")
     return found
 
 
@@ -247,7 +258,7 @@ def tell_if_far_ahead(context: JobContext, found: LoadedCheckpoint | None, steps
     if found is None or found.manifest.position.step - (newest.step if newest else 0) <= steps_per_epoch:
         return
     on_disk = f"epoch {newest.epoch}, step {newest.step}" if newest else "none"
-    context.console.warning(
+    logger.warning(
         f"{found.path} is in memory only, and more than an epoch ahead of the newest state on a disk ({on_disk}); if newer ones were taken "
         f"away to go back, use `gai-yolo snapshots rollback {context.folder.path} --to epoch:N`, which also outdates those in memory"
     )

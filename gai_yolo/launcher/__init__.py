@@ -5,15 +5,13 @@
     arguments.py    the command line, refused in sentences before anything starts
     command.py      the agent's command line and environment
     processes.py    children that neither outlive this process nor are left behind by the agent
-    fork_server.py  a process whose forks become workers, so that nothing is imported after a fault
-    forking.py      the agent's side of it
-    agent.py        the child: torchrun without tracebacks          -- loads torch, as do the next two
+    agent.py        the child: torchrun without tracebacks          -- loads torch, as does the next
     torchrun.py     what that runs
-    workers.py      workers from the fork server, if there is one
+    fork_server.py  a process whose forks become workers, so that nothing is imported after a fault
     rendezvous/
-        client.py       where the nodes meet: which file or endpoint this node's agent goes by
+        client.py       which file or endpoint this node's agent goes by
         election.py     which of several endpoints, as pure decisions
-        file_store.py   notes that nodes leave for each other, in a file that all of them share
+        file_store.py   a key-value store in a file that all nodes share
         tcp_store.py    the same over TCP; requests.py: what may be asked
         channel.py      a connection between two who know the job's secret
         secret.py       that secret: where it comes from, and who else could read it
@@ -27,3 +25,13 @@ a server that does not answer. Both were measured with PyTorch 2.15. Neither kno
 any key, so that signing what is kept there would still leave the job at his mercy. And torchrun closes its rendezvous, for all nodes and
 for ever, when one node's agent fails.
 """
+
+from __future__ import annotations
+
+import logging
+import sys
+
+
+def on_stderr(record: logging.LogRecord) -> None:
+    """Show what launchers and their agents say to people; see `log.showing`."""
+    print(f"launch: {record.getMessage()}", file=sys.stderr, flush=True)

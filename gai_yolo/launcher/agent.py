@@ -5,13 +5,16 @@ Ends with a code of `verdict.py`: what torchrun would raise is said in one line.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 
+from gai_yolo.launcher import on_stderr
 from gai_yolo.launcher.command import FORK_VARIABLE, worker_command
-from gai_yolo.launcher.forking import fork_server_for
-from gai_yolo.launcher.processes import die_with_parent
+from gai_yolo.launcher.fork_server import ForkServer
+from gai_yolo.log import showing
+from gai_yolo.processes import die_with_parent
 from gai_yolo.supervision.outcome import LAUNCHER_VARIABLE
 from gai_yolo.supervision.streams import forgive_lost_streams
 
@@ -21,10 +24,14 @@ def main() -> int:
     forgive_lost_streams()
     # SIGTERM ends the workers, too, in order. Before torch is there it ends this process at once, which has none yet.
     die_with_parent(int(os.environ[LAUNCHER_VARIABLE]), signal.SIGTERM)
-    server = fork_server_for(worker_command(sys.argv[1:])) if os.environ.get(FORK_VARIABLE) != "0" else None
+    server = None
+    if os.environ.get(FORK_VARIABLE) != "0":
+        with contextlib.suppress(OSError):  # there can be none
+            server = ForkServer(worker_command(sys.argv[1:]))
     from gai_yolo.launcher.torchrun import run  # takes seconds, in which the fork server imports as well
 
-    return run(sys.argv[1:], server)
+    with showing(on_stderr):
+        return run(sys.argv[1:], server)
 
 
 if __name__ == "__main__":

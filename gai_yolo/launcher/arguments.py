@@ -56,7 +56,7 @@ class Settings:
     processes: str
     """A number, `auto`, `gpu` or `cpu`."""
     rendezvous: Path | tuple[Endpoint, ...] | None
-    """A file, or where boards are served; None: a job of this machine alone."""
+    """A file, or where key-value stores are served; None: a job of this machine alone."""
     secret: Secret | None
     """The one that was given; None: the launcher makes it, or finds it beside the rendezvous file."""
     rendezvous_settings: dict[str, int]

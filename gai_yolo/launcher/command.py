@@ -12,7 +12,7 @@ from gai_yolo.supervision.outcome import LAUNCHER_VARIABLE
 from gai_yolo.supervision.outcome import VARIABLE as OUTCOME_VARIABLE
 
 JOB_VARIABLE = "GAI_YOLO_JOB"
-"""Environment variable: the job's id on the board."""
+"""Environment variable: the job's id, under which its runs are counted."""
 FORK_VARIABLE = "GAI_YOLO_FORK_SERVER"
 """Environment variable of the agent: `0`, where each worker is to import everything itself."""
 BACKEND = "gai-yolo"
@@ -25,7 +25,7 @@ def agent_command(settings: Settings, address: str, run: str, local_address: str
     """The agent's command line.
 
     Args:
-        address: of the board: a file, or host:port.
+        address: of the key-value store: a file, or host:port.
         run: name of the run, for torchrun the job's id.
         local_address: under which the other nodes reach this one; None: its host name.
     """

@@ -1,9 +1,9 @@
 """The agent's fork server: it has imported what the script imports, and its forks become the agent's workers. Linux.
 
-`python -m gai_yolo.launcher.fork_server SOCKET AGENT SCRIPT ...`, started by `forking.py` only. Importing PyTorch takes seconds, on every
-node and after every fault; a fork takes milliseconds. Unlike those of multiprocessing's fork server the workers are the agent's own
+`python -m gai_yolo.launcher.fork_server DESCRIPTOR AGENT SCRIPT ...`, started by `ForkServer` only. Importing PyTorch takes seconds, on
+every node and after every fault; a fork takes milliseconds. Unlike those of multiprocessing's fork server the workers are the agent's own
 children, as if it had started them itself: it waits for them, they see it as their parent, and a launcher finds them when it has died.
-Nothing but imports happens here, so there are no threads, open files or devices that a fork would inherit in the middle of something.
+Nothing but imports happens there, so there are no threads, open files or devices that a fork would inherit in the middle of something.
 """
 
 from __future__ import annotations
@@ -11,54 +11,60 @@ from __future__ import annotations
 import ast
 import contextlib
 import gc
-import importlib
 import importlib.util
-import json
 import os
+import re
 import runpy
 import signal
-import socket
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from gai_yolo.launcher.processes import die_with_parent, set_name
+from gai_yolo.launcher.processes import ForkedChild, reap_orphans
+from gai_yolo.processes import adopt_orphans, children_of, die_with_parent, name_of, set_name
 
-PER_WORKER = (
-    *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"),
-    *("ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS", "TORCH_NCCL_ASYNC_ERROR_HANDLING"),
+OF_WORKER = re.compile(
+    "(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|OMP_NUM_THREADS|TORCH_NCCL_ASYNC_ERROR_HANDLING|TORCHELASTIC_.*"
 )
-"""Variables that are not looked at while anything is imported, or, of the threads, set again after the fork. TORCHELASTIC_* too."""
+"""Variables that differ between workers or starts. They are not looked at while anything is imported, or, of the threads, set again."""
+LATE_IMPORTS = b"import torch._dynamo\nimport torchvision.ops"
+"""What a training imports as it goes: PyTorch's optimizers and DistributedDataParallel bring in its compiler, whatever is compiled."""
 FORKED_NAME, WORKER_NAME = "fork-server", "rank-"
 """What `ps -o comm` shows for the server, and of a worker for its first moment; and for a worker, before its rank."""
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+SIGNALS_FOR_WORKERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 """Who sends them to all processes of a job means the workers."""
-ADOPTED_WITHIN = 10.0
-"""Seconds."""
+FORKED_WITHIN = 120.0
+"""Seconds; the first answer comes when everything is imported, from a disk that may be slow."""
 
 
-@dataclass(frozen=True)
 class Script:
-    """What to run, as in `python PATH ARGUMENTS`, or `python -m MODULE ARGUMENTS`."""
+    """What to run, as in `python PATH ARGUMENTS`, or `python -m MODULE ARGUMENTS`.
 
-    is_module: bool
-    name: str
-    arguments: tuple[str, ...]
+    Args:
+        words: what follows `python`.
+    """
 
-    @classmethod
-    def parse(cls, words: Sequence[str]) -> Script:
-        """From what follows `python`."""
-        is_module = words[0] == "-m"
-        name, *arguments = words[1:] if is_module else words
-        return cls(is_module, name, tuple(arguments))
+    def __init__(self, words: Sequence[str]) -> None:
+        self.is_module = words[0] == "-m"
+        self.name, *self.arguments = words[1:] if self.is_module else words
 
     def prepare(self) -> None:
         """Let modules be found where Python looks when it runs this."""
         if not self.is_module and not sys.flags.safe_path:
             sys.path[0] = str(Path(self.name).resolve().parent)
+
+    def preload(self) -> None:
+        """Import what it imports before it does anything else, and, where that is PyTorch, what PyTorch imports with the first step."""
+        with contextlib.suppress(OSError, SyntaxError, ImportError, ValueError):  # the worker will say it
+            spec = importlib.util.find_spec(self.name) if self.is_module else None
+            preload(Path((spec.origin if spec else None) or self.name).read_bytes())
+        if "torch" in sys.modules:
+            preload(LATE_IMPORTS)
 
     def run(self) -> None:
         """Run it as the main program of this process."""
@@ -68,42 +74,20 @@ class Script:
         else:
             runpy.run_path(str(Path(self.name).absolute()), run_name="__main__")
 
-    def imports(self) -> list[str]:
-        """Names of the modules that it imports before it does anything else."""
-        path: str | None = self.name
-        if self.is_module:
-            spec = importlib.util.find_spec(self.name)
-            path = spec.origin if spec else None
-        return imported_names(Path(path).read_bytes()) if path else []
 
-
-def imported_names(source: bytes) -> list[str]:
-    """Modules that a program's first import statements name, before it does anything that could matter to the others. For `from a import b`
-    both `a` and `a.b`, which need not be a module."""
-    names: list[str] = []
+def preload(source: bytes) -> None:
+    """Do a program's first import statements, before it does anything that could matter to the others. What fails will fail in the worker,
+    where it is seen."""
     for statement in ast.parse(source).body:
-        if isinstance(statement, ast.Import):
-            names += [alias.name for alias in statement.names]
-        elif isinstance(statement, ast.ImportFrom):
-            if statement.module and statement.level == 0:
-                names += [statement.module, *(f"{statement.module}.{alias.name}" for alias in statement.names if alias.name != "*")]
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            with contextlib.suppress(Exception):
+                exec(compile(ast.Module([statement], []), "imports", "exec"), {})
         elif not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)):  # a docstring
             break
-    return [name for name in names if not name.startswith("__future__")]
-
-
-def preload(names: Sequence[str]) -> None:
-    """Import them, as far as they are modules; what fails will fail in the worker, where it is seen."""
-    for name in names:
-        package, _, member = name.rpartition(".")
-        if hasattr(sys.modules.get(package), member):
-            continue  # a module of that name would take its place
-        with contextlib.suppress(Exception):
-            importlib.import_module(name)
 
 
 class Noting(os._Environ[str]):
-    """Environment variables that notes which were looked at."""
+    """Environment variables, with a list of those that were looked at."""
 
     seen: ClassVar[set[str]] = set()
 
@@ -112,21 +96,10 @@ class Noting(os._Environ[str]):
         return super().__getitem__(name)
 
 
-@contextlib.contextmanager
-def noting() -> Iterator[set[str]]:
-    """Names of the variables that are looked at meanwhile."""
-    before = os.environ.__class__
-    Noting.seen.clear()
-    os.environ.__class__ = Noting  # the same object, because modules may hold it
-    try:
-        yield Noting.seen
-    finally:
-        os.environ.__class__ = before
-
-
-def is_of_worker(variable: str) -> bool:
-    """Whether a variable differs between workers or starts."""
-    return variable in PER_WORKER or variable.startswith("TORCHELASTIC_")
+def is_like(own: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    """Whether what was imported in one environment is what would be imported in another."""
+    differing = {name for name in own.keys() | wanted.keys() if own.get(name) != wanted.get(name)}
+    return all(map(OF_WORKER.fullmatch, differing))
 
 
 def forks_well() -> bool:
@@ -134,124 +107,190 @@ def forks_well() -> bool:
     running, as OpenMP does, which a fork would wait for in vain. OpenBLAS ends its threads before a fork."""
     pid = os.fork()
     if pid == 0:
-        torch = sys.modules.get("torch")
-        os._exit(int(torch is not None and torch.cuda._is_in_bad_fork()))
+        torch = sys.modules.get("torch")  # one that does not say it may have touched a GPU
+        os._exit(int(torch is not None and getattr(torch.cuda, "_is_in_bad_fork", lambda: True)()))
     return os.waitpid(pid, 0)[1] == 0 and len(list(Path("/proc/self/task").iterdir())) == 1
 
 
-def serve(channel: socket.socket, agent: int, own: Mapping[str, str] | None, restore: Callable[[], None]) -> bool:
-    """Fork a worker for each request of the agent, until that closes the channel. Returns twice, as `os.fork`: in the server False, in each
-    worker True, with the worker's environment.
-
-    Args:
-        own: this process's environment before it imported anything; None: there will be no forks, each request is answered with 0.
-        restore: is called in the worker before anybody knows of it.
-    """
-    # Libraries set variables for themselves as they are imported (OpenCV does).
-    imported = {name: value for name, value in os.environ.items() if own is not None and own.get(name) != value}
-    # An agent that ends without having read an answer breaks the connection.
-    with contextlib.suppress(ConnectionError), channel, channel.makefile("r") as requests:
-        for line in requests:
-            wanted: dict[str, str] = json.loads(line)
-            pid = fork_for(agent, restore) if own is not None and is_like(own, wanted) else 0
-            if pid is None:
-                os.environ.clear()
-                os.environ.update(wanted | imported)
-                return True
-            channel.sendall(f"{pid}\n".encode())
-    return False
-
-
-def is_like(own: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
-    """Whether what was imported in one environment is what would be imported in another."""
-    differing = {name for name in own.keys() | wanted.keys() if own.get(name) != wanted.get(name)}
-    return all(map(is_of_worker, differing))
-
-
-def fork_for(agent: int, restore: Callable[[], None]) -> int | None:
-    """Fork a child for another process, which must have asked for orphans (`processes.adopt_orphans`): it is the child of a child that
-    ends at once.
-
-    Args:
-        restore: is called in the child before it tells its id.
-
-    Returns:
-        The new process's id, 0 if there is none; in that process None.
-    """
-    reading, writing = os.pipe()
-    middle = os.fork()
-    if middle == 0:
-        if os.fork() != 0:
-            os._exit(0)
-        os.close(reading)
-        os.setsid()  # torchrun signals the whole session
-        restore()
-        os.write(writing, f"{os.getpid()}".encode())
-        os.close(writing)
-        if not wait_until(lambda: os.getppid() == agent, ADOPTED_WITHIN):
-            os._exit(1)
-        return None
-    os.close(writing)
-    os.waitpid(middle, 0)
-    with os.fdopen(reading) as answer:
-        return int(answer.read() or 0)
-
-
-def wait_until(condition: Callable[[], bool], patience: float) -> bool:
-    """Look every millisecond, for so many seconds; returns whether it came true."""
-    deadline = time.monotonic() + patience
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.001)
-    return True
-
-
-def be_server(channel: socket.socket, agent: int, script: Script, prepare: Callable[[], None]) -> None:
-    """Be the server, and, in its forks, the script.
+def be_server(requests: Connection, agent: int, script: Script, prepare: Callable[[], None]) -> None:
+    """Be the server until the agent hangs up, and, in its forks, the script. A request is a worker's environment, the answer its process
+    id, or 0 where a fork would not be as good as a new process.
 
     Args:
         prepare: imports.
     """
     die_with_parent(agent, signal.SIGKILL)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whoever has started all this may have it ignored, and nobody could be waited for
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS_FOR_WORKERS}
     set_name(FORKED_NAME)
     own = dict(os.environ)
-    with noting() as seen:
-        prepare()
-    is_fit = forks_well() and not any(map(is_of_worker, seen))
+    plain, os.environ.__class__ = os.environ.__class__, Noting  # the same object, because modules may hold it
+    gc.disable()  # an import makes no cycles worth searching for: 0.5 s of 8
+    prepare()
+    gc.enable()
+    os.environ.__class__ = plain
+    is_fit = forks_well() and not any(map(OF_WORKER.fullmatch, Noting.seen))
+    # Libraries set variables for themselves as they are imported (OpenCV does).
+    imported = {name: value for name, value in os.environ.items() if own.get(name) != value}
     gc.freeze()  # a collection would write to pages that all processes share
     sys.stdout.flush()
     sys.stderr.flush()
-
-    def restore() -> None:
-        for number, handler in handlers.items():
-            if signal.getsignal(number) is signal.SIG_IGN:  # not if an import has set another one
-                signal.signal(number, handler)
-
-    if not serve(channel, agent, own if is_fit else None, restore):
+    pid: int | None = 0
+    # An agent that ends without having read an answer breaks the connection.
+    with contextlib.suppress(EOFError, ConnectionError), requests:
+        while pid is not None:
+            wanted: dict[str, str] = requests.recv()
+            pid = fork_for_agent(handlers) if is_fit and is_like(own, wanted) else 0
+            if pid is not None:
+                requests.send(pid)
+    if pid is not None:
         return
+    os.environ.clear()
+    os.environ.update(wanted | imported)
     set_name(f"{WORKER_NAME}{os.environ.get('RANK', '')}")
     gc.unfreeze()
-    torch = sys.modules.get("torch")
-    if torch is not None:
+    if "torch" in sys.modules:
         # OpenMP has read it already, as the server was started.
         with contextlib.suppress(KeyError, ValueError):
-            torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+            sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     script.run()
 
 
+def fork_for_agent(handlers: Mapping[signal.Signals, Any]) -> int | None:
+    """Fork a child for the agent, which has asked for orphans (`adopt_orphans`): it is the child of a child that ends at once.
+
+    Args:
+        handlers: of signals, to be put back before anybody knows of the child.
+
+    Returns:
+        The new process's id, 0 if there is none; in that process None.
+    """
+    reading, writing = os.pipe()
+    middle = os.fork()
+    if middle != 0:
+        os.close(writing)
+        os.waitpid(middle, 0)
+        with os.fdopen(reading) as answer:
+            return int(answer.read() or 0)
+    middle = os.getpid()
+    if os.fork() != 0:
+        os._exit(0)
+    os.close(reading)
+    os.setsid()  # torchrun signals the whole session
+    for number, handler in handlers.items():
+        if signal.getsignal(number) is signal.SIG_IGN:  # not if an import has set another one
+            signal.signal(number, handler)
+    os.write(writing, f"{os.getpid()}".encode())
+    os.close(writing)
+    while os.getppid() == middle:  # then it is the agent's
+        time.sleep(0.001)
+    return None
+
+
 def main() -> None:
-    """Called by `forking.py`."""
-    script = Script.parse(sys.argv[3:])
+    """Called by `start_server`."""
+    script = Script(sys.argv[3:])
+    script.prepare()
+    be_server(Connection(int(sys.argv[1])), int(sys.argv[2]), script, script.preload)
 
-    def prepare() -> None:
-        script.prepare()
-        with contextlib.suppress(OSError, SyntaxError, ImportError, ValueError):  # the worker will say it
-            preload(script.imports())
 
-    be_server(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), script, prepare)
+# -------------------------------------------------------------------------------------------------------------- the agent's side
+
+
+def start_server(requests: Connection, command: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start what answers requests for a command's workers at the other end of a connection."""
+    start = [sys.executable, "-u", "-m", "gai_yolo.launcher.fork_server", str(requests.fileno()), str(os.getpid())]
+    return subprocess.Popen([*start, *command[2:]], pass_fds=[requests.fileno()])
+
+
+class ForkServer:
+    """Starts processes that run a command, by forking one that has imported what it imports.
+
+    One process is made ready at once. When it has died, or does not answer, `fork` says so and makes another one ready.
+
+    Args:
+        command: `[sys.executable, "-u", SCRIPT, ...]` or `[sys.executable, "-u", "-m", MODULE, ...]`.
+        start: makes that process.
+
+    Raises:
+        OSError: this system has none of what it takes.
+    """
+
+    def __init__(self, command: Sequence[str], start: Callable[[Connection, Sequence[str]], Any] = start_server) -> None:
+        self._command, self._start_server = list(command), start
+        self._forks: set[int] = set()
+        adopt_orphans()
+        self._start()
+
+    @property
+    def pid(self) -> int:
+        """Of the process that forks."""
+        return int(self._process.pid)
+
+    def fork(self, command: Sequence[str], environment: Mapping[str, str]) -> ForkedChild | None:
+        """Start a process, or return None where it has to be started in the usual way: it is another command, its imports might see another
+        environment, or the server is not there."""
+        pid = self._ask(environment) if list(command) == self._command else 0
+        if not pid:
+            return None
+        self._forks.add(pid)
+        return ForkedChild(pid, command)
+
+    def wait(self) -> None:
+        """Until everything is imported: who meets other nodes after that keeps none of them waiting."""
+        self._ask({})  # like no environment that there is
+
+    def _ask(self, environment: Mapping[str, str]) -> int:
+        with contextlib.suppress(OSError, EOFError):
+            self._requests.send(dict(environment))
+            if self._requests.poll(FORKED_WITHIN):
+                return int(self._requests.recv())
+        self._replace()
+        return 0
+
+    def _replace(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._requests.close()
+        for pid in children_of(os.getpid()) - self._forks:  # a fork whose id was lost: another process will be started in its place
+            if name_of(pid).startswith((FORKED_NAME, WORKER_NAME)):
+                os.kill(pid, signal.SIGKILL)
+        self._start()
+
+    def _start(self) -> None:
+        self._requests, theirs = Pipe()
+        with theirs:
+            self._process = self._start_server(theirs, self._command)
+
+
+def fork_workers(server: ForkServer | None) -> Callable[[], list[int]]:
+    """Let torchrun's agent in this process take its workers from a fork server, and start by itself those that it does not give.
+
+    Returns:
+        What gives the exit codes of the last start's workers that have ended, minus a signal's number.
+
+    Raises:
+        ImportError, AttributeError: this PyTorch starts workers in a way that is not known here.
+    """
+    from torch.distributed.elastic.multiprocessing import api
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
+
+    getattr(api, "get_subprocess_handler"), getattr(SubprocessHandler, "_popen")  # noqa: B009  # both are replaced, if they are there
+    workers: dict[int, Any] = {}  # by local rank
+
+    class Handler(SubprocessHandler):
+        def _popen(self, args: tuple[Any, ...], env: dict[str, str]) -> Any:
+            worker: Any = None
+            if server is not None:
+                # What dead workers leave behind comes to this process, because it has asked for orphans.
+                reap_orphans([server.pid, *(worker.pid for worker in workers.values() if worker.poll() is None)])
+                if self._stdout is None and self._stderr is None:
+                    worker = server.fork(args, env)
+            workers[self.local_rank_id] = worker or super()._popen(args, env)
+            return workers[self.local_rank_id]
+
+    vars(api)["get_subprocess_handler"] = Handler  # a function of that module alone, looked up at each call
+    return lambda: [code for worker in workers.values() if (code := worker.poll()) is not None]
 
 
 if __name__ == "__main__":

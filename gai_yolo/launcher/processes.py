@@ -1,44 +1,22 @@
-"""Child processes that neither outlive this one nor are left behind by another. Linux; elsewhere nothing is promised."""
+"""Child processes that are not left behind by another."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
-PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 1, 15, 36
-TICK = 0.1
+from gai_yolo.processes import children_of
+
+CHILD_TICK = 0.1
 """Seconds between two looks at a child."""
-KILLED_WITHIN = 10.0
+WORKER_TICK = 0.02
+"""The same, where a start waits for the child."""
+REAPED_WITHIN = 10.0
 """Seconds that a killed process may take to end, as it may while a device or a network disk does not answer."""
-
-
-def die_with_parent(parent: int, number: signal.Signals) -> None:
-    """Get a signal when the process that has started this one ends, however it does; at once if it has ended already."""
-    _prctl(PR_SET_PDEATHSIG, number)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), number)
-
-
-def adopt_orphans() -> None:
-    """Become the parent of what dead children leave behind, which would go to process 1 otherwise.
-
-    Raises:
-        OSError: the system does not allow it.
-    """
-    if _prctl(PR_SET_CHILD_SUBREAPER, 1) != 0:
-        raise OSError("orphans cannot be adopted")
-
-
-def set_name(name: str) -> None:
-    """Name this process, in up to 15 letters, for `top` and `ps -o comm`."""
-    _prctl(PR_SET_NAME, name.encode())
 
 
 class Child:
@@ -70,12 +48,44 @@ class Child:
             if time.monotonic() > deadline or hurry():
                 self._process.kill()
                 return self._process.wait()
-            time.sleep(TICK)
+            time.sleep(CHILD_TICK)
+        return code
+
+
+class ForkedChild:
+    """A child of this process that another process has made for it (`fork_server.py`); as much of `subprocess.Popen` as torchrun uses."""
+
+    def __init__(self, pid: int, args: Sequence[str]) -> None:
+        self.pid, self.args = pid, args
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Exit code, minus a signal's number, or None while it runs."""
+        if self.returncode is None:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:
+                self.returncode = 255  # somebody else has waited for it; how it ended is not known
+            else:
+                self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self, timeout: float = float("inf")) -> int:
+        """The same, once it has ended.
+
+        Raises:
+            subprocess.TimeoutExpired: it has not, after so many seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            time.sleep(WORKER_TICK)
         return code
 
 
 def reap_orphans(own: Sequence[int] = ()) -> None:
-    """Take note of the deaths of adopted children, which would stay as zombies.
+    """Take note of the ends of adopted children, which would stay as zombies.
 
     Args:
         own: children that somebody else waits for.
@@ -92,7 +102,7 @@ def end_orphans(patience: float, hurry: Callable[[], bool]) -> None:
     save, and SIGKILL after so many seconds. One that the kernel does not let go is left behind in the end."""
     told: set[int] = set()
     deadline = time.monotonic() + patience
-    while time.monotonic() < deadline + KILLED_WITHIN:
+    while time.monotonic() < deadline + REAPED_WITHIN:
         reap_orphans()
         left = children_of(os.getpid())
         if not left:
@@ -102,30 +112,4 @@ def end_orphans(patience: float, hurry: Callable[[], bool]) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL if over else signal.SIGTERM)
         told |= left
-        time.sleep(TICK)
-
-
-def children_of(parent: int) -> set[int]:
-    """Ids of the living children of a process, zombies included."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = path.read_text(errors="replace").rpartition(")")[2].split()
-            if int(fields[1]) == parent:
-                found.add(int(path.parent.name))
-    return found
-
-
-def name_of(pid: int) -> str:
-    """What `set_name` has given a process; empty if it is gone."""
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return ""
-
-
-def _prctl(option: int, value: int | bytes) -> int:
-    if sys.platform != "linux":
-        return -1
-    result: int = ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
-    return result
+        time.sleep(CHILD_TICK)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import logging
 import os
 import secrets
 import signal
-import sys
 import tempfile
 import time
 from pathlib import Path
 from types import FrameType
 
 from gai_yolo.errors import Ending, Refusal, is_transient
+from gai_yolo.launcher import on_stderr
 from gai_yolo.launcher.arguments import LaunchError, Settings, settings_from
 from gai_yolo.launcher.command import agent_command, agent_environment
-from gai_yolo.launcher.processes import TICK, Child, adopt_orphans, end_orphans, reap_orphans
+from gai_yolo.launcher.processes import CHILD_TICK, Child, end_orphans, reap_orphans
 from gai_yolo.launcher.rendezvous.client import EndpointRendezvousClient, FileRendezvousClient, RendezvousClient
 from gai_yolo.launcher.rendezvous.election import Target
 from gai_yolo.launcher.rendezvous.file_store import StoreRefused
@@ -30,13 +31,17 @@ from gai_yolo.launcher.verdict import (
     RENDEZVOUS_LOST,
     End,
     History,
-    Outcome,
     Verdict,
     clear_outcome,
     code_when_told,
     read_outcome,
 )
+from gai_yolo.log import showing
+from gai_yolo.processes import adopt_orphans
+from gai_yolo.supervision.outcome import Outcome
 from gai_yolo.supervision.streams import forgive_lost_streams
+
+logger = logging.getLogger(__name__)
 
 AGENT_PATIENCE = 40.0
 """Seconds from SIGTERM to SIGKILL of the agent, which gives its workers 30."""
@@ -53,6 +58,11 @@ def main(given: argparse.Namespace) -> int:
         LaunchError: what the user must mend.
     """
     forgive_lost_streams()  # a log on a full disk, a terminal that is gone: neither ends a job
+    with showing(on_stderr):
+        return _launch(given)
+
+
+def _launch(given: argparse.Namespace) -> int:
     for attempt in itertools.count(1):
         try:
             settings = settings_from(given)
@@ -68,7 +78,7 @@ def main(given: argparse.Namespace) -> int:
             if not is_transient(error):
                 raise LaunchError(obstacle) from None
         if attempt == 1:
-            _say(f"waiting: {obstacle} Trying again every {START_AGAIN:.0f} s.")
+            logger.info(f"waiting: {obstacle} Trying again every {START_AGAIN:.0f} s.")
         time.sleep(START_AGAIN)
     raise AssertionError("not reached")
 
@@ -109,7 +119,7 @@ class Launcher:
         self._history = History()
         self._run: str | None = None
         self._job = settings.job or UNNAMED
-        self._meeting = self._meet(folder)
+        self._rendezvous = self._join(folder)
         with contextlib.suppress(OSError):
             adopt_orphans()
 
@@ -120,13 +130,13 @@ class Launcher:
             while True:
                 verdict = self._try_once()
                 if verdict.reason:
-                    _say(verdict.reason)
+                    logger.info(verdict.reason)
                 if verdict.exit_code is not None:
                     code = verdict.exit_code
                     return code
                 self._sleep(verdict.wait)
         finally:
-            self._meeting.close(code == 0, go_on=lambda: self._signals.told is None)
+            self._rendezvous.close(code == 0, go_on=lambda: self._signals.told is None)
 
     def _try_once(self) -> Verdict:
         try:
@@ -145,46 +155,46 @@ class Launcher:
             return target
         try:
             name = numbered(self._job) if self._settings.job else random_name
-            self._run = agree_on_run(self._meeting.board(target), self._job, self._run, name)
+            self._run = agree_on_run(self._rendezvous.store(target), self._job, self._run, name)
         except JobDone:
             return self._history.judge(End(CLOSED, 0.0))
         except StoreRefused as error:
-            return Verdict(LaunchError.exit_code, f"--rendezvous {self._meeting.address(target)}: {error.strerror}.")
+            return Verdict(LaunchError.exit_code, f"--rendezvous {self._rendezvous.address(target)}: {error.strerror}.")
         except (OSError, ValueError) as error:
-            _say(f"{self._meeting.address(target)}: {getattr(error, 'strerror', None) or error}")
+            logger.warning(f"{self._rendezvous.address(target)}: {getattr(error, 'strerror', None) or error}")
             return self._history.judge(End(RENDEZVOUS_LOST, 0.0, told=self._signals.told))
-        self._meeting.remember(self._run)
+        self._rendezvous.remember(self._run)
         return self._history.judge(self._run_agent(target, self._run))
 
     def _find_target(self) -> Target | Verdict:
         patience = self._settings.rendezvous_settings["join_timeout"]
         deadline = time.monotonic() + patience
         while self._signals.told is None:
-            target = self._meeting.target()
+            target = self._rendezvous.target()
             if target is not None and target.answers:
                 return target
             if time.monotonic() > deadline:
                 return Verdict(FAILED, f"no endpoint of --rendezvous has answered for {patience} s")
-            time.sleep(TICK)
+            time.sleep(CHILD_TICK)
         return code_when_told(self._signals.told, None)
 
     def _run_agent(self, target: Target, run: str) -> End:
         self._look_after_folder()
         clear_outcome(self._outcome)
-        local_address = self._meeting.local_address(target)
+        local_address = self._rendezvous.local_address(target)
         agent = Child(
-            agent_command(self._settings, self._meeting.address(target), run, local_address),
+            agent_command(self._settings, self._rendezvous.address(target), run, local_address),
             agent_environment(os.environ, self._job, str(self._outcome), os.getpid(), self._secret_file, self._settings.fork_server),
         )
         moved = False
         while (code := agent.poll()) is None:
             reap_orphans([agent.pid])
-            now = self._meeting.target()
+            now = self._rendezvous.target()
             moved = now is not None and now.number != target.number
             if moved or self._signals.told is not None:
                 code = agent.end(AGENT_PATIENCE, lambda: self._signals.hurry)
                 break
-            time.sleep(TICK)
+            time.sleep(CHILD_TICK)
         seconds = agent.seconds
         killed_by_us = code == -signal.SIGKILL and (moved or self._signals.told is not None)
         end_orphans(KILLED_PATIENCE if killed_by_us else AGENT_PATIENCE, lambda: self._signals.hurry)
@@ -202,17 +212,13 @@ class Launcher:
         """Wait, while endpoints are still looked at; a signal ends it."""
         deadline = time.monotonic() + seconds
         while self._signals.told is None and time.monotonic() < deadline:
-            self._meeting.target()
-            time.sleep(TICK)
+            self._rendezvous.target()
+            time.sleep(CHILD_TICK)
 
-    def _meet(self, folder: Path) -> RendezvousClient:
+    def _join(self, folder: Path) -> RendezvousClient:
         rendezvous = self._settings.rendezvous
         if rendezvous is None:
             return FileRendezvousClient(folder / "rendezvous", self._secret, self._settings.host_name or "localhost")
         if isinstance(rendezvous, Path):
             return FileRendezvousClient(rendezvous, self._secret, self._settings.host_name)
-        return EndpointRendezvousClient(rendezvous, self._secret, self._job, self._settings.host_name, self._settings.patience, _say)
-
-
-def _say(text: str) -> None:
-    print(f"launch: {text}", file=sys.stderr, flush=True)
+        return EndpointRendezvousClient(rendezvous, self._secret, self._job, self._settings.host_name, self._settings.patience)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,27 +25,27 @@ from torch.distributed.elastic.rendezvous import (
 
 from gai_yolo.errors import Ending
 from gai_yolo.launcher.command import BACKEND, JOB_VARIABLE, threads_each
-from gai_yolo.launcher.forking import ForkServer
+from gai_yolo.launcher.fork_server import ForkServer, fork_workers
 from gai_yolo.launcher.rendezvous.handler import StopStarting, StoreLost, StoreRendezvous, make_rendezvous
-from gai_yolo.launcher.rendezvous.state import unknown_torch
+from gai_yolo.launcher.rendezvous.state import KNOWN_TORCH, unknown_torch
 from gai_yolo.launcher.verdict import (
     CLOSED,
     DONE,
     FAILED,
-    KILLED,
+    KILLED_AT_ONCE,
     LAST_WORDS,
     RENDEZVOUS_LOST,
     TERMINATED,
-    Outcome,
     RestartCounter,
     clear_outcome,
     have_failed,
     read_outcome,
-    write_outcome,
 )
-from gai_yolo.launcher.workers import fork_workers
 from gai_yolo.machine import available_cores
 from gai_yolo.supervision.outcome import VARIABLE as OUTCOME_VARIABLE
+from gai_yolo.supervision.outcome import Outcome, write_outcome
+
+logger = logging.getLogger(__name__)
 
 
 def run(arguments: Sequence[str], server: ForkServer | None = None) -> int:
@@ -56,7 +56,13 @@ def run(arguments: Sequence[str], server: ForkServer | None = None) -> int:
     """
     outcome = Path(os.environ[OUTCOME_VARIABLE])
     rendezvous: list[StoreRendezvous] = []
-    exit_codes = fork_workers(server)
+    try:
+        exit_codes, unknown = fork_workers(server), unknown_torch()
+    except (ImportError, AttributeError) as error:
+        unknown = f"PyTorch {torch.__version__} starts workers in a way that is not known here ({error}); {KNOWN_TORCH}"
+    if unknown:
+        write_outcome(outcome, Outcome(Ending.REFUSED, unknown))
+        return FAILED
 
     def make(parameters: RendezvousParameters) -> StoreRendezvous:
         rendezvous.append(make_rendezvous(parameters, os.environ[JOB_VARIABLE], RestartCounter(outcome, time.monotonic, exit_codes)))
@@ -68,15 +74,12 @@ def run(arguments: Sequence[str], server: ForkServer | None = None) -> int:
     if processes == 0:
         write_outcome(outcome, Outcome(Ending.REFUSED, "--processes-per-node gpu: this machine has no GPU that PyTorch can use."))
         return FAILED
-    if reason := unknown_torch():
-        write_outcome(outcome, Outcome(Ending.REFUSED, reason))
-        return FAILED
     given.nproc_per_node = str(processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_each(available_cores(), processes)))
     _quieten_tracebacks()
-    death = SignalToException(outcome)
-    code = _end_of(lambda: torchrun.run(given))  # type: ignore[no-untyped-call]
-    death.is_over()
+    interruption = SignalToException(outcome)
+    code = _end_of(lambda: _run(given, server))
+    interruption.is_over()
     for one in rendezvous:
         _say_good_bye(one, succeeded=code == DONE)
     return code
@@ -122,6 +125,12 @@ class SignalToException:
             raise SignalException(f"signal {number}", signal.SIGTERM)
 
 
+def _run(given: argparse.Namespace, server: ForkServer | None) -> None:
+    if server is not None:
+        server.wait()  # before the rendezvous: the other nodes compute until this one has joined them
+    torchrun.run(given)  # type: ignore[no-untyped-call]
+
+
 def _end_of(action: Callable[[], Any]) -> int:
     """Run it, and say how it ended."""
     try:
@@ -133,13 +142,13 @@ def _end_of(action: Callable[[], Any]) -> int:
     except RendezvousClosedError:
         return CLOSED
     except (RendezvousError, StoreLost) as error:
-        _say(f"the rendezvous was lost: {error.__cause__ or error}")
+        logger.warning(f"the rendezvous was lost: {error.__cause__ or error}")
         return RENDEZVOUS_LOST
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         end = f"was killed by {failure.signal_name()}" if failure.exitcode < 0 else f"ended with code {failure.exitcode}"
-        _say(f"rank {rank} {end}, and there are no restarts left")
-        return FAILED if have_failed([failure.exitcode for failure in error.failures.values()]) else KILLED
+        logger.warning(f"rank {rank} {end}, and there are no restarts left")
+        return FAILED if have_failed([failure.exitcode for failure in error.failures.values()]) else KILLED_AT_ONCE
     return DONE
 
 
@@ -148,7 +157,7 @@ def _say_good_bye(rendezvous: StoreRendezvous, succeeded: bool) -> None:
         try:
             rendezvous.set_closed()
         except (RendezvousError, StoreLost, OSError) as error:
-            _say(f"other nodes were not told of the end: {error}")
+            logger.warning(f"other nodes were not told of the end: {error}")
     else:
         rendezvous.leave()
 
@@ -164,7 +173,3 @@ def _quieten_tracebacks() -> None:
         return record
 
     logging.setLogRecordFactory(without_traceback)
-
-
-def _say(text: str) -> None:
-    print(f"launch: {text}", file=sys.stderr, flush=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gai_yolo.errors import HARDWARE, INTERRUPTED, LEFT, OF_ANOTHER, RESTART, Ending
-from gai_yolo.supervision.outcome import write
+from gai_yolo.supervision.outcome import Outcome
 
 EXIT_CODES = """\
 exit codes:
@@ -26,7 +26,7 @@ once they have lasted for 2 minutes. What time or another node can mend (another
 share that does not answer) is waited for, and one line says for what; a process that is killed ends no job, however often.
 """
 
-DONE, FAILED, RENDEZVOUS_LOST, IN_VAIN, CLOSED, KILLED, OBSTRUCTED, TERMINATED = 0, 1, 69, 70, 71, 72, 73, 143
+DONE, FAILED, RENDEZVOUS_LOST, IN_VAIN, CLOSED, KILLED_AT_ONCE, OBSTRUCTED, TERMINATED = 0, 1, 69, 70, 71, 72, 73, 143
 """Exit codes of the agent; nobody but the launcher sees them. 70: the script fails as soon as it is started; 71: other nodes
 have finished the run; 72: processes are killed as soon as they are started; 73: they wait for something."""
 LAST_WORDS = frozenset({Ending.FINISHED, Ending.REFUSED, Ending.DIVERGED, Ending.HARDWARE, Ending.NO_PROGRESS, Ending.INTERRUPTED})
@@ -35,33 +35,20 @@ them because a node has come or gone."""
 FINAL = LAST_WORDS - {Ending.FINISHED, Ending.HARDWARE}
 """Those after which the launcher ends, too."""
 
-SOON = 30.0
+SOON_SECONDS = 30.0
 """Seconds; who ends earlier may have ended as it was started."""
 MOST_AT_ONCE = 3
 """So many such ends in a row, and the agent ends, for the launcher to wait before the next start."""
-MOST_IN_VAIN = 5
+MOST_VAIN_ENDS = 5
 """So many such ends in a row that were faults of the script are enough..."""
-LEAST_SECONDS = 30.0
+LEAST_VAIN_SECONDS = 30.0
 """...if there was so much time from the first start to the last end: a disk may have had a bad moment."""
 LASTED = 120.0
 """Seconds after which a failure is a new one."""
-MOST_WAIT = 60.0
+MOST_BACKOFF = 60.0
 """Seconds."""
 MOST_WAIT_FOR_OBSTACLE = 30.0
 """Seconds between two looks whether what stood in the way is gone."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What workers say of their end."""
-
-    ending: Ending
-    reason: str
-
-    @property
-    def code(self) -> int:
-        """Exit code."""
-        return self.ending.exit_code
 
 
 @dataclass(frozen=True)
@@ -118,9 +105,9 @@ class History:
         self._obstacles, self._told_obstacle = 0, ""
         self._vain = self._vain + _times(end) if _is_vain(end) else 0
         self._vain_seconds = self._vain_seconds + end.seconds if self._vain else 0.0
-        if self._vain >= MOST_IN_VAIN and self._vain_seconds >= LEAST_SECONDS:
+        if self._vain >= MOST_VAIN_ENDS and self._vain_seconds >= LEAST_VAIN_SECONDS:
             return Verdict(
-                FAILED, f"{_who_failed(end)} {self._vain} times in a row within {SOON:.0f} s of its start; its messages are above"
+                FAILED, f"{_who_failed(end)} {self._vain} times in a row within {SOON_SECONDS:.0f} s of its start; its messages are above"
             )
         self._failures = 1 if end.seconds > LASTED else self._failures + 1
         wait = backoff(self._failures)
@@ -137,8 +124,8 @@ class History:
 
 
 def _is_vain(end: End) -> bool:
-    """Whether the script, or the agent, failed as it was started: an end that says nothing, or a failure; not a death by a signal."""
-    if end.code in (RENDEZVOUS_LOST, KILLED, OBSTRUCTED) or end.code < 0 or (end.code != IN_VAIN and end.seconds >= SOON):
+    """Whether the script, or the agent, failed as it was started: an end that says nothing, or a failure; not by a signal."""
+    if end.code in (RENDEZVOUS_LOST, KILLED_AT_ONCE, OBSTRUCTED) or end.code < 0 or (end.code != IN_VAIN and end.seconds >= SOON_SECONDS):
         return False
     return end.outcome is None or end.outcome.ending == Ending.FAILED
 
@@ -179,7 +166,7 @@ def code_when_told(told: signal.Signals, outcome: Outcome | None) -> Verdict:
 
 def backoff(failures: int) -> float:
     """Seconds to wait after so many failures in a row."""
-    return float(min(2 ** min(failures - 1, 10), MOST_WAIT))
+    return float(min(2 ** min(failures - 1, 10), MOST_BACKOFF))
 
 
 def read_outcome(path: Path) -> Outcome | None:
@@ -198,11 +185,6 @@ def clear_outcome(path: Path) -> None:
     """Forget what workers have said."""
     for one in _paths(path):
         one.unlink(missing_ok=True)
-
-
-def write_outcome(path: Path, outcome: Outcome) -> None:
-    """Say it as a worker does; raises `OSError`."""
-    write(path, outcome.ending, outcome.reason)
 
 
 def _paths(path: Path) -> list[Path]:
@@ -237,7 +219,7 @@ class RestartCounter:
     def __init__(self, outcome: Path, clock: Callable[[], float], exit_codes: Callable[[], Sequence[int]]) -> None:
         self._outcome, self._clock, self._exit_codes = outcome, clock, exit_codes
         self._started: float | None = None
-        self._failures = self._deaths = 0
+        self._failures = self._kills = 0
         self._has_waited = False
 
     def before(self, resized: bool) -> int | None:
@@ -250,26 +232,26 @@ class RestartCounter:
         if outcome is not None and outcome.ending in LAST_WORDS:
             return FAILED
         has_waited, self._has_waited = self._has_waited, outcome is not None and outcome.ending == Ending.WAITING
-        soon = self._started is not None and self._clock() - self._started < SOON
+        soon = self._started is not None and self._clock() - self._started < SOON_SECONDS
         if self._has_waited and not resized and (soon or has_waited):
             return OBSTRUCTED  # what is said stays for the launcher; also if imports and index take long each time
         if not soon or resized:
-            self._failures = self._deaths = 0
+            self._failures = self._kills = 0
         elif outcome is None or outcome.ending == Ending.FAILED:
             self._count(have_failed(self._exit_codes()))
         else:
-            self._failures = self._deaths = 0
+            self._failures = self._kills = 0
         if self._failures >= MOST_AT_ONCE:
             return IN_VAIN
         clear_outcome(self._outcome)
-        return KILLED if self._deaths >= MOST_AT_ONCE else None
+        return KILLED_AT_ONCE if self._kills >= MOST_AT_ONCE else None
 
     def begun(self) -> None:
         """Workers are started now."""
         self._started = self._clock()
 
     def _count(self, failed: bool) -> None:
-        self._failures, self._deaths = (self._failures + 1, 0) if failed else (0, self._deaths + 1)
+        self._failures, self._kills = (self._failures + 1, 0) if failed else (0, self._kills + 1)
 
 
 def have_failed(exit_codes: Sequence[int]) -> bool:
@@ -285,7 +267,7 @@ def _told_end(end: End) -> str:
         return end.outcome.reason
     if end.code == IN_VAIN:
         return "the script ends as soon as it is started"
-    if end.code == KILLED:
+    if end.code == KILLED_AT_ONCE:
         return "processes are killed as soon as they are started"
     if end.code < 0:
         return f"torchrun was killed by {signal.Signals(-end.code).name}"

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from gai_yolo.config import Config, shared_values
 from gai_yolo.data.index import Index
 from gai_yolo.distributed.world import World
 from gai_yolo.errors import DataError, refused_by
+from gai_yolo.log import OF_NODE, told_if_refused
 from gai_yolo.membership.consistency import Facts, must_agree, should_agree
 from gai_yolo.store.atomic import publish_text
 from gai_yolo.training.context import JobContext
@@ -30,6 +32,8 @@ VARIABLES = (
     *("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG"),
 )
 """Environment variables that choose kernels."""
+
+logger = logging.getLogger(__name__)
 
 
 class Environment:
@@ -47,22 +51,22 @@ class Environment:
         """That of this process."""
         return cls(shared_facts(config, world), processor_facts(world), record)
 
-    def check(self, context: JobContext, exact: bool) -> None:
+    def check(self, world: World, exact: bool) -> None:
         """Compare what is known before anything is read. A collective; raises as `must_agree`.
 
         Args:
             exact: `training.exact`, under which other processors are worth a warning.
         """
-        must_agree(context.world, self._facts, self._record)
-        differing = should_agree(context.world, self._processor)
+        must_agree(world, self._facts, self._record)
+        differing = should_agree(world, self._processor)
         if exact and differing is not None:
-            context.console.warning(
+            logger.warning(
                 f"the nodes have different processors, whose kernels may give different last bits: {differing}. Weights may depend on who "
                 "computed what; nodes of one kind keep them exact."
             )
         changes = changes_since(self._record or {}, {**self._facts, **self._processor})
         if exact and changes:
-            context.console.warning(f"changed since the last start, and may show in the last bits: {', '.join(changes)}")
+            logger.warning(f"changed since the last start, and may show in the last bits: {', '.join(changes)}")
 
     def check_data(self, world: World, indexes: Sequence[Index]) -> None:
         """Compare what the data sets hold. A collective; raises as `must_agree`."""
@@ -80,10 +84,8 @@ class Environment:
             with contextlib.suppress(OSError, ValueError):
                 if path.read_text(encoding="utf-8") == text:
                     return
-            try:
+            with told_if_refused(logger, path, extra=OF_NODE):
                 publish_text(path, text)
-            except OSError as error:
-                context.tell(f"{path}: cannot be written ({error.strerror}); training goes on")
 
         context.on_each_node(write)
 

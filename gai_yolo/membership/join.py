@@ -6,6 +6,7 @@ The record (`store/run_record`) is durable on every node before the first step, 
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import threading
 from collections.abc import Sequence
@@ -14,22 +15,25 @@ from pathlib import Path
 from typing import Any
 
 from gai_yolo.checkpointing.compatibility import settings_of
-from gai_yolo.checkpointing.disk_tier import LoadedCheckpoint, newest
+from gai_yolo.checkpointing.recovery import LoadedCheckpoint, newest
 from gai_yolo.config import value_at
 from gai_yolo.data.formats.check import expand
 from gai_yolo.errors import CheckpointError, Refusal, refused_by
+from gai_yolo.log import OF_NODE
 from gai_yolo.membership.decision import KEPT, Claim, Fate, is_open, turns_after
 from gai_yolo.membership.environment import file_digest
 from gai_yolo.store.aside import ASIDE, bring, free_name, move_beyond, names_beyond
 from gai_yolo.store.catalogue import START_PATIENCE, Catalogue
 from gai_yolo.store.node_memory import NodeMemory
-from gai_yolo.store.run_record import START, RecordError, RunRecord, Settled, Turn
+from gai_yolo.store.run_record import START, RecordError, RunRecord, Turn
 from gai_yolo.training.context import JobContext
 
 BRINGING_PATIENCE = 20.0
 """Seconds that a start waits for states that were moved aside in memory to be on the disk; then it goes on meanwhile."""
 UNKNOWN = RunRecord("unknown")
 """Of memory whose record cannot be made out."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,11 @@ class Membership:
     record: RunRecord
     memory: NodeMemory | None
     """Of this node, on the rank that keeps the node's state there."""
+
+    def release(self) -> None:
+        """Let another process keep it."""
+        if self.memory is not None:
+            self.memory.release()
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,7 @@ def own_claims(context: JobContext, memory: NodeMemory | None, started_over: boo
     except RecordError as error:
         on_disk = in_memory  # which was a copy
         instead = "that of this node's memory is taken" if in_memory else "whose run this is follows from its checkpoints"
-        context.tell(f"{context.folder.record_path} {error}; {instead}.")
+        tell(f"{context.folder.record_path} {error}; {instead}.")
     except CheckpointError:
         if not started_over:
             raise
@@ -115,9 +124,9 @@ def looked_at(claim: Claim, context: JobContext, memory: NodeMemory | None) -> C
     else:
         catalogue = Catalogue(context.folder.path, patience=START_PATIENCE)
     if claim.record.turns:
-        complete = catalogue.newest(lambda _file, _manifest: None, lambda _: None)
+        complete, _ = catalogue.newest(lambda *_: None)
         return replace(claim, progress=None if complete is None else complete[0].position)
-    found = newest(catalogue, lambda _: None)
+    found, _ = newest(catalogue)
     if found is None:
         return claim
     turns = (Turn(START, settings_of(found.content)),) if found.content.get("config") else ()
@@ -152,9 +161,7 @@ def join(
         return join_memory(context, memory, record, claims.fate("memory", fates) or KEPT, home)
     except (OSError, Refusal) as error:
         memory.release()
-        context.tell(
-            f"{memory.path}: cannot be used ({getattr(error, 'strerror', None) or error}). No state is kept in this node's memory."
-        )
+        tell(f"{memory.path}: cannot be used ({getattr(error, 'strerror', None) or error}). No state is kept in this node's memory.")
         return None
 
 
@@ -169,13 +176,13 @@ def join_folder(context: JobContext, record: RunRecord, fate: Fate) -> Path | No
         if fate.aside:
             moved = folder.move_aside()
             if moved is not None:
-                context.tell(f"{folder.path}: {fate.why}; it is kept in {moved}")
+                tell(f"{folder.path}: {fate.why}; it is kept in {moved}")
                 if context.world.is_first:
                     folder.make()
         elif fate.beyond is not None:
             target = free_name(folder.path / ASIDE, "")
             if names := move_beyond(folder.path, fate.beyond, target):
-                context.tell(f"{folder.path}: {fate.why}: {', '.join(names)} are kept in {target}")
+                tell(f"{folder.path}: {fate.why}: {', '.join(names)} are kept in {target}")
         folder.set_record(record)
     except OSError as error:
         if fate != KEPT:
@@ -194,15 +201,13 @@ def join_memory(context: JobContext, memory: NodeMemory, record: RunRecord, fate
     aside = memory.set_aside(fate.beyond) if fate.aside or fate.beyond is not None else None
     if aside is not None:
         size = sum(path.stat().st_size for path in aside.rglob("*") if path.is_file())
-        context.tell(
-            f"{memory.path}: {fate.why}; {size / 1e6:.0f} MB of states are moved aside, and brought to {home / ASIDE / aside.name}"
-        )
+        tell(f"{memory.path}: {fate.why}; {size / 1e6:.0f} MB of states are moved aside, and brought to {home / ASIDE / aside.name}")
     memory.keep(replace(record, anchored=is_anchored(context, record)))
-    bring_home(context, memory, home)
+    bring_home(memory, home)
     return memory
 
 
-def bring_home(context: JobContext, memory: NodeMemory, home: Path) -> None:
+def bring_home(memory: NodeMemory, home: Path) -> None:
     """Bring to the disk what was moved aside in memory, beside the training if it takes long; what a former start has left there too."""
     asides = memory.asides()
     if not asides:
@@ -220,7 +225,7 @@ def bring_home(context: JobContext, memory: NodeMemory, home: Path) -> None:
     thread.start()
     thread.join(BRINGING_PATIENCE)
     for failure in failures:
-        context.tell(failure)
+        tell(failure)
 
 
 def is_anchored(context: JobContext, record: RunRecord) -> bool:
@@ -232,10 +237,11 @@ def is_anchored(context: JobContext, record: RunRecord) -> bool:
     return known is not None and known.run_id == record.run_id
 
 
-def remember(
-    context: JobContext, run: Membership, found: LoadedCheckpoint | None, identity: dict[str, Any], settled: dict[str, Settled]
-) -> Membership:
+def remember(context: JobContext, run: Membership, found: LoadedCheckpoint | None, identity: dict[str, Any]) -> None:
     """Make what holds for the rest of the run durable on every node, before the first step. A collective.
+
+    Args:
+        run: with what is settled.
 
     Raises:
         Refusal: on all ranks: nothing was saved yet, and a node can keep the record neither on its disk nor in its memory.
@@ -247,7 +253,7 @@ def remember(
         # By their content: runs that began with others are others, whatever the files are called.
         settings["model.weights"] = "SHA-256 " + world.from_first(lambda: file_digest(expand(Path(weights))))
     turns = turns_after(run.record, None if found is None else found.manifest.position, settings)
-    record = replace(run.record, turns=turns, settled=settled)
+    record = replace(run.record, turns=turns)
     world.from_first(lambda: write_record(context, record))  # first alone, because the folder may be shared
     failure = write_record(context, record) if world.is_first_on_node else None
     failed = "" if failure is None else f"{socket.gethostname()}:{context.folder.record_path}: cannot be written ({failure.strerror})"
@@ -255,17 +261,16 @@ def remember(
         try:
             run.memory.keep(replace(record, anchored=failure is None or is_anchored(context, record)))
             if failure is not None:
-                context.tell(f"{failed}; the run record is kept in this node's memory")
+                tell(f"{failed}; the run record is kept in this node's memory")
             failure = None
         except (OSError, Refusal) as error:
-            context.tell(f"{run.memory.path}: the run record cannot be kept there ({getattr(error, 'strerror', None) or error})")
+            tell(f"{run.memory.path}: the run record cannot be kept there ({getattr(error, 'strerror', None) or error})")
     failures = [(failed, failure) for failed, failure in world.gather((failed, failure)) if failure is not None]
     if failures and found is None:
         said, first = failures[0]
         raise refused_by(first, Refusal(f"{said}: without a run record on every node no training begins; make room there."))
     if failure is not None:
-        context.tell(f"{failed}; training goes on")
-    return replace(run, record=record)
+        tell(f"{failed}; training goes on")
 
 
 def write_record(context: JobContext, record: RunRecord) -> OSError | None:
@@ -279,3 +284,8 @@ def write_record(context: JobContext, record: RunRecord) -> OSError | None:
     except OSError as error:
         return error
     return None
+
+
+def tell(text: str) -> None:
+    """A warning of what this node alone may know."""
+    logger.warning(text, extra=OF_NODE)

@@ -8,6 +8,7 @@ without boxes is trained on where they would have been seen. Put back, they are 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,12 +18,15 @@ import numpy as np
 from gai_yolo.data.content import content_digest, part_digests
 from gai_yolo.data.index import ImageRecord, Index, Problem, Recorded, Records
 from gai_yolo.data.index_cache import DAMAGE, load, save
+from gai_yolo.log import OF_NODE, told_if_refused
 from gai_yolo.store.atomic import publish
 from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.training.context import JobContext
 
-LOST = "training image that is gone since the run began"
+GONE_IMAGE = "training image that is gone since the run began"
 ACTION = "grey is trained on in its place, all else is as it was; put it back, or start over with --fresh"
+
+logger = logging.getLogger(__name__)
 
 
 def as_it_began(index: Index, folder: RunFolder, max_bad_fraction: float) -> Index:
@@ -48,7 +52,7 @@ def as_it_began(index: Index, folder: RunFolder, max_bad_fraction: float) -> Ind
     return replace(
         index,
         images=records,
-        problems=(*index.problems, Problem(LOST, len(lost), str(records[lost[0]].path), ACTION)),
+        problems=(*index.problems, Problem(GONE_IMAGE, len(lost), str(records[lost[0]].path), ACTION)),
         content=content_digest(stamps, parts),
         recorded=Recorded(was.digest, was.sample, stamps, parts),
         lost=frozenset(lost),
@@ -65,10 +69,8 @@ def remember_training_set(index: Index, context: JobContext) -> None:
         kept, path = _kept(context.folder), context.folder.training_set
         if kept is not None and (kept.digest(), kept.content) == (index.digest(), index.content):
             return
-        try:
+        with told_if_refused(logger, path, then="an image that is lost between two starts will end the run", extra=OF_NODE):
             publish(path, lambda file: save(index, file))
-        except OSError as error:
-            context.tell(f"{path}: cannot be written ({error.strerror}); an image that is lost between two starts will end the run")
 
     context.on_each_node(write)
 

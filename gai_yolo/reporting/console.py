@@ -6,7 +6,9 @@ training: what cannot be written to the stream (a full disk under a log file, a 
 
 from __future__ import annotations
 
+import logging
 import os
+import socket
 import sys
 import threading
 import time
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.progress import Progress
 
-PARTS = ("box", "cls", "dfl")
+LOSS_PARTS = ("box", "cls", "dfl")
 METRICS = {
     "mAP50-95": "AP  IoU 0.50:0.95  all sizes",
     "mAP50": "AP  IoU 0.50       all sizes",
@@ -39,11 +41,15 @@ METRICS = {
 
 
 class NullConsole:
-    """What the other ranks show: nothing."""
+    """What the other ranks show: nothing of the run; of what is said errors, and what their node alone may know."""
 
-    def info(self, text: str) -> None: ...
-
-    def warning(self, text: str) -> None: ...
+    def show(self, record: logging.LogRecord) -> None:
+        """Show what a module says; errors, which end a process, as they are, on standard error. From any thread."""
+        if record.levelno >= logging.ERROR:
+            self.close()
+            print(record.getMessage(), file=sys.stderr, flush=True)
+        elif getattr(record, "of_node", False):
+            print(f"warning: {socket.gethostname()}: {record.getMessage()}", flush=True)
 
     def start_epoch(self, epoch: int, steps: int, done: int = 0) -> None: ...
 
@@ -57,7 +63,7 @@ class NullConsole:
 
 
 class Console(NullConsole):
-    """Shows a run to people. `info` and `warning` may be called from any thread, the rest from the training thread only."""
+    """Shows a run to people. `show` may be called from any thread, the rest from the training thread only."""
 
     def __init__(
         self, total_epochs: int, log_interval: int, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
@@ -70,13 +76,14 @@ class Console(NullConsole):
         out = sys.stdout if stream is None else stream
         self._screen: Plain | Bar = Bar(out) if _draws_bars(out) else Plain(out)
 
-    def info(self, text: str) -> None:
-        """Tell something; never mixed up with the bar."""
-        self._screen.line(text)
-
-    def warning(self, text: str) -> None:
-        """Tell something that somebody should look at."""
-        self._screen.line(f"warning: {text}", "bold yellow")
+    def show(self, record: logging.LogRecord) -> None:
+        """Show what a module says; never mixed up with the bar."""
+        if record.levelno >= logging.ERROR:
+            super().show(record)
+        elif record.levelno >= logging.WARNING:
+            self._screen.line(f"warning: {record.getMessage()}", "bold yellow")
+        else:
+            self._screen.line(record.getMessage())
 
     def start_epoch(self, epoch: int, steps: int, done: int = 0) -> None:
         """Begin epoch `epoch` (from 1) of `steps` optimizer steps, of which `done` were made before an interruption."""
@@ -271,7 +278,7 @@ def _cells(text: str) -> int:
 
 
 def _losses(losses: Mapping[str, float]) -> str:
-    parts = " ".join(f"{name} {losses[name]:.3g}" for name in PARTS if name in losses)
+    parts = " ".join(f"{name} {losses[name]:.3g}" for name in LOSS_PARTS if name in losses)
     return f"loss {losses['total']:.4g} ({parts})"
 
 

@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 Image = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
-MIN_SIDE, MAX_SIDE = 640, 960
+MIN_DRAWN, MAX_DRAWN = 640, 960
 """Longer side of a drawn image in pixels: labels need room, and a log of full-size photographs would be gigabytes."""
 MIN_WIDTH = 320
 """A tall, narrow image gets a margin on the right, so that caption and labels stay readable."""
-CAPTION_HEIGHT, GAP = 34, 10
-BACKGROUND: Colour = (24, 26, 30)
+CAPTION_HEIGHT, PANEL_GAP = 34, 10
+DRAWN_BACKGROUND: Colour = (24, 26, 30)
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 LABEL_SCALE, CAPTION_SCALE = 0.45, 0.6
-JPEG_QUALITY = 92
+DRAWN_QUALITY = 92
 
 
 def draw_comparison(
@@ -57,7 +57,7 @@ def draw_comparison(
     truth = _panel(image, truth_boxes, truth_classes, truth_texts, f"ground truth: {_count(len(truth_boxes))}")
     caption = f"predictions: {_count(len(order))} (score >= {min_score:g})"
     predicted = _panel(image, predicted_boxes[order], predicted_classes[order], texts, caption)
-    gap = np.full((truth.shape[0], GAP, 3), BACKGROUND, dtype=np.uint8)
+    gap = np.full((truth.shape[0], PANEL_GAP, 3), DRAWN_BACKGROUND, dtype=np.uint8)
     return np.concatenate([truth, gap, predicted], axis=1)
 
 
@@ -68,7 +68,7 @@ def write_image(path: Path, image: Image) -> None:
         OSError: the folder cannot be written to. The picture is not fsynced: it can be drawn again.
     """
     assert path.suffix.lower() in {".png", ".jpg", ".jpeg"}, f"no such picture format: {path}"
-    options = [] if path.suffix.lower() == ".png" else [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    options = [] if path.suffix.lower() == ".png" else [cv2.IMWRITE_JPEG_QUALITY, DRAWN_QUALITY]
     done, data = cv2.imencode(path.suffix.lower(), cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     assert done, f"OpenCV cannot encode {path.suffix}"
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -92,9 +92,9 @@ def class_colour(position: int) -> Colour:
 def _panel(image: Image, boxes: NDArray[np.float32], classes: NDArray[np.int64], texts: Sequence[str], caption: str) -> Image:
     """One side: the resized image under a caption, with boxes below all labels."""
     height, width = image.shape[:2]
-    scale = float(np.clip(max(height, width), MIN_SIDE, MAX_SIDE)) / max(height, width)
+    scale = float(np.clip(max(height, width), MIN_DRAWN, MAX_DRAWN)) / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    canvas = np.full((size[1], max(size[0], MIN_WIDTH), 3), BACKGROUND, dtype=np.uint8)
+    canvas = np.full((size[1], max(size[0], MIN_WIDTH), 3), DRAWN_BACKGROUND, dtype=np.uint8)
     canvas[:, : size[0]] = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     # A network that diverged predicts boxes that are not numbers; they have no place in the picture.
     drawable = np.flatnonzero(np.isfinite(boxes).all(axis=1)).tolist()
@@ -120,7 +120,7 @@ def _label(canvas: Image, text: str, left: int, top: int, colour: Colour) -> Non
 
 
 def _caption(text: str, width: int) -> Image:
-    strip = np.full((CAPTION_HEIGHT, width, 3), BACKGROUND, dtype=np.uint8)
+    strip = np.full((CAPTION_HEIGHT, width, 3), DRAWN_BACKGROUND, dtype=np.uint8)
     natural = cv2.getTextSize(text, FONT, CAPTION_SCALE, 1)[0][0]
     scale = CAPTION_SCALE * min(1.0, (width - 16) / natural)
     cv2.putText(strip, text, (8, CAPTION_HEIGHT - 11), FONT, scale, (235, 235, 235), 1, cv2.LINE_AA)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import sys
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,12 +22,15 @@ from gai_yolo.data.index import Index
 from gai_yolo.evaluation.coco_metrics import ImageDetections
 from gai_yolo.evaluation.evaluator import Evaluation
 from gai_yolo.goodput.report import REPORT_FILE, Report, as_json, scalars
+from gai_yolo.log import OF_NODE, ONCE, told_if_refused
 from gai_yolo.reporting.console import NullConsole
 from gai_yolo.reporting.drawing import Image, draw_comparison, write_image
 from gai_yolo.reporting.tensorboard import TensorBoard
 from gai_yolo.sections import ReportingConfig
 from gai_yolo.store.atomic import publish_text
 from gai_yolo.store.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
 
 
 class Reporter:
@@ -50,8 +53,6 @@ class Reporter:
     ) -> None:
         self.folder, self.config, self.index, self.rank = folder, config, index, rank
         self.console, self._open_tensorboard = console, open_tensorboard
-        self._unreadable: set[int] = set()
-        self._told_left_out = False
         self._measured = 0
         self._ledger = folder.ledger / f"rank_{rank}.jsonl" if config.ledger else None
         if config.ledger:
@@ -75,16 +76,15 @@ class Reporter:
 
     def bad_step(self, step_in_epoch: int, step: int) -> None:
         """A step's loss or gradient was not finite, and it was passed over."""
-        self.console.warning(f"step {step} (step {step_in_epoch} of the epoch): the loss or the gradient is not finite; it is passed over")
+        logger.warning(f"step {step} (step {step_in_epoch} of the epoch): the loss or the gradient is not finite; it is passed over")
         if self.tensorboard:
             self.tensorboard.bad_step(step)
 
     def goodput(self, step: int | None, report: Report) -> None:
         """Where the time of the whole job went, up to now."""
-        try:
-            self.folder.store.publish_text(self.folder.path / REPORT_FILE, as_json(report))
-        except OSError as error:
-            self.console.warning(f"{self.folder.path / REPORT_FILE}: cannot be written ({error.strerror}); training goes on")
+        path = self.folder.path / REPORT_FILE
+        with told_if_refused(logger, path):
+            self.folder.store.publish_text(path, as_json(report))
         if self.tensorboard and step is not None:
             self.tensorboard.goodput(step, scalars(report))
 
@@ -93,22 +93,21 @@ class Reporter:
         self._measured += 1
         if self._measured <= 3:
             last = "; not told again" if self._measured == 3 else ""
-            self.console.info(f"step {step}: the gradients jumped; measured before they were summed, which costs no bit but time{last}")
+            logger.info(f"step {step}: the gradients jumped; measured before they were summed, which costs no bit but time{last}")
 
     def trained(self, epoch: int, step: int, batches: Sequence[Batch]) -> None:
         """What this rank is about to train on in a step."""
-        for image_id in {i for batch in batches for i in batch.unreadable.tolist()} - self._unreadable:
-            self._unreadable.add(image_id)
-            print(f"rank {self.rank}: warning: image {image_id} cannot be decoded; grey is trained on instead", file=sys.stderr)
+        for image_id in {i for batch in batches for i in batch.unreadable.tolist()}:
+            what = f"rank {self.rank}: image {image_id} cannot be decoded; grey is trained on instead"
+            logger.warning(what, extra={**OF_NODE, **ONCE})
         if self._ledger is not None:
             ids = [batch.image_ids.tolist() for batch in batches]
             try:
                 with self._ledger.open("a") as file:
                     file.write(json.dumps({"epoch": epoch, "step": step, "micro_batches": ids}) + "\n")
             except OSError as error:
-                print(
-                    f"rank {self.rank}: warning: {self._ledger}: {error.strerror}; the ledger ends here, training goes on", file=sys.stderr
-                )
+                what = f"rank {self.rank}: {self._ledger}: {error.strerror}; the ledger ends here, training goes on"
+                logger.warning(what, extra=OF_NODE)
                 self._ledger = None
 
     def end_epoch(self, step: int, losses: Mapping[str, float], seconds: float, samples: int) -> None:
@@ -120,26 +119,24 @@ class Reporter:
     def evaluated(self, epoch: int, step: int, evaluation: Evaluation) -> None:
         """The weights after `step` steps were evaluated."""
         metrics = evaluation.metrics
-        if evaluation.unreadable and not self._told_left_out:
-            self._told_left_out = True
+        if evaluation.unreadable:
             (first,) = (record.path for record in self.index.images if record.image_id == evaluation.unreadable[0])
-            self.console.warning(
+            logger.warning(
                 f"{len(evaluation.unreadable)} of {len(self.index)} validation images cannot be decoded and are left out of the metrics "
-                f"(first: {first})"
+                f"(first: {first})",
+                extra=ONCE,
             )
         self.console.evaluation(epoch, metrics.stats, metrics.per_class, evaluation.losses["total"])
         if self.tensorboard:
             self.tensorboard.evaluation(step, evaluation.losses, metrics.stats, metrics.per_class)
         if self.rank == 0:
-            try:
+            with told_if_refused(logger, self.folder.predictions, "pictures cannot be written"):
                 self._draw(step, evaluation.detections)
-            except OSError as error:
-                self.console.warning(f"{self.folder.predictions}: pictures cannot be written ({error.strerror}); training goes on")
 
     def record(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Bring the metrics file up to date: one row for each completed epoch."""
         if self.rank == 0:
-            write_metrics(self.folder, history, self.console.warning)
+            write_metrics(self.folder, history)
         if self.tensorboard:
             self.tensorboard.flush()
 
@@ -170,17 +167,15 @@ class Reporter:
         return draw_comparison(picture, record.boxes, record.classes, found.boxes, found.scores, found.classes, names)
 
 
-def write_metrics(folder: RunFolder, history: Sequence[Mapping[str, Any]], tell: Callable[[str], None]) -> None:
+def write_metrics(folder: RunFolder, history: Sequence[Mapping[str, Any]]) -> None:
     """Write `training_metrics.json`, one row for each completed epoch. Every checkpoint holds all rows, so a disk that refuses is
     only told, and the next time makes up for it.
 
     Raises:
         RunFolderBusy: another job has taken the run over.
     """
-    try:
+    with told_if_refused(logger, folder.metrics):
         folder.store.publish_text(folder.metrics, json.dumps(history, indent=1) + "\n")
-    except OSError as error:
-        tell(f"{folder.metrics}: cannot be written ({error.strerror}); training goes on")
 
 
 def rewind_ledger(folder: RunFolder, step: int) -> None:

@@ -18,11 +18,11 @@ from rich.text import Text
 
 from gai_yolo.errors import Refusal
 from gai_yolo.goodput.causes import KILLED
-from gai_yolo.goodput.record import parse_records, read_records
+from gai_yolo.goodput.record import read_records
 from gai_yolo.goodput.report import REPORT_FILE, Interruption, Report, as_json, from_json, report
 from gai_yolo.store.run_folder import RunFolder
 
-PLAIN_WIDTH = 80
+REPORT_WIDTH = 80
 """Columns of a report that goes to a file or a pipe."""
 REFRESH = 1.0
 """Seconds between two views."""
@@ -67,7 +67,7 @@ def status_of(run: Path, now: float) -> Status:
     """
     records, damaged = read_records(RunFolder(run).goodput)
     notes = [f"{path.parent.name}/{path.name} is damaged; its start may be counted as downtime" for path in damaged]
-    if parse_records(records):
+    if records:
         found = report(records, now)
         return Status(run, found, (*notes, *_doubts(found)))
     path = run / REPORT_FILE
@@ -94,7 +94,7 @@ def show_status(run: Path, as_json_text: bool, once: bool) -> None:
     if as_json_text:
         print(as_json(status.report), end="")
         return
-    console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else REPORT_WIDTH)
     if not console.is_terminal:
         with console.capture() as captured:
             console.print(view(status))

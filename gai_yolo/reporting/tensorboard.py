@@ -8,10 +8,10 @@ and read files in the order of their names, which start with a clock.
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-LOSSES = ("total", "box", "cls", "dfl")
+from gai_yolo.checkpointing.state import LOSSES
+
 PATTERN = "events.out.tfevents.*"
-JPEG_QUALITY = 90
+LOGGED_QUALITY = 90
 QUEUE = 10_000
 """Events waiting for the writer thread before a step has to wait for the disk."""
+
+logger = logging.getLogger(__name__)
 
 
 class TensorBoard:
@@ -33,13 +36,13 @@ class TensorBoard:
     training: the failure is told once, and nothing is logged after it until the next start.
     """
 
-    def __init__(self, folder: Path, start_step: int, tell: Callable[[str], None] = warnings.warn) -> None:
-        """Open a new event file, for a run that has completed `start_step` steps; `tell` gets the one message on failure."""
+    def __init__(self, folder: Path, start_step: int) -> None:
+        """Open a new event file, for a run that has completed `start_step` steps."""
         # These two load 0.2 s of protocol buffers, and only the first rank with logging switched on needs them.
         from tensorboard.compat import tf
         from torch.utils.tensorboard import SummaryWriter
 
-        self._folder, self._tell = folder, tell
+        self._folder = folder
         self._start_step = start_step
         self._failures: tuple[type[Exception], ...] = (OSError, tf.errors.OpError)
         self._writer: SummaryWriter | None = None
@@ -85,7 +88,7 @@ class TensorBoard:
 
         if self._writer is None:
             return
-        done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, LOGGED_QUALITY])
         assert done, "OpenCV cannot encode JPEG"
         height, width = image.shape[:2]
         encoded = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=data.tobytes())
@@ -134,7 +137,7 @@ class TensorBoard:
 
     def _give_up(self, error: Exception) -> None:
         self._writer = None
-        self._tell(f"{self._folder}: TensorBoard logging stopped ({error}); training goes on, and logs again after a restart.")
+        logger.warning(f"{self._folder}: TensorBoard logging stopped ({error}); training goes on, and logs again after a restart.")
 
 
 def cut_history(folder: Path, step: int) -> set[str]:

@@ -51,8 +51,8 @@ def move_beyond(run: Path, position: Position, target: Path, fs: FileSystem = RE
         data, manifest = f"{stem}.pt", f"{stem}.json"
         names = fs.names(here)
         if manifest in names:
-            with fs.open(here / manifest) as whole:
-                publish(there / manifest, lambda file, whole=whole: file.write(whole.read()), fs)  # type: ignore[misc]
+            content = fs.content(here / manifest)
+            publish(there / manifest, lambda file, content=content: file.write(content), fs)  # type: ignore[misc]
         if data in names:
             fs.rename(here / data, there / data)
             fs.sync_folder(there)

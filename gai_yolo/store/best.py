@@ -53,8 +53,7 @@ _PARSER = TypeAdapter(Record)
 def read_record(catalogue: Catalogue) -> Record | None:
     """What was put into a run's `best.pt`; None if that is not known."""
     try:
-        with catalogue.fs.open(catalogue.run / FOLDERS["epoch"] / RECORD) as file:
-            return _PARSER.validate_python(json.loads(file.read()))
+        return _PARSER.validate_python(json.loads(catalogue.fs.content(catalogue.run / FOLDERS["epoch"] / RECORD)))
     except (OSError, ValueError, RecursionError):
         return None
 

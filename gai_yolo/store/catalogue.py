@@ -7,7 +7,6 @@ no part, and nothing is changed here.
 from __future__ import annotations
 
 import errno
-import itertools
 import re
 import time
 from collections.abc import Callable
@@ -26,9 +25,10 @@ T = TypeVar("T")
 NAMES: dict[Kind, re.Pattern[str]] = {"epoch": re.compile(r"(epoch_\d{3,})\.(pt|json)"), "step": re.compile(r"(step_\d{8,})\.(pt|json)")}
 START_PATIENCE = 20.0
 """Seconds of patience of a start, which would go back, or begin anew, where it did not wait."""
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
+FIRST_WAIT, LONGEST_WAIT = 0.1, 2.0
 """Seconds between two tries; doubled each time."""
 NO_MANIFEST = "has no manifest and is not trusted"
+LEFT_IN_PLACE = "it is left in place and passed over"
 
 
 class Damaged(Exception):
@@ -95,8 +95,8 @@ class Catalogue:
         present.sort(key=lambda manifest: manifest.position, reverse=True)
         return Listing(present, defects)
 
-    def newest(self, parse: Callable[[BinaryIO, Manifest], T], tell: Callable[[str], None]) -> tuple[Manifest, T] | None:
-        """The newest complete checkpoint, parsed; what is newer and bad is told, left in place and passed over.
+    def newest(self, parse: Callable[[Path, BinaryIO, Manifest], T]) -> tuple[tuple[Manifest, T] | None, list[str]]:
+        """The newest complete checkpoint, parsed, and sentences about what is newer and bad, which is left in place and passed over.
 
         Args:
             parse: as for `read`.
@@ -105,29 +105,31 @@ class Catalogue:
             CheckpointError: as `listing` and `read`.
         """
         listing = self.listing()
-        self.tell_defects(listing, tell)
+        passed_over = self.passed_over(listing)
         for manifest in listing.present:
             try:
-                return manifest, self.read(manifest, parse)
+                return (manifest, self.read(manifest, parse)), passed_over
             except Damaged as error:
-                tell(f"{self.data_path(manifest)} {error}; it is left in place and passed over.")
-        return None
+                passed_over.append(f"{self.data_path(manifest)} {error}; {LEFT_IN_PLACE}.")
+        return None, passed_over
 
-    def tell_defects(self, listing: Listing, tell: Callable[[str], None]) -> None:
-        """Say of files under a checkpoint's name why they are none, one sentence for each reason."""
-        for reason, defects in itertools.groupby(
-            sorted(listing.defects, key=lambda defect: defect.reason), key=lambda defect: defect.reason
-        ):
-            first, *others = defects
+    def passed_over(self, listing: Listing) -> list[str]:
+        """Why files under a checkpoint's name are none, one sentence for each reason."""
+        by_reason: dict[str, list[Path]] = {}
+        for defect in listing.defects:
+            by_reason.setdefault(defect.reason, []).append(defect.path)
+        sentences = []
+        for reason, (first, *others) in sorted(by_reason.items()):
             more = f", and so are {len(others)} others" if others else ""
             advice = f" (`gai-yolo snapshots adopt {self.run}` verifies and adopts it)" if reason == NO_MANIFEST else ""
-            tell(f"{first.path} {reason}{advice}; it is left in place and passed over{more}.")
+            sentences.append(f"{first} {reason}{advice}; {LEFT_IN_PLACE}{more}.")
+        return sentences
 
-    def read(self, manifest: Manifest, parse: Callable[[BinaryIO, Manifest], T]) -> T:
+    def read(self, manifest: Manifest, parse: Callable[[Path, BinaryIO, Manifest], T]) -> T:
         """A listed checkpoint, verified and parsed.
 
         Args:
-            parse: is handed the verified file at its beginning. Raises `Damaged` for a checkpoint to be passed over.
+            parse: is handed the name and the verified file at its beginning. Raises `Damaged` for a checkpoint to be passed over.
 
         Raises:
             Damaged: it cannot be read, is not what was written, or `parse` says so.
@@ -141,7 +143,7 @@ class Catalogue:
                 if reason is not None:
                     raise Damaged(reason)
                 file.seek(0)
-                return parse(file, manifest)
+                return parse(path, file, manifest)
 
         try:
             return self._patiently(read, path)
@@ -156,7 +158,7 @@ class Catalogue:
             CheckpointError: it may help later.
         """
         deadline = time.monotonic() + self._patience
-        pause = FIRST_PAUSE
+        pause = FIRST_WAIT
         while True:
             try:
                 return action()
@@ -168,7 +170,7 @@ class Catalogue:
                         raise
                     raise transient(CheckpointError(f"{path}: cannot be read ({error.strerror or error}).")) from None
             time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+            pause = min(2 * pause, LONGEST_WAIT)
 
     def defect_of(self, manifest: Manifest) -> str | None:
         """Why a listed checkpoint is not complete, or None if its digest fits. Files that have not changed are not read again."""
@@ -207,15 +209,11 @@ class Catalogue:
                 stems.setdefault(match[1], set()).add(match[2])
         return stems
 
-    def _content(self, path: Path) -> bytes:
-        with self.fs.open(path) as file:
-            return file.read()
-
     def look_at(self, kind: Kind, data: Path) -> Manifest | Defect:
         """What is under one name that has a manifest; its digest is not checked. Raises as `listing`."""
         path = data.with_suffix(".json")
         try:
-            manifest = decode(self._patiently(lambda: self._content(path), path))
+            manifest = decode(self._patiently(lambda: self.fs.content(path), path))
             if (manifest.kind, manifest.stem) != (kind, data.stem):
                 return Defect(path, f"is the manifest of {manifest.stem}, renamed")
             size = self._patiently(lambda: self.fs.identity(data), data).size

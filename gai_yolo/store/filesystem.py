@@ -142,6 +142,11 @@ class FileSystem:
         """A file for reading."""
         return open(path, "rb")
 
+    def content(self, path: Path) -> bytes:
+        """The content of a small file."""
+        with self.open(path) as file:
+            return file.read()
+
     def free_bytes(self, folder: Path) -> int:
         """Bytes that may still be written there by this user."""
         status = os.statvfs(folder)

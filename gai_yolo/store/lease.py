@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import socket
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,9 +24,12 @@ from filelock import FileLock, Timeout
 from pydantic import Field, TypeAdapter
 
 from gai_yolo.errors import Refusal, RunFolderBusy, refused_by
+from gai_yolo.log import OF_NODE
 from gai_yolo.store.atomic import publish_text
 from gai_yolo.store.filesystem import REAL, FileSystem
-from gai_yolo.store.lease_file import BEAT, STALE, LeaseFile, has_flock
+from gai_yolo.store.lease_file import RENEWED_EVERY, STALE, LeaseFile, has_flock
+
+logger = logging.getLogger(__name__)
 
 FENCE_BYTES = 512
 """The fence's file is padded to so many, so that writing over it never makes it longer. It is one sector: a power cut tears none."""
@@ -121,8 +124,10 @@ class Lease:
         if has_flock(Path(self._lock.lock_file)):
             self._lock.acquire(timeout=patience)
             return
-        told = f"has no flock; jobs are kept apart by a file that is renewed every {BEAT:g} s, and after a crash the next one waits"
-        print(f"warning: {self.folder.parent}: {told} up to {STALE:g} s", file=sys.stderr, flush=True)
+        told = (
+            f"has no flock; jobs are kept apart by a file that is renewed every {RENEWED_EVERY:g} s, and after a crash the next one waits"
+        )
+        logger.warning(f"{self.folder.parent}: {told} up to {STALE:g} s", extra=OF_NODE)
         lease = LeaseFile(self._path.with_suffix(".lease"))
         if not lease.acquire(patience):
             raise Timeout(str(lease.path))
@@ -169,8 +174,7 @@ def read_holder(path: Path, fs: FileSystem = REAL) -> Holder:
     Raises:
         OSError: it is not there, cannot be read, or makes no sense.
     """
-    with fs.open(path) as file:
-        data = file.read()
+    data = fs.content(path)
     try:
         return _PARSER.validate_python(json.loads(data))
     except (ValueError, RecursionError):

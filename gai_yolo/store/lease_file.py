@@ -21,13 +21,13 @@ from typing import Any
 
 from gai_yolo.store.atomic import is_temporary
 
-BEAT = 5.0
+RENEWED_EVERY = 5.0
 """Seconds between two renewals."""
 STALE = 60.0
-"""Seconds without one after which the owner is taken for dead; much more than `BEAT` and `SETTLED` together."""
+"""Seconds without one after which the owner is taken for dead; much more than `RENEWED_EVERY` and `SETTLED` together."""
 SETTLED = 1.0
 """Seconds after which who has replaced a dead owner's file looks whether somebody else has, too."""
-MISSING = (errno.ENOSYS, errno.EOPNOTSUPP)
+NO_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP)
 """What flock says where there is none."""
 
 
@@ -37,7 +37,7 @@ def has_flock(path: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
-        return error.errno not in MISSING
+        return error.errno not in NO_FLOCK
     finally:
         os.close(descriptor)
     return True
@@ -81,9 +81,9 @@ class LeaseFile:
                 if self._is_ours():
                     break
                 seen = None
-            elif now - started >= max(patience, STALE + 2 * BEAT):
+            elif now - started >= max(patience, STALE + 2 * RENEWED_EVERY):
                 return False
-            self._sleep(min(BEAT / 10, 0.5))
+            self._sleep(min(RENEWED_EVERY / 10, 0.5))
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
         return True
@@ -99,7 +99,7 @@ class LeaseFile:
                     self.path.unlink()
 
     def _renew(self) -> None:
-        while not self._ended.wait(BEAT):
+        while not self._ended.wait(RENEWED_EVERY):
             with contextlib.suppress(OSError):  # a disk that is away for a while
                 content = self._read()
                 if content is None:

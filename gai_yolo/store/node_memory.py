@@ -55,11 +55,11 @@ class NodeMemory:
         assert self._store is not None, "open() first"
         return self._store
 
-    def open(self, patience: float = MEMORY_LOCK_PATIENCE) -> None:
+    def open(self, patience: float | None = None) -> None:
         """Become the process that keeps this node's state of a run. What is left of a removal that was interrupted is removed.
 
         Args:
-            patience: seconds to wait for another process that is just ending.
+            patience: seconds to wait for another process that is just ending; None: `MEMORY_LOCK_PATIENCE`.
 
         Raises:
             Refusal: another process does, or the folder cannot be used or is somebody else's.
@@ -68,7 +68,7 @@ class NodeMemory:
             self._owner.mkdir(mode=0o700, exist_ok=True)
             if self._owner.lstat().st_uid != os.getuid() or self._owner.is_symlink():
                 raise Refusal(f"{self._owner}: belongs to another user; {AGAIN}")
-            store = Store(self.path, self._lease.acquire(patience))
+            store = Store(self.path, self._lease.acquire(MEMORY_LOCK_PATIENCE if patience is None else patience))
             if not self._record_path.exists() and not self._old_path.exists():
                 self._clear()
         except OSError as error:

@@ -121,8 +121,7 @@ def read_record(path: Path, old: Path, fs: FileSystem = REAL) -> RunRecord | Non
     """
     for one in (path, old):
         try:
-            with fs.open(one) as file:
-                text = file.read().decode(errors="replace")
+            text = fs.content(one).decode(errors="replace")
         except (FileNotFoundError, NotADirectoryError):
             continue
         return decode(text) if one is path else RunRecord(text.strip())

@@ -77,9 +77,7 @@ class Store(Catalogue):
     def publish_text(self, path: Path, text: str) -> None:
         """Publish another file of the run, such as its metrics, under its fence; raises as `publish`."""
         temp = write_temp_file(path, lambda file: file.write(text.encode()), self.fence.owner, self.fs)
-        with discarded_unless_renamed(temp, self.fs):
-            self.fence.check(self.fs)
-            self.fs.rename(temp.path, path)
+        self.replace(temp, path)
         self.fs.sync_folder(path.parent)
 
     def replace(self, temp: TempFile, path: Path) -> None:
@@ -90,10 +88,25 @@ class Store(Catalogue):
 
     def keep_aside(self, path: Path) -> Path | None:
         """Give what lies under a name that is about to be given another one too, which is returned; None if there is nothing, or only
-        our own failed try, or if it has one already."""
-        aside = self._aside(path)
-        if aside is not None:
-            self._set_aside(path, aside)
+        our own failed try, or if it has one already.
+
+        Not by rename: that of a writer which was stopped here, and replaced, would take its successor's checkpoint away. The rename of the
+        draft over the old name is fenced, so a link is enough."""
+        try:
+            if self.fs.identity(path) == self._placed.get(path):
+                return None
+        except FileNotFoundError:
+            return None
+        taken, number = set(self.fs.names(path.parent)), 1
+        while (aside := path.with_name(f"{path.name}.aside-{number}")).name in taken:
+            if self.is_same_file(path, aside):
+                return None
+            number += 1
+        try:
+            self.fs.link(path, aside)
+        except OSError:
+            self.fence.check(self.fs)
+            self.fs.rename(path, aside)  # no hard links here
         return aside
 
     def _place(self, temp: TempFile, path: Path) -> list[str]:
@@ -110,30 +123,6 @@ class Store(Catalogue):
         self._placed[path] = self.fs.identity(path)
         self.fs.sync_folder(path.parent)
         return notes
-
-    def _aside(self, path: Path) -> Path | None:
-        """A second name for what lies under a name that is about to be given; None if there is nothing, or only our own failed
-        try, or if it has one already."""
-        try:
-            if self.fs.identity(path) == self._placed.get(path):
-                return None
-        except FileNotFoundError:
-            return None
-        taken, number = set(self.fs.names(path.parent)), 1
-        while (aside := path.with_name(f"{path.name}.aside-{number}")).name in taken:
-            if self.is_same_file(path, aside):
-                return None
-            number += 1
-        return aside
-
-    def _set_aside(self, path: Path, aside: Path) -> None:
-        """Give what lies under a name another one. Not by rename: that of a writer which was stopped here, and replaced, would
-        take its successor's checkpoint away. The rename of the draft over the old name is fenced, so a link is enough."""
-        try:
-            self.fs.link(path, aside)
-        except OSError:
-            self.fence.check(self.fs)
-            self.fs.rename(path, aside)  # no hard links here
 
     def _complete_at(self, manifest: Manifest) -> Manifest | None:
         if manifest.stem not in self.stems(manifest.kind):
@@ -162,20 +151,21 @@ class Store(Catalogue):
             OSError: the disk refuses.
         """
         self.fence.check(self.fs)
-        removed = []
-        for folder in [self.run / name for name in FOLDERS.values()] + [self.run]:
-            for name in self._names(folder):
-                if is_temporary(name) and owner_of(name) != self.fence.owner:
-                    self._take_away(folder / name)
-                    removed.append(folder / name)
-        for path in self._useless_data():
-            self._take_away(path)
-            removed.append(path)
+        removed: list[Path] = []
+        for left_behind in (self._foreign_drafts, self._useless_data):
+            for path in left_behind():
+                with contextlib.suppress(FileNotFoundError):  # NFS says so of a call that it has sent twice
+                    self.fs.unlink(path)
+                removed.append(path)
         return removed
 
-    def _take_away(self, path: Path) -> None:
-        with contextlib.suppress(FileNotFoundError):  # NFS says so of a call that it has sent twice
-            self.fs.unlink(path)
+    def _foreign_drafts(self) -> Sequence[Path]:
+        drafts = []
+        for folder in [self.run / name for name in FOLDERS.values()] + [self.run]:
+            with contextlib.suppress(FileNotFoundError):
+                names = self.fs.names(folder)
+                drafts += [folder / name for name in names if is_temporary(name) and owner_of(name) != self.fence.owner]
+        return drafts
 
     def _useless_data(self) -> Sequence[Path]:
         listing = self.listing()
@@ -184,12 +174,6 @@ class Store(Catalogue):
             return []
         newest = next((manifest.position.step for manifest in listing.present if self.defect_of(manifest) is None), -1)
         return [path for path in orphans if int(path.stem.removeprefix("step_")) <= newest]
-
-    def _names(self, folder: Path) -> Sequence[str]:
-        try:
-            return self.fs.names(folder)
-        except FileNotFoundError:
-            return []
 
     def prune(self, policy: Policy) -> list[Decision]:
         """Remove what retention lets go, manifests first; returns what was removed.

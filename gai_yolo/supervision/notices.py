@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 
-from gai_yolo.errors import INTERRUPTED, LEFT, Ending
+from gai_yolo.errors import Ending
 from gai_yolo.supervision.cloud.watch import CloudWatch
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -24,16 +25,12 @@ class Notice:
 
     cause: str
     """For people: `SIGTERM`, or the cloud's words."""
-    exit_code: int
+    ending: Ending
+    """How a process ends that heeds it."""
     at: float
     """When it was first seen, in seconds of the monotonic clock."""
     launcher_knows: bool
     """Whether torchrun's agent has got it too. If not it would start this process again."""
-
-    @property
-    def ending(self) -> Ending:
-        """How a process ends that heeds it."""
-        return Ending.INTERRUPTED if self.exit_code == INTERRUPTED else Ending.LEFT
 
 
 class Notices:
@@ -53,6 +50,7 @@ class Notices:
         self._advised = False
         self._defers = False
         self._was_interrupted = False
+        self._reading = threading.Lock()
         self._reader, self._writer = os.pipe()
         for end in (self._reader, self._writer):
             os.set_blocking(end, False)
@@ -69,14 +67,14 @@ class Notices:
         if self._signals:
             number, at = self._signals[0]
             if number == signal.SIGINT:
-                return Notice("Ctrl-C", INTERRUPTED, at, launcher_knows=True)
-            return Notice(signal.Signals(number).name, LEFT, at, launcher_knows=number != signal.SIGUSR1)
+                return Notice("Ctrl-C", Ending.INTERRUPTED, at, launcher_knows=True)
+            return Notice(signal.Signals(number).name, Ending.LEFT, at, launcher_knows=number != signal.SIGUSR1)
         told, known = self._cloud.notice(), self._from_cloud
         if told is None or not told.leave:
             known = None
         elif known is None or known.cause != told.what:
             # Other words, such as another time, do not make the grace longer.
-            known = Notice(told.what, LEFT, self._clock() if known is None else known.at, launcher_knows=False)
+            known = Notice(told.what, Ending.LEFT, self._clock() if known is None else known.at, launcher_knows=False)
         self._from_cloud = known
         return known
 
@@ -91,15 +89,16 @@ class Notices:
         return told.what if new else None
 
     def close(self) -> None:
-        """Give the signals back."""
+        """Give the signals back. What was announced stays to be read, by threads, too, that look on meanwhile."""
         self._cloud.close()
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup_before)
         self._read_signals()
-        for end in (self._reader, self._writer):
-            os.close(end)
-        self._reader = -1
+        with self._reading:  # the number of a closed end is soon that of a file which is not ours
+            for end in (self._reader, self._writer):
+                os.close(end)
+            self._reader = -1
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
@@ -109,10 +108,8 @@ class Notices:
 
     def _read_signals(self) -> None:
         """Take what the operating system's handler has put into the pipe, whatever the main thread was doing."""
-        if self._reader < 0:
-            return
-        with contextlib.suppress(BlockingIOError):
-            while numbers := os.read(self._reader, 64):
+        with self._reading, contextlib.suppress(BlockingIOError):
+            while self._reader >= 0 and (numbers := os.read(self._reader, 64)):
                 self._signals += [(number, self._clock()) for number in numbers if number in self._before]
 
 

@@ -6,8 +6,11 @@ import contextlib
 import json
 import os
 import signal
+import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from gai_yolo.errors import OWN_REASONS, Ending
 
@@ -19,6 +22,20 @@ LAUNCHER_VARIABLE = "GAI_YOLO_LAUNCHER"
 """Environment variable: process id of the launcher, if there is one."""
 AGENT = os.getppid()
 """Process id of torchrun's agent, if there is one; when it has died, the parent is another process, which is not to be ended."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a process of the job ends, or has ended."""
+
+    ending: Ending
+    reason: str
+    """One sentence for people."""
+
+    @property
+    def code(self) -> int:
+        """Exit code."""
+        return self.ending.exit_code
 
 
 def is_under_torchrun() -> bool:
@@ -43,19 +60,19 @@ def clear() -> None:
             path.unlink(missing_ok=True)
 
 
-def report(ending: Ending, reason: str) -> None:
+def report(outcome: Outcome) -> None:
     """Say how this process ends. Of a node's other processes than the first only what may be the cause of the others' ends."""
     path = _path()
-    if path is None or (os.environ.get("LOCAL_RANK", "0") != "0" and ending not in OWN_REASONS):
+    if path is None or (os.environ.get("LOCAL_RANK", "0") != "0" and outcome.ending not in OWN_REASONS):
         return
     with contextlib.suppress(OSError):
-        write(path, ending, reason)
+        write_outcome(path, outcome)
 
 
-def write(path: Path, ending: Ending, reason: str) -> None:
+def write_outcome(path: Path, outcome: Outcome) -> None:
     """Say it in a file, all of it or nothing; raises `OSError`."""
     temp = path.with_name(f".{path.name}.{os.getpid()}")
-    temp.write_text(json.dumps({"code": ending.exit_code, "reason": reason, "ending": ending, "at": time.monotonic()}))
+    temp.write_text(json.dumps({"code": outcome.code, "reason": outcome.reason, "ending": outcome.ending, "at": time.monotonic()}))
     temp.rename(path)
 
 
@@ -71,3 +88,11 @@ def end_agent() -> None:
     if is_under_torchrun() and must_end and os.getppid() == AGENT:
         with contextlib.suppress(OSError):  # it is just ending
             os.kill(AGENT, signal.SIGTERM)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process at once. An orderly end of the interpreter would wait for threads and processes, whatever those wait for; all that
+    matters is closed already."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,7 +27,7 @@ class JobContext:
     recorder: Recorder
 
     def enter(self, phase: Phase) -> None:
-        """What this process does from now on, for its accounts and its watchdog."""
+        """What this process does from now on, for its record and its watchdog."""
         self.recorder.enter(phase)
         self.watchdog.enter(phase)
 
@@ -42,10 +41,3 @@ class JobContext:
         self.world.from_first(write)
         if self.world.is_first_on_node and not self.world.is_first:
             write()
-
-    def tell(self, text: str) -> None:
-        """A warning from a rank that may not have the console."""
-        if self.world.is_first:
-            self.console.warning(text)
-        else:
-            print(f"warning: {socket.gethostname()}: {text}", flush=True)

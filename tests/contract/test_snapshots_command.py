@@ -371,9 +371,8 @@ def test_too_little_room_is_told_at_the_start_with_the_numbers(start: Start, tmp
     assert code == 0
     told = re.search(r"warning: \S+other: the checkpoints to come need about (\d+) MB, and 1 MB are free: make room", out)
     size = (tmp_path / "other" / "checkpoints" / "epoch_002.pt").stat().st_size / 1e6
-    assert told is not None and 8 * size - 1 < int(told[1]) < 10 * size + 1, (
-        "4 snapshots, 2 epochs, one best, best.pt and its next draft"
-    )
+    assert told is not None
+    assert 8 * size - 1 < int(told[1]) < 10 * size + 1, "four snapshots, two epochs, one best, best.pt and its next draft"
 
 
 def test_trouble_with_best_and_retention_holds_no_checkpoint_up(start: Start, tmp_path: Path) -> None:

@@ -18,11 +18,12 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from elastic_train import leave, main
+from elastic_train import main
 from gai_yolo.data.dataset import Item, Key, TrainingSet
 from gai_yolo.evaluation.evaluator import Evaluator
 from gai_yolo.goodput import progress
 from gai_yolo.job import build as assembly
+from gai_yolo.supervision.outcome import leave
 from gai_yolo.supervision.streams import forgive_lost_streams
 from gai_yolo.training.step import StepResult, TrainingStep
 

@@ -16,7 +16,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from gai_yolo.launcher.processes import adopt_orphans
+from gai_yolo.processes import adopt_orphans
 from tests.zygote import run_job
 
 PATIENCE = 10.0

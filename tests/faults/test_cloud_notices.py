@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import socket
 import subprocess
 import sys
 import threading
@@ -15,8 +17,10 @@ from typing import ClassVar
 import pytest
 
 from gai_yolo.errors import ConfigError
+from gai_yolo.log import showing
 from gai_yolo.supervision.cloud import watch as metadata
 from gai_yolo.supervision.cloud.firmware import machine_vendor
+from gai_yolo.supervision.cloud.http import MOST_UNANSWERED, HttpClient
 from gai_yolo.supervision.cloud.watch import CloudNotice, CloudWatch, Provider
 from tests.faults.metadata_servers import FLOOD_BYTES, LIES, SERVERS, AwsServer, AzureServer, GcpServer, Lie, MetadataServer, Reply, Request
 
@@ -42,9 +46,8 @@ class Watching:
 
     def __init__(self, server: MetadataServer, auto: bool = False, poll_seconds: float = POLL) -> None:
         self.told: list[str] = []
-        self.watch = CloudWatch("auto" if auto else server.provider, server.url, poll_seconds, self.told.append)
+        self.watch = CloudWatch("auto" if auto else server.provider, server.url, poll_seconds)
         self.server = server
-        self.watch.start()
 
     def until(self, condition: Callable[[CloudNotice | None], bool]) -> CloudNotice | None:
         wait_until(lambda: condition(self.watch.notice()))
@@ -70,11 +73,13 @@ def watching(server: MetadataServer, auto: bool = False, poll_seconds: float = P
     raised: list[object] = []
     threading.excepthook = raised.append
     watcher = Watching(server, auto, poll_seconds)
-    try:
-        yield watcher
-    finally:
-        watcher.watch.close()
-        threading.excepthook = before
+    with showing(lambda record: watcher.told.append(record.getMessage())):
+        watcher.watch.start()
+        try:
+            yield watcher
+        finally:
+            watcher.watch.close()
+            threading.excepthook = before
     assert raised == []
     wait_until(lambda: not threads())
 
@@ -290,12 +295,11 @@ def test_auto_finds_out_whose_cloud_it_is(server: MetadataServer) -> None:
         watcher.until_noticed()
 
 
-def test_auto_ends_without_a_word_where_there_is_no_cloud() -> None:
+def test_auto_ends_without_a_word_where_there_is_no_cloud(told: list[str]) -> None:
     """Loss prevented: every job on a workstation keeps a thread that asks for ever, and warns of it."""
     with AwsServer() as server:
         url = server.url
-    told: list[str] = []
-    watch = CloudWatch("auto", url, POLL, told.append)
+    watch = CloudWatch("auto", url, POLL)
     watch.start()
     wait_until(lambda: not threads())
     assert watch.notice() is None and told == []
@@ -303,13 +307,12 @@ def test_auto_ends_without_a_word_where_there_is_no_cloud() -> None:
 
 
 @pytest.mark.parametrize("lie", [*QUICK, "hang"])
-def test_auto_takes_no_liar_for_a_cloud(lie: Lie) -> None:
+def test_auto_takes_no_liar_for_a_cloud(lie: Lie, told: list[str]) -> None:
     """Loss prevented: a router that answers everything at that address is taken for a cloud, and complained of in every run."""
     with AwsServer() as server:
         server.lie, server.lies_always = lie, True
         server.give()
-        told: list[str] = []
-        watch = CloudWatch("auto", server.url, POLL, told.append)
+        watch = CloudWatch("auto", server.url, POLL)
         watch.start()
         wait_until(lambda: not threads())
         assert server.lied >= 3 and watch.notice() is None and told == []
@@ -326,20 +329,19 @@ def test_auto_is_patient_with_a_service_that_stumbles_at_first(server: MetadataS
 
 
 @pytest.mark.parametrize("vendor", [None, "azure", "gcp"])
-def test_auto_believes_the_firmware_and_not_who_answers(vendor: Provider | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_believes_the_firmware_and_not_who_answers(vendor: Provider | None, monkeypatch: pytest.MonkeyPatch, told: list[str]) -> None:
     """Loss prevented: whoever takes the link-local address of a network without a cloud sends every node away, one false notice each."""
     with AwsServer() as server:
         monkeypatch.setattr(metadata, "ADDRESS", server.url)
         server.give()
-        told: list[str] = []
-        watch = CloudWatch("auto", None, POLL, told.append, lambda: vendor)
+        watch = CloudWatch("auto", None, POLL, lambda: vendor)
         watch.start()
         assert vendor is not None or not threads(), "nobody is asked on a machine of nobody's cloud"
         wait_until(lambda: not threads())
         assert watch.notice() is None and told == []
         assert {request.path for request in server.requests} <= {"/computeMetadata/v1/", "/metadata/versions"}
         watch.close()
-        watch = CloudWatch("auto", None, POLL, told.append, lambda: "aws")
+        watch = CloudWatch("auto", None, POLL, lambda: "aws")
         watch.start()
         wait_until(lambda: watch.notice() is not None)
         watch.close()
@@ -388,6 +390,28 @@ def test_close_ends_the_thread_while_an_answer_is_awaited(server: MetadataServer
         assert not threads()
 
 
+def test_questions_without_an_answer_cost_few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss prevented: a thread more at each poll, where a name server is away that nobody can cut short."""
+    is_back = threading.Event()
+
+    def connect(*_: object, **__: object) -> socket.socket:
+        is_back.wait()
+        raise TimeoutError
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    client = HttpClient("http://metadata.example")
+
+    def waiting() -> int:
+        return sum(thread.name == "cloud-question" for thread in threading.enumerate())
+
+    for _ in range(2 * MOST_UNANSWERED):
+        with pytest.raises(TimeoutError):
+            client.ask("GET", "/", {}, seconds=0.01)
+    assert waiting() == MOST_UNANSWERED
+    is_back.set()
+    wait_until(lambda: waiting() == 0)
+
+
 def test_proxies_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss prevented: behind a company's proxy the proxy's own machine is asked whether it goes away."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
@@ -407,11 +431,11 @@ def test_address_that_is_none_is_refused(endpoint: str) -> None:
 def test_watch_survives_a_terminal_that_is_gone() -> None:
     """Loss prevented: the watch dies of its own message."""
 
-    def tell(text: str) -> None:
-        raise BrokenPipeError(text)
+    def show(record: logging.LogRecord) -> None:
+        raise BrokenPipeError(record.getMessage())
 
-    with AwsServer() as server:
-        watch = CloudWatch("aws", server.url, POLL, tell)
+    with AwsServer() as server, showing(show):
+        watch = CloudWatch("aws", server.url, POLL)
         watch.start()
         for _ in range(2):
             server.give()
@@ -427,7 +451,7 @@ def test_servers_can_be_run_as_a_process() -> None:
     root = Path(__file__).parents[2]
     with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
         assert process.stdin is not None and process.stdout is not None
-        watch = CloudWatch("auto", process.stdout.readline().strip(), POLL, lambda _: None)
+        watch = CloudWatch("auto", process.stdout.readline().strip(), POLL)
         watch.start()
         process.stdin.write("give\n")
         wait_until(lambda: watch.notice() is not None)

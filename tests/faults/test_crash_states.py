@@ -228,12 +228,10 @@ def _check_best(store: Store, disk: MemoryDisk) -> None:
 
 
 def _find(store: Store) -> tuple[tuple[str, bytes] | None, list[str]]:
-    told: list[str] = []
-
-    def parse(file: BinaryIO, _one: Manifest) -> bytes:
+    def parse(_path: Path, file: BinaryIO, _one: Manifest) -> bytes:
         return file.read()
 
-    found = store.newest(parse, told.append)
+    found, told = store.newest(parse)
     return (None if found is None else (found[0].stem, found[1])), told
 
 

@@ -216,7 +216,7 @@ def test_however_it_ends_no_process_lives_on(
     assert bool(struck) == (way not in ("refusal", "finished")), "the fault has struck"
     took = report.ended_at - struck[-1] if struck else 0.0
     assert took < ENDS_WITHIN.get(way, ELSE_WITHIN), job.output
-    own = re.findall(r'File ".*/elastic_train.py", line \d+, in main', job.output)  # torchrun has tracebacks of its own
+    own = re.findall(r'File ".*/job/run.py", line \d+, in run_job', job.output)  # torchrun has tracebacks of its own
     assert bool(own) == (way in TRACEBACKS), job.output
     assert len(report.ever) >= at_least(way, launcher, workers), report
     if way == "refusal":

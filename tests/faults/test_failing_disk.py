@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from gai_yolo.launcher.fork_server import FORKED_NAME
-from gai_yolo.launcher.processes import children_of, name_of
+from gai_yolo.processes import children_of, name_of
 from gai_yolo.store.catalogue import Catalogue
 from tests.faults.faults import Faults
 from tests.harness import PATIENCE, REPOSITORY, Running, environment, run, small

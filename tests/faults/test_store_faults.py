@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import pytest
 import torch
 
-from gai_yolo.checkpointing.disk_tier import newest
+from gai_yolo.checkpointing.recovery import newest
 from gai_yolo.checkpointing.state import CHECKPOINT_FORMAT
 from gai_yolo.store.best import BestCopy
 from gai_yolo.store.filesystem import FileSystem
@@ -111,8 +111,7 @@ def refusal_of(store: Store, epoch: int) -> int | None:
 
 def found_epoch(store: Store) -> tuple[int | None, list[str]]:
     """The epoch that a start goes on from, its tensors compared, and what it tells."""
-    told: list[str] = []
-    found = newest(store, told.append)
+    found, told = newest(store)
     if found is None:
         return None, told
     epoch: int = found.content["epoch"]

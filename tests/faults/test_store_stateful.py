@@ -141,7 +141,7 @@ class StoreMachine(RuleBasedStateMachine):
         """Lose an arbitrary part of what is not synced, and start on the rest."""
         self.disk = Tripping(random.Random(seed).choice(list(states_now(self.disk, seed))))
         self.start()
-        found = self.store.newest(self._parse, lambda _: None)
+        found, _ = self.store.newest(self._parse)
         self.step = 0 if found is None else found[0].position.step  # trains the same positions again
         self._count("crashed")
 
@@ -226,7 +226,7 @@ class StoreMachine(RuleBasedStateMachine):
     @invariant()
     def newest_is_found_with_its_bytes(self) -> None:
         type(self).steps_run += 1
-        found = self.store.newest(self._parse, lambda _: None)
+        found, _ = self.store.newest(self._parse)
         newest = max(self.promised.values(), key=lambda one: one.position, default=None)
         if found is None:
             assert newest is None
@@ -244,7 +244,7 @@ class StoreMachine(RuleBasedStateMachine):
         return self.disk.files()[self.store.data_path(one)]
 
     @staticmethod
-    def _parse(file: BinaryIO, _one: Manifest) -> bytes:
+    def _parse(_path: Path, file: BinaryIO, _one: Manifest) -> bytes:
         return file.read()
 
 

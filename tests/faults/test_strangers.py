@@ -48,7 +48,7 @@ class Exploit:
 
 
 def exploit(marker: Path) -> dict[str, str]:
-    """Notes that ran code on f7abd05: torchrun's state, as its own backend keeps it."""
+    """What ran code on f7abd05: torchrun's state, as its own backend keeps it."""
     return {f"torch.rendezvous.{JOB}-1": b64encode(pickle.dumps(Exploit(marker))).decode()}
 
 
@@ -200,12 +200,12 @@ def test_first_node_that_is_up_before_its_network_is_found(tmp_path: Path, cache
         for node in cluster.nodes:
             arguments = ["--nodes", "2", "--rendezvous", f"{first.name}:{PORT}", "--job-id", JOB]
             node.start(arguments, script(cluster.shared, cache), {"GAI_YOLO_SECRET": "s" * 32})
-        cluster.wait_for(lambda: "launch: meeting at" in first.output, "the first node's meeting itself", 60.0)
+        cluster.wait_for(lambda: "launch: rendezvous at" in first.output, "the first node's own rendezvous", 60.0)
         assert listeners_of_ours(first) == {"127.0.1.1"}
         first.set_address(True)
-        cluster.wait_for(lambda: "launch: meeting at" in second.output, "the second node's meeting the first", 60.0)
+        cluster.wait_for(lambda: "launch: rendezvous at" in second.output, "the second node's finding the first", 60.0)
         assert listeners_of_ours(first) == {"127.0.1.1", first.address}, "and not on all addresses"
-        assert first.output.count("launch: meeting at") == 1, "who was connected stays so"
+        assert first.output.count("launch: rendezvous at") == 1, "who was connected stays so"
 
 
 # ---------------------------------------------------------------------------------------------------------------------- the file

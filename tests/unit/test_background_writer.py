@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gai_yolo.checkpointing import background_writer as writing
-from gai_yolo.checkpointing.background_writer import GIVEN_UP, HANGING, LONGEST_PAUSE, MOST_WAITING_EPOCHS, BackgroundWriter
+from gai_yolo.checkpointing.background_writer import GIVEN_UP, HANGING, LONGEST_RETRY, MOST_WAITING_EPOCHS, BackgroundWriter
 from gai_yolo.checkpointing.capture import StateBuffer, open_state
-from gai_yolo.checkpointing.writer_handle import Job, WriterProcess
-from gai_yolo.checkpointing.writer_process import Answer, BestRenewed
+from gai_yolo.checkpointing.writer_process import Answer, BestRenewed, Job, WriterProcess
 from gai_yolo.errors import RunFolderBusy
+from gai_yolo.log import showing
 from gai_yolo.store.manifest import Kind, Manifest, Position
 
 GOOD = Answer(size=1000, seconds=0.5, cpu_seconds=0.1)
@@ -56,6 +56,9 @@ class FakeProcess(WriterProcess):
             self.bench.answers.append(EOFError())
         return self.bench.can_be_killed
 
+    def free_bytes(self) -> int:
+        return self.bench.free()
+
     def send(self, job: Job) -> None:
         assert not self.closed
         self.bench.tried.append((self.bench.clock.now, job.name))
@@ -91,8 +94,8 @@ class FakeProcess(WriterProcess):
 class Bench:
     """A writer, its clock, what it was told and what it tells."""
 
-    def __init__(self) -> None:
-        self.clock = Clock()
+    def __init__(self, told: list[str]) -> None:
+        self.clock, self.told = Clock(), told
         self.answers: deque[Answer | BestRenewed | Exception | None] = deque()
         self.send_errors: deque[OSError] = deque()
         self.start_errors: deque[OSError] = deque()
@@ -101,7 +104,6 @@ class Bench:
         self.contents: list[int] = []
         self.in_flight: str | None = None
         self.best_follows = False
-        self.told: list[str] = []
         self.num_moves = self.num_kills = self.num_waits = 0
         """Of the writer, of it by us, and of times that the training thread has said that it waits."""
         self.moves_by_itself = False
@@ -110,7 +112,7 @@ class Bench:
         self.each_wait: Callable[[], None] = lambda: None
         self.written: list[tuple[str, Answer]] = []
         self.free: Callable[[], int] = lambda: 7_000_000
-        self.writer = BackgroundWriter(self._start, self.told.append, self._written, lambda: self.free(), self.clock, self._waits)
+        self.writer = BackgroundWriter(self._start, self._written, self.clock, self._waits)
         self._buffers: list[StateBuffer] = []
 
     def _waits(self) -> None:
@@ -129,8 +131,9 @@ class Bench:
     def job(self, kind: Kind, number: int) -> Job:
         """Step 10 x number, or epoch number."""
         position = Position(10 * number, number, 80 * number)
-        buffer = self.writer.buffer()
-        if buffer is None:
+        if self.writer.spare:
+            buffer = self.writer.spare.pop()
+        else:
             buffer = StateBuffer(0, pinned=False)
             self._buffers.append(buffer)
         buffer.fill({"n": torch.tensor(number), "w": torch.zeros(100)})
@@ -176,9 +179,9 @@ class Bench:
 
 
 @pytest.fixture
-def bench() -> Iterator[Bench]:
+def bench(told: list[str]) -> Iterator[Bench]:
     """Everything works at first."""
-    bench = Bench()
+    bench = Bench(told)
     yield bench
     bench.close()
 
@@ -272,18 +275,18 @@ def test_the_process_comes_up_before_there_is_anything_to_write(bench: Bench) ->
 
 def test_buffers_are_used_again(bench: Bench) -> None:
     """Loss: each snapshot takes new memory."""
-    assert bench.writer.buffer() is None
+    assert bench.writer.spare == []
     job = bench.job("step", 1)
     bench.writer.submit(job)
-    assert bench.writer.buffer() is None, "it is being read"
+    assert bench.writer.spare == [], "it is being read"
     replaced = bench.job("step", 2)
     bench.writer.submit(replaced)
-    assert bench.writer.buffer() is None
+    assert bench.writer.spare == []
     bench.writer.submit(bench.job("step", 3))
-    assert bench.writer.buffer() is replaced.buffer
+    assert bench.writer.spare.pop() is replaced.buffer
     bench.answer(GOOD)
-    assert bench.writer.buffer() is job.buffer
-    assert bench.writer.buffer() is None
+    assert bench.writer.spare.pop() is job.buffer
+    assert bench.writer.spare == []
     for number in range(4, 20):
         bench.step(number)
         bench.answer(GOOD)
@@ -302,10 +305,10 @@ def test_failure_is_told_once_with_what_was_needed_and_what_is_free(bench: Bench
     assert name in sentence and "No space left on device" in sentence and "free 123.5 MB" in sentence
     assert "needed 0.0 MB" in sentence and "tried again" in sentence
     for _ in range(5):
-        bench.later(LONGEST_PAUSE)
+        bench.later(LONGEST_RETRY)
         bench.answer(FULL)
     assert len(bench.told) == 1 and bench.written == []
-    bench.later(LONGEST_PAUSE)
+    bench.later(LONGEST_RETRY)
     bench.answer(GOOD)
     assert len(bench.told) == 2 and name in bench.told[1] and "6 failed tries" in bench.told[1]
     assert bench.written == [(name, GOOD)] and bench.contents == [1] * 7
@@ -522,7 +525,7 @@ def test_while_the_disk_fails_the_oldest_epochs_beyond_a_few_are_given_up_and_to
     given_up = [sentence for sentence in bench.told if "given up" in sentence]
     assert [name in sentence for name, sentence in zip(names[:-MOST_WAITING_EPOCHS], given_up, strict=True)] == [True] * 6
     assert len(bench.told) == 7
-    bench.later(LONGEST_PAUSE)
+    bench.later(LONGEST_RETRY)
     for _ in range(MOST_WAITING_EPOCHS):
         bench.answer(GOOD)
     assert [name for name, _ in bench.written] == names[-MOST_WAITING_EPOCHS:] and bench.writer.is_idle
@@ -544,7 +547,13 @@ def test_while_the_disk_hangs_training_does_not_wait_for_it(bench: Bench) -> Non
 @given(st.lists(st.sampled_from(["epoch"] * 4 + ["step", "good", "full", "dead", "second", "minute", "hour"]), max_size=60))
 def test_whatever_happens_memory_is_bounded_and_the_newest_is_kept(events: list[str]) -> None:
     """Loss: an order of events that nobody thought of in which memory grows, or the newest state is the one that is dropped."""
-    bench = Bench()
+    told: list[str] = []
+    with showing(lambda record: told.append(record.getMessage())):
+        take(events, Bench(told))
+
+
+def take(events: list[str], bench: Bench) -> None:
+    """The same, on a bench."""
     submitted: list[str] = []
     for number, event in enumerate(events, start=1):
         if event in ("epoch", "step"):
@@ -718,7 +727,7 @@ def test_a_writer_that_hangs_is_replaced(bench: Bench) -> None:
     assert bench.num_kills == 0, "it has moved in between"
     bench.later(2 * HANGING)
     bench.later(0.0)
-    bench.later(LONGEST_PAUSE)
+    bench.later(LONGEST_RETRY)
     assert bench.num_kills == 1 and len(bench.processes) == 2 and bench.sent == [name, name]
     bench.answer(GOOD)
     assert bench.writer.is_idle and [written for written, _ in bench.written] == [name]

@@ -22,9 +22,9 @@ from gai_yolo.reporting.console import NullConsole
 from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.supervision.cloud.watch import CloudWatch
 from gai_yolo.supervision.notices import Notices
-from gai_yolo.supervision.watchdog import Watchdog
+from gai_yolo.supervision.watchdog import Limits, Watchdog
 from gai_yolo.training.context import JobContext
-from tests.worlds import Told, on_ranks
+from tests.worlds import on_ranks, told_on_first
 
 
 def members(facts: Sequence[dict[str, Any]], per_node: int = 1, records: dict[int, dict[str, Any]] | None = None) -> list[Member]:
@@ -171,26 +171,26 @@ class Nodes:
 
     def start(self, *boxes: float, fresh: bool = False, threads: Sequence[int] = (), versions: Sequence[str] = ()) -> list[Any]:
         """Compare nodes with these `loss.box`; returns what each is told, or how many threads it has."""
-        console, notices = Told(), Notices(CloudWatch("none"))
-        watchdog = Watchdog(notices, 15.0, 60.0, lambda *_: None)
+        notices = Notices(CloudWatch("none"))
+        watchdog = Watchdog(notices, Limits(), lambda *_: None)
 
         def work(world: World) -> int:
             folder = RunFolder(self.folder / str(world.rank) / "run")
-            context = JobContext(world, folder, console if world.is_first else NullConsole(), notices, watchdog, Recorder(0.0))
+            context = JobContext(world, folder, NullConsole(), notices, watchdog, Recorder(0.0))
             world.threads = threads[world.rank] if threads else 1
             environment = compare_nodes(Config.model_validate({"loss": {"box": boxes[world.rank]}}), Options(fresh=fresh), context)
             if versions:
                 environment = Environment({"torch": versions[world.rank]}, {}, read_record(folder.environment))
-                environment.check(context, exact=True)
+                environment.check(world, exact=True)
             folder.path.mkdir(parents=True, exist_ok=True)
             environment.keep(context)
             return world.threads
 
         before = torch.get_num_threads()
-        told = on_ranks(len(boxes), work)
+        with told_on_first() as self.told:
+            told = on_ranks(len(boxes), work)
         torch.set_num_threads(before)
         notices.close()
-        self.told = console.lines
         return told
 
 
@@ -234,15 +234,10 @@ def test_variables_that_choose_kernels_are_part_of_it(world: World, monkeypatch:
 
 def test_other_processors_are_told() -> None:
     """Loss: weights whose last bits depend on who computed what, and nobody knows why."""
-    console, notices = Told(), Notices(CloudWatch("none"))
-    watchdog = Watchdog(notices, 15.0, 60.0, lambda *_: None)
 
     def check(world: World) -> None:
-        context = JobContext(
-            world, RunFolder(Path("/nowhere")), console if world.is_first else NullConsole(), notices, watchdog, Recorder(0.0)
-        )
-        Environment({}, {"vector instructions": "AVX2" if world.rank else "AVX512"}, None).check(context, exact=True)
+        Environment({}, {"vector instructions": "AVX2" if world.rank else "AVX512"}, None).check(world, exact=True)
 
-    assert kinds(on_ranks(2, check)) == "--"
-    notices.close()
-    assert "(rank 1) has vector instructions 'AVX2'" in console.lines[0] and "'AVX512'" in console.lines[0]
+    with told_on_first() as told:
+        assert kinds(on_ranks(2, check)) == "--"
+    assert "(rank 1) has vector instructions 'AVX2'" in told[0] and "'AVX512'" in told[0]

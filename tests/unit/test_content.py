@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gai_yolo.checkpointing.compatibility import check_continuation, identity_of, judges_anew
-from gai_yolo.checkpointing.disk_tier import LoadedCheckpoint
+from gai_yolo.checkpointing.recovery import LoadedCheckpoint
 from gai_yolo.config import Config
 from gai_yolo.data import content
 from gai_yolo.data.content import content_digest, look, part_digests, sample_positions

@@ -10,12 +10,12 @@ import os
 import pickle
 import random
 import resource
-import select
 import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,10 +24,12 @@ import torch
 from torch import Tensor
 
 from gai_yolo.checkpointing.capture import StateBuffer
-from gai_yolo.checkpointing.disk_tier import DiskTier, bytes_to_come, expected_bytes, is_due, make_manifest, newest
+from gai_yolo.checkpointing.manager import CheckpointManager
+from gai_yolo.checkpointing.recovery import newest
+from gai_yolo.checkpointing.schedule import bytes_to_come
 from gai_yolo.checkpointing.state import CHECKPOINT_FORMAT, TrainingState
-from gai_yolo.checkpointing.writer_handle import START
-from gai_yolo.checkpointing.writer_process import Answer, Request, send, serve
+from gai_yolo.checkpointing.tier import DiskTier
+from gai_yolo.checkpointing.writer_process import START_CODE, Answer, Request, serve
 from gai_yolo.config import Config, fingerprint
 from gai_yolo.errors import CheckpointError
 from gai_yolo.store.catalogue import Catalogue
@@ -92,8 +94,7 @@ def forged(run: Path, data: bytes, content: dict[str, Any], kind: Kind = "epoch"
 
 def find(run: Path, fs: FileSystem | None = None) -> tuple[int | None, list[str]]:
     """Step of what is found, and what is told."""
-    told: list[str] = []
-    found = newest(Catalogue(run, fs or FileSystem()), told.append)
+    found, told = newest(Catalogue(run, fs or FileSystem()))
     if found is None:
         return None, told
     content = found.content
@@ -143,8 +144,8 @@ def test_the_furthest_of_snapshots_and_epochs_wins(snapshots: list[tuple[int, in
     for epoch, step in snapshots:
         published(run, state(epoch, step), "step")
     saved(run, 3, 1)
-    found = newest(Catalogue(run), pytest.fail)
-    assert found is not None and found.path == run / expected
+    found, passed_over = newest(Catalogue(run))
+    assert found is not None and found.path == run / expected and passed_over == []
 
 
 def test_damaged_snapshot_falls_back_to_what_is_left_of_either_kind(run: Path) -> None:
@@ -358,7 +359,8 @@ def test_the_parser_is_handed_the_verified_bytes_and_nothing_else(run: Path) -> 
     (path,) = saved(run, 3)
     seen: list[bytes] = []
 
-    def parse(file: BinaryIO, manifest: Manifest) -> int:
+    def parse(name: Path, file: BinaryIO, manifest: Manifest) -> int:
+        assert name == path
         published(run, state(4))
         path.unlink()
         path.write_bytes(b"exchanged")
@@ -366,8 +368,8 @@ def test_the_parser_is_handed_the_verified_bytes_and_nothing_else(run: Path) -> 
         return manifest.size
 
     whole = path.read_bytes()
-    found = Catalogue(run).newest(parse, pytest.fail)
-    assert seen == [whole] and found is not None and found[1] == len(whole)
+    found, passed_over = Catalogue(run).newest(parse)
+    assert seen == [whole] and found is not None and found[1] == len(whole) and passed_over == []
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------------
@@ -504,15 +506,6 @@ def test_file_that_cannot_be_read_is_told_and_passed_over(name: str, run: Path) 
 # --- writing ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("interval", "epochs", "expected"), [(1, 4, [1, 2, 3, 4]), (3, 7, [3, 6, 7]), (2, 4, [2, 4]), (10, 3, [3]), (5, 1, [1])]
-)
-def test_checkpoints_are_due_at_the_interval_and_after_the_last_epoch(interval: int, epochs: int, expected: list[int]) -> None:
-    """Loss: the result of the last epochs is thrown away because they do not fill an interval."""
-    config = Config.model_validate({"training": {"epochs": epochs, "checkpoint_interval": interval}})
-    assert [epoch for epoch in range(1, epochs + 1) if is_due(epoch, config)] == expected
-
-
 def served(store: Store, content: dict[str, Any], metric: float | None = None, room: int = resource.RLIM_INFINITY) -> Answer:
     """What the writer process does with a request, in this process. Writing beyond `room` bytes of a file fails, as on a full
     disk."""
@@ -609,14 +602,28 @@ def config_of(**sections: Any) -> Config:
     return Config.model_validate(sections)
 
 
+class Saving:
+    """A saver with the disk only, and its writer process."""
+
+    def __init__(self, run: Path, config: Config, state: TrainingState) -> None:
+        size = state.expected_bytes()
+        self.disk = DiskTier(store_of(run), config, state.step, state.best_since, size, pinned=False)
+        self.manager = CheckpointManager(config, state, state.capture, IDENTITY, [self.disk])
+        self.state = state
+
+    def step_ended(self) -> None:
+        """What the loop does around a step."""
+        self.manager.after_step(agreed=self.manager.is_due(self.state.step))
+
+
 @contextlib.contextmanager
-def snapshots_of(run: Path, config: Config, state: TrainingState, told: list[str]) -> Iterator[DiskTier]:
+def saving_of(run: Path, config: Config, state: TrainingState) -> Iterator[Saving]:
     """Saving begins here, and the writer process has ended after."""
-    snapshots = DiskTier(store_of(run), config, IDENTITY, state, False, told.append)
+    saving = Saving(run, config, state)
     try:
-        yield snapshots
+        yield saving
     finally:
-        snapshots.close(30.0)
+        saving.manager.close(30.0)
 
 
 LOSS = {"total": 0.0, "box": 0.5, "cls": 0.0, "dfl": 0.0}
@@ -655,28 +662,24 @@ def assert_equal(a: Any, b: Any, where: str = "checkpoint") -> None:
         assert a == b, where
 
 
-def step_ended(snapshots: DiskTier, state: TrainingState) -> None:
-    """What the loop does around a step."""
-    if snapshots.is_due(state.step):
-        snapshots.save_step(state)
-
-
-def test_epochs_are_saved_when_due_or_best_and_a_former_best_that_was_not_due_goes(run: Path, make_state: MakeState) -> None:
+def test_epochs_are_saved_when_due_or_best_and_a_former_best_that_was_not_due_goes(
+    run: Path, make_state: MakeState, told: list[str]
+) -> None:
     """Loss: the best epoch is not kept because no interval asked for it; or every former best is, and the disk fills up."""
     config = config_of(training={"epochs": 7, "checkpoint_interval": 3}, snapshots={"interval_seconds": None})
-    state, told = make_state(), list[str]()
+    state = make_state()
     metrics = [None, 0.1, 0.05, 0.3, 0.3, 0.2, 0.25]
     contents: dict[str, dict[str, Any]] = {}
-    with snapshots_of(run, config, state, told) as snapshots:
+    with saving_of(run, config, state) as saving:
         for epoch, metric in enumerate(metrics, start=1):
             train_a_step(state, float(epoch))
             state.end_epoch({"epoch": epoch, "mAP50-95": metric, "train_loss": 1.0 / epoch, "val_loss": None})
             contents[f"epoch_{epoch:03d}"] = content_of(state)
-            step_ended(snapshots, state)
-            snapshots.after_epoch(state)
-        snapshots.finish()
-        assert snapshots.writer.is_idle
-    assert told == [] and snapshots.count == 5, "2, 3, 4, 6 and 7; not 1 and 5, which are neither due nor better"
+            saving.step_ended()
+            saving.manager.after_epoch()
+        saving.manager.finish()
+        assert saving.disk.writer.is_idle
+    assert told == [] and saving.disk.count == 5, "2, 3, 4, 6 and 7; not 1 and 5, which are neither due nor better"
     found = manifests(run / "checkpoints")
     assert [(stem, one.due, one.metric) for stem, one in found.items()] == [
         ("epoch_003", True, 0.05),
@@ -702,55 +705,55 @@ def test_epochs_are_saved_when_due_or_best_and_a_former_best_that_was_not_due_go
 def test_an_epochs_state_that_only_memory_had_is_brought_to_the_disk(there: str, run: Path, make_state: MakeState) -> None:
     """Loss: a killed job's last epoch is found in memory, called finished, and thrown away with it."""
     config = config_of(training={"epochs": 2, "checkpoint_interval": 2}, snapshots={"interval_seconds": None})
-    state, told = make_state(), list[str]()
+    state = make_state()
     for epoch in (1, 2):
         train_a_step(state, float(epoch))
         state.end_epoch({"epoch": epoch, "step": epoch, "mAP50-95": None})
-    with snapshots_of(run, config, state, told) as snapshots:
+    with saving_of(run, config, state) as saving:
         if there == "a snapshot":
-            snapshots.save_now(make_manifest("step", state, "f" * 16), content_of(state))
+            assert saving.manager.save_now() == []
         elif there != "nothing":
-            snapshots.after_epoch(state)
-            snapshots.finish()
+            saving.manager.after_epoch()
+            saving.manager.finish()
         data = run / "checkpoints" / "epoch_002.pt"
         if there == "damaged":
             data.write_bytes(bytes(data.stat().st_size))
-    with snapshots_of(run, config, state, told) as snapshots:
-        snapshots.catch_up(state)
-        snapshots.finish()
-        assert snapshots.count == (0 if there == "the checkpoint" else 1)
+    with saving_of(run, config, state) as saving:
+        saving.manager.catch_up()
+        saving.manager.finish()
+        assert saving.disk.count == (0 if there == "the checkpoint" else 1)
         train_a_step(state, 3.0)
-        snapshots.catch_up(state)
-        assert snapshots.writer.is_idle, "in the middle of an epoch there is none to catch up with"
+        saving.manager.catch_up()
+        assert saving.disk.writer.is_idle, "in the middle of an epoch there is none to catch up with"
     assert_equal(torch.load(data, weights_only=True)["history"], state.history)
     assert Catalogue(run).defect_of(manifests(run / "checkpoints")["epoch_002"]) is None
 
 
-def test_snapshots_come_at_their_interval_and_hold_the_state_and_whose_it_is(run: Path, make_state: MakeState) -> None:
+def test_snapshots_come_at_their_interval_and_hold_the_state_and_whose_it_is(run: Path, make_state: MakeState, told: list[str]) -> None:
     """Loss: a snapshot of another step than its name says, one that cannot be told from one of another run, or too many."""
     config = config_of(training={"epochs": 2, "checkpoint_interval": 2}, snapshots={"interval_steps": 3, "keep": 2})
-    state, told = make_state("adamw"), list[str]()
+    state = make_state("adamw")
     content: dict[str, Any] = {}
     seen: list[list[str]] = []
-    with snapshots_of(run, config, state, told) as snapshots:
+    with saving_of(run, config, state) as saving:
         for step in range(1, 12):
             state.progress.seconds += 2.0
             train_a_step(state, float(step))
             content = content_of(state) if step == 9 else content
-            step_ended(snapshots, state)
-            assert snapshots.writer.drain(60.0)
+            saving.step_ended()
+            assert saving.disk.writer.drain(60.0)
             seen.append([path.stem for path in sorted((run / "snapshots").glob("*.pt"))])
-        told_bytes = expected_bytes(state)
+        told_bytes = state.expected_bytes()
         state.end_epoch({"epoch": 1, "mAP50-95": None})
-        snapshots.after_epoch(state)  # neither due nor evaluated
-        assert snapshots.writer.is_idle
+        saving.manager.after_epoch()  # neither due nor evaluated
+        assert saving.disk.writer.is_idle
         train_a_step(state, 12.0)
-        step_ended(snapshots, state)
-        assert not snapshots.writer.is_idle
-        snapshots.finish()
+        saving.step_ended()
+        assert not saving.disk.writer.is_idle
+        saving.manager.finish()
     three, six, nine, twelve = (f"step_{step:08d}" for step in (3, 6, 9, 12))
     assert seen == [[], [], [three], [three], [three], [three, six], [three, six], [three, six], [six, nine], [six, nine], [six, nine]]
-    assert told == [] and snapshots.count == 4
+    assert told == [] and saving.disk.count == 4
     found = manifests(run / "snapshots")
     assert list(found) == [nine, twelve] and names(run / "checkpoints") == []
     assert names(run / "snapshots") == [f"{stem}{suffix}" for stem in found for suffix in (".json", ".pt")]
@@ -761,28 +764,30 @@ def test_snapshots_come_at_their_interval_and_hold_the_state_and_whose_it_is(run
     assert {key: content[key] for key in IDENTITY} == IDENTITY
     assert found[nine].size <= told_bytes, "room that was foreseen is enough"
     other = make_state("adamw", seed=1)
-    loaded = newest(Catalogue(run), pytest.fail)
-    assert loaded is not None
+    loaded, passed_over = newest(Catalogue(run))
+    assert loaded is not None and passed_over == []
     other.apply(loaded.content)
     assert_equal(other.capture(), state.capture())
 
 
-def test_run_whose_last_checkpoint_cannot_be_written_says_so_and_does_not_end_well(run: Path, make_state: MakeState) -> None:
+def test_run_whose_last_checkpoint_cannot_be_written_says_so_and_does_not_end_well(
+    run: Path, make_state: MakeState, told: list[str]
+) -> None:
     """Loss: a run that reports success, and whose result is nowhere."""
     config = config_of(training={"epochs": 1}, snapshots={"interval_seconds": None, "patience_seconds": 0.2})
-    state, told = make_state(), list[str]()
-    with snapshots_of(run, config, state, told) as snapshots:
+    state = make_state()
+    with saving_of(run, config, state) as saving:
         (run / "checkpoints").rmdir()
         train_a_step(state, 1.0)
         state.end_epoch({"epoch": 1, "mAP50-95": 0.5})
-        snapshots.after_epoch(state)
+        saving.manager.after_epoch()
         with pytest.raises(CheckpointError, match=r"checkpoints/epoch_001\.pt.*snapshots\.patience_seconds"):
-            snapshots.finish()
+            saving.manager.finish()
         while not told:
-            snapshots.writer.poll(0.05)
-        assert "epoch_001.pt could not be written: No such file or directory" in told[0] and snapshots.count == 0
+            saving.disk.writer.poll(0.05)
+        assert "epoch_001.pt could not be written: No such file or directory" in told[0] and saving.disk.count == 0
         (run / "checkpoints").mkdir()
-        assert snapshots.writer.drain(60.0), "and it was not given up for good"
+        assert saving.disk.writer.drain(60.0), "and it was not given up for good"
     assert list(manifests(run / "checkpoints")) == ["epoch_001"]
     assert len(told) == 2
 
@@ -790,11 +795,11 @@ def test_run_whose_last_checkpoint_cannot_be_written_says_so_and_does_not_end_we
 def test_room_for_the_rest_of_a_run_is_foreseen(make_state: MakeState) -> None:
     """Loss: the disk is full in the last night of a week; or a run that would fit is warned of."""
     state = make_state()
-    one = expected_bytes(state)
+    one = state.expected_bytes()
 
     def files(epochs: int, present: list[Manifest], **snapshots: Any) -> float:
         training = {"epochs": epochs, "checkpoint_interval": 2}
-        return bytes_to_come(config_of(training=training, snapshots=snapshots), state, present) / one
+        return bytes_to_come(config_of(training=training, snapshots=snapshots), state.epoch, one, present) / one
 
     step = manifest_of({"step": 3, "epoch": 0, "samples": 24}, "step")
     assert files(7, [], interval_seconds=None) == 4 + 3, "2, 4, 6, 7, a best one, best.pt and its next draft"
@@ -809,14 +814,17 @@ def test_a_writer_whose_training_process_has_left_ends_without_a_word(run: Path)
     """Loss: a traceback in the terminal of everybody who stops a job, because an answer was on its way."""
     store = store_of(run)
     own, other = socket.socketpair()
+    connection = Connection(os.dup(own.fileno()))
     with other:
-        writer = subprocess.Popen([sys.executable, "-c", START], stdin=other.fileno(), stderr=subprocess.PIPE, text=True)
+        writer = subprocess.Popen([sys.executable, "-c", START_CODE], stdin=other.fileno(), stderr=subprocess.PIPE, text=True)
     buffer = StateBuffer(1 << 16, pinned=False)
     buffer.fill(state(1))
-    send(own, (run, store.fence, Policy()))
-    send(own, Request(manifest_of(state(1)), buffer.content), (buffer.descriptor,))
-    while not select.select([own], [], [], 0.1)[0]:
+    connection.send((run, store.fence, Policy()))
+    socket.send_fds(own, [b"."], [buffer.descriptor])
+    connection.send(Request(manifest_of(state(1)), buffer.content))
+    while not connection.poll(0.1):
         assert writer.poll() is None
     own.close()  # with the answer unread, as by a process that was killed
+    connection.close()
     assert writer.communicate(timeout=60)[1] == "" and writer.returncode == 0
     buffer.close()

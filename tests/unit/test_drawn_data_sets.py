@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -23,9 +24,10 @@ from tests.drawn.as_yolo import write_yolo
 from tests.drawn.expected import Expected
 from tests.drawn.model import DataSet, data_sets, tidy
 
-EXAMPLES = int(os.environ.get("GAI_YOLO_EXAMPLES", "150"))
+FEW, EXAMPLES = 40, int(os.environ.get("GAI_YOLO_EXAMPLES", "150"))
 WRITERS: dict[str, Callable[[DataSet, Path], Expected]] = {"coco": write_coco, "yolo": write_yolo, "voc": write_voc}
-drawn_often = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+drawn_so_often = partial(settings, deadline=None, suppress_health_check=list(HealthCheck))
+so_often = pytest.mark.parametrize("examples", [FEW, pytest.param(EXAMPLES, marks=pytest.mark.exhaustive)])
 
 
 def read(drawn: DataSet, form: str, root: Path) -> tuple[Expected, Index | str]:
@@ -57,31 +59,41 @@ def said(index: Index, folder: Path) -> dict[str, list[object]]:
     }
 
 
+@so_often
 @pytest.mark.parametrize("form", WRITERS)
-@drawn_often
-@given(drawn=data_sets())
-def test_what_is_read_is_what_was_drawn_or_is_counted(form: str, drawn: DataSet) -> None:
+def test_what_is_read_is_what_was_drawn_or_is_counted(form: str, examples: int) -> None:
     """Loss: an image or a box that is left out, or is another one than in the file, and nobody is told; and mAP of a perfect detector
     that is less than 1, because the data set is not what it is measured with."""
-    with tempfile.TemporaryDirectory() as folder:
-        expected, found = read(drawn, form, Path(folder) / "data")
-        refusal = expected.refusal()
-        event(f"refused: {refusal.lstrip('0123456789')[:16]}" if refusal else f"read, {len(expected.images)} images")
-        if refusal is not None:
-            assert isinstance(found, str) and refusal in found
-            return
-        assert isinstance(found, Index), found
-        expected.compare(found)
-    metrics = coco_metrics(found, [perfect(image) for image in found.images])
-    assert metrics.stats["mAP50-95"] == (pytest.approx(1.0) if expected.has_objects else UNDEFINED)
+
+    @drawn_so_often(max_examples=examples)
+    @given(drawn=data_sets())
+    def check(drawn: DataSet) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            expected, found = read(drawn, form, Path(folder) / "data")
+            refusal = expected.refusal()
+            event(f"refused: {refusal.lstrip('0123456789')[:16]}" if refusal else f"read, {len(expected.images)} images")
+            if refusal is not None:
+                assert isinstance(found, str) and refusal in found
+                return
+            assert isinstance(found, Index), found
+            expected.compare(found)
+        metrics = coco_metrics(found, [perfect(image) for image in found.images])
+        assert metrics.stats["mAP50-95"] == (pytest.approx(1.0) if expected.has_objects else UNDEFINED)
+
+    check()
 
 
-@settings(drawn_often, max_examples=EXAMPLES // 4)
-@given(drawn=data_sets().map(tidy))
-def test_the_same_data_set_in_three_formats_is_the_same(drawn: DataSet) -> None:
+@so_often
+def test_the_same_data_set_in_three_formats_is_the_same(examples: int) -> None:
     """Loss: results that depend on the form in which the same pictures were annotated."""
-    with tempfile.TemporaryDirectory() as folder:
-        found = {form: read(replace(drawn, layout=1 if form == "voc" else 0), form, Path(folder) / form)[1] for form in WRITERS}
-        coco, *others = (said(index, Path(folder) / form / "images" / "val") for form, index in found.items() if isinstance(index, Index))
-    assert [coco, coco] == others
-    assert len(coco) == len(drawn.pictures)
+
+    @drawn_so_often(max_examples=examples // 4)
+    @given(drawn=data_sets().map(tidy))
+    def check(drawn: DataSet) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            found = {form: read(replace(drawn, layout=1 if form == "voc" else 0), form, Path(folder) / form)[1] for form in WRITERS}
+            coco, *others = (said(one, Path(folder) / form / "images" / "val") for form, one in found.items() if isinstance(one, Index))
+        assert [coco, coco] == others
+        assert len(coco) == len(drawn.pictures)
+
+    check()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gai_yolo.distributed.exact_sum import (
     FALL_BITS,
     HEADROOM_BITS,
-    NOTHING,
+    NO_EXPONENT,
     ExactSum,
     GradientSum,
     expected,
@@ -248,31 +248,31 @@ def test_extreme_magnitudes_are_summed(exponent: int) -> None:
 def test_exponents_are_the_next_powers_of_two() -> None:
     """Loss: expectations off by one eat headroom; those of a zero or a NaN are taken for a magnitude."""
     values = torch.tensor([1.0, 0.99, 2.0, 3.0, 1e-40, 0.0, math.nan, math.inf])
-    assert exponents_of(values) == [1, 0, 2, 2, -132, NOTHING, NOTHING, NOTHING]
+    assert exponents_of(values) == [1, 0, 2, 2, -132, NO_EXPONENT, NO_EXPONENT, NO_EXPONENT]
 
 
 def test_expectations_rise_at_once_and_fall_slowly() -> None:
     """Loss: one batch without objects makes the next one overflow; a parameter without gradient forgets what it was."""
-    assert followed([3, 3, 3, 3, NOTHING], [9, 3, -20, NOTHING, 5]) == [9, 3, 2, 3, 5]
-    assert followed(None, [4, NOTHING]) == [4, NOTHING]
-    assert followed(None, [NOTHING, NOTHING]) is None, "fp16 that has not found its scale yet"
+    assert followed([3, 3, 3, 3, NO_EXPONENT], [9, 3, -20, NO_EXPONENT, 5]) == [9, 3, 2, 3, 5]
+    assert followed(None, [4, NO_EXPONENT]) == [4, NO_EXPONENT]
+    assert followed(None, [NO_EXPONENT, NO_EXPONENT]) is None, "fp16 that has not found its scale yet"
 
 
 def test_what_was_never_seen_is_expected_to_be_as_large_as_the_others() -> None:
     """Loss: the first gradient of a parameter overflows."""
-    assert expected([3, NOTHING, -7]) == [3, 3, -7]
-    assert expected([NOTHING, NOTHING]) == [0, 0]
+    assert expected([3, NO_EXPONENT, -7]) == [3, 3, -7]
+    assert expected([NO_EXPONENT, NO_EXPONENT]) == [0, 0]
 
 
 @pytest.mark.parametrize(
     ("exponents", "norms", "answer"),
     [
         ([5, 5], [5, -50], False),  # what it is added to is larger
-        ([5, 5], [5, NOTHING], False),
-        ([5, NOTHING], [5, NOTHING], False),
-        ([5, NOTHING], [5, 5 - FALL_BITS], False),
-        ([5, NOTHING], [5, 4 - FALL_BITS], True),
-        ([5, NOTHING], [5, 99], False),
+        ([5, 5], [5, NO_EXPONENT], False),
+        ([5, NO_EXPONENT], [5, NO_EXPONENT], False),
+        ([5, NO_EXPONENT], [5, 5 - FALL_BITS], False),
+        ([5, NO_EXPONENT], [5, 4 - FALL_BITS], True),
+        ([5, NO_EXPONENT], [5, 99], False),
     ],
 )
 def test_a_first_gradient_that_is_small_is_too_coarse(exponents: list[int], norms: list[int], answer: bool) -> None:

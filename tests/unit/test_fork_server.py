@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
-from gai_yolo.launcher import processes
+from gai_yolo import processes
 from gai_yolo.launcher.command import worker_command
-from gai_yolo.launcher.fork_server import imported_names, is_like, preload
-from gai_yolo.launcher.forking import fork_server_for
+from gai_yolo.launcher.fork_server import ForkServer, is_like, preload
 from tests.harness import environment
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="forks are adopted on Linux only")
@@ -43,11 +42,16 @@ os.environ["HEAVY"] = "1"
 """
 AGENT = """
 import json, os, signal, subprocess, sys, time
+from multiprocessing import Pipe
 from pathlib import Path
-from gai_yolo.launcher.forking import ForkServer
+from gai_yolo.launcher.fork_server import ForkServer, start_server
 script, command = sys.argv[1], lambda *more: [sys.executable, "-u", sys.argv[1], *more]
 start = dict(os.environ)
 found = {"agent": os.getpid()}
+servers = []
+def start_noted(requests, command):
+    servers.append(start_server(requests, command))
+    return servers[-1]
 def ask(server, args, rank, **more):
     return server.fork(args, {**start, "RANK": rank, "TORCHELASTIC_RESTART_COUNT": rank, **more})
 """
@@ -161,12 +165,12 @@ def test_nothing_is_forked_where_a_fork_would_not_be_as_good(why: str, tmp_path:
     found = agent(
         tmp_path,
         f'Path("code/script.py").write_text("import {name.removesuffix(".py")}\\n" + Path("code/script.py").read_text())\n'
-        'server = ForkServer(command("a"))\n'
+        'server = ForkServer(command("a"), start_noted)\n'
         'found["forked"] = [ask(server, command("a"), rank) is not None for rank in "01"]\n'
-        'found["alive"] = server._process.poll() is None',
+        'found["ends"] = [one.poll() for one in servers]',
     )
     assert found["forked"] == [why == "none"] * 2
-    assert found["alive"], "and it is not made ready again and again"
+    assert found["ends"] == [None], "and it is not made ready again and again"
 
 
 @linux
@@ -174,13 +178,26 @@ def test_fork_whose_id_was_lost_does_not_run_beside_its_successor(tmp_path: Path
     """Loss: two processes of one rank, of which nobody knows the first."""
     found = agent(
         tmp_path,
-        'server = ForkServer(command("wait"))\n'
+        "import threading\n"
+        "def relay(theirs, ours):\n"  # the first answer arrives, the second one is lost with the server
+        "    ours.send(theirs.recv())\n"
+        "    theirs.send(ours.recv())\n"
+        "    ours.send(theirs.recv())\n"
+        '    found["lost"] = ours.recv()\n'
+        "    servers[0].kill()\n"
+        "    theirs.close()\n"
+        "def start_relayed(requests, command):\n"
+        "    if servers:\n"
+        "        return start_noted(requests, command)\n"
+        "    ours, its = Pipe()\n"
+        "    with its:\n"
+        "        server = start_noted(its, command)\n"
+        "    threading.Thread(target=relay, args=(type(requests)(os.dup(requests.fileno())), ours)).start()\n"
+        "    return server\n"
+        'server = ForkServer(command("wait"), start_relayed)\n'
         'known = ask(server, command("wait"), "0")\n'
-        'server._channel.sendall((json.dumps({**start, "RANK": "1"}) + "\\n").encode())\n'
-        "lost = int(server._answers.readline())\n"
-        "os.kill(server.pid, signal.SIGKILL)\n"
         'found["none"] = ask(server, command("wait"), "1") is None\n'
-        'found["ends"] = [os.waitstatus_to_exitcode(os.waitpid(lost, 0)[1]), known.poll()]\n'
+        'found["ends"] = [os.waitstatus_to_exitcode(os.waitpid(found["lost"], 0)[1]), known.poll()]\n'
         "os.kill(known.pid, signal.SIGKILL)",
     )
     assert found["none"] and found["ends"] == [-9, None]
@@ -192,12 +209,12 @@ def test_ends_are_known_though_the_starter_ignores_its_children(tmp_path: Path) 
     found = agent(
         tmp_path,
         "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
-        'server = ForkServer(command("end"))\n'
+        'server = ForkServer(command("end"), start_noted)\n'
         "signal.signal(signal.SIGCHLD, signal.SIG_DFL)\n"
         'found["codes"] = [ask(server, command("end"), rank).wait(20) for rank in "01"]\n'
-        'found["alive"] = server._process.poll() is None',
+        'found["ends"] = [one.poll() for one in servers]',
     )
-    assert found["codes"] == [7, 7] and found["alive"]
+    assert found["codes"] == [7, 7] and found["ends"] == [None]
 
 
 @linux
@@ -205,14 +222,17 @@ def test_server_ends_without_a_word_when_its_agent_has_not_read_the_answer(tmp_p
     """Loss: a traceback beside the one sentence that says what to mend."""
     found = agent(
         tmp_path,
-        'server = ForkServer(command("end"))\n'
-        'found["code"] = ask(server, command("end"), "0").wait(20)\n'
-        'server._channel.sendall((json.dumps({**start, "RANK": "1"}) + "\\n").encode())\n'
-        "import select\n"
-        "select.select([server._channel], [], [], 20)\n"
-        "server._answers.close()\n"
-        "server._channel.close()\n"
-        'found["server"] = server._process.wait(20)',
+        "from gai_yolo.processes import adopt_orphans\n"
+        "adopt_orphans()\n"
+        "ours, its = Pipe()\n"
+        "with its:\n"
+        '    server = start_server(its, command("end"))\n'
+        'ours.send({**start, "RANK": "0"})\n'
+        'found["code"] = os.waitstatus_to_exitcode(os.waitpid(ours.recv(), 0)[1])\n'
+        'ours.send({**start, "RANK": "1"})\n'
+        "assert ours.poll(20)\n"
+        "ours.close()\n"
+        'found["server"] = server.wait(20)',
     )
     assert (found["code"], found["server"], found["stderr"]) == (7, 0, "")
 
@@ -220,7 +240,8 @@ def test_server_ends_without_a_word_when_its_agent_has_not_read_the_answer(tmp_p
 def test_no_fork_server_where_orphans_cannot_be_adopted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss: workers that are children of another process: each seems to have ended at once."""
     monkeypatch.setattr(processes, "_prctl", lambda *_: -1)
-    assert fork_server_for([sys.executable, "-u", "script.py"]) is None
+    with pytest.raises(OSError, match="orphans"):
+        ForkServer([sys.executable, "-u", "script.py"])
 
 
 @linux
@@ -253,21 +274,32 @@ def _state(pid: int) -> str:
         return ""
 
 
-def test_imports_are_those_made_before_anything_else() -> None:
-    source = b"""'''Docs.'''
+def test_imports_are_those_made_before_anything_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("plain", "first", "second", "package_of_one", "package_of_one.module", "late", "conditional", "inner", "broken")
+    for name in names:
+        path = tmp_path / f"early_{name.replace('.', '/')}.py"
+        if name == "package_of_one":
+            path = tmp_path / f"early_{name}" / "__init__.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("raise ValueError" if name == "broken" else "")
+    monkeypatch.syspath_prepend(tmp_path)
+    preload(b"""'''Docs.'''
 from __future__ import annotations
-import os, torch.nn as nn
-from gai_yolo.job.run import run_job
+import early_broken
+import early_plain, early_first as second
+from early_package_of_one.module import run_job
 from . import relative
 from typing import *
+import early_second
 if True:
-    import conditional
+    import early_conditional
 def f():
-    import inner
+    import early_inner
 os.environ["HOME"] = "elsewhere"
-import transformers
-"""
-    assert imported_names(source) == ["os", "torch.nn", "gai_yolo.job.run", "gai_yolo.job.run.run_job", "typing"]
+import early_late
+""")
+    found = {name for name in names if f"early_{name}" in sys.modules}
+    assert found == {"plain", "first", "second", "package_of_one", "package_of_one.module"}
 
 
 def test_module_does_not_take_the_place_of_a_function_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,7 +310,7 @@ def test_module_does_not_take_the_place_of_a_function_of_its_name(tmp_path: Path
     (package / "tool.py").write_text("")
     (package / "other.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
-    preload(imported_names(b"from twofold_package import tool, other, missing"))
+    preload(b"from twofold_package import tool\nfrom twofold_package import other\nfrom twofold_package import missing")
     import twofold_package  # type: ignore[import-not-found]
 
     assert twofold_package.tool() == 5 and "twofold_package.other" in sys.modules

@@ -8,7 +8,7 @@ import random
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from gai_yolo.errors import Ending
 from gai_yolo.goodput.causes import KILLED
-from gai_yolo.goodput.record import Phase, parse_records
+from gai_yolo.goodput.record import Phase, Record, parse_records
 from gai_yolo.goodput.report import SILENCE, as_json, from_json, report, scalars
-from gai_yolo.goodput.timeline import PARTS
+from gai_yolo.goodput.timeline import TIME_PARTS
 from tests.starts import EPOCH, TICK, Node
 
 thorough = settings(max_examples=200, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
@@ -33,7 +33,7 @@ class Job:
     choose: Callable[[Any], Any]
     now: float = 0.0
     parts: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    records: list[dict[str, Any]] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
     """In the order in which they were completed."""
     position: int = 0
@@ -49,7 +49,7 @@ class Job:
         record = node.end(ending)
         self.records.append(record)
         for number_of_node in range(self.choose(st.integers(0, 2))):  # nodes whose last entry is a little older
-            self.records.append({**record, "node": f"b{number_of_node}", "id": f"{number} {number_of_node}", "pending_seconds": 0.0})
+            self.records.append(replace(record, node=f"b{number_of_node}", id=f"{number} {number_of_node}", pending_seconds=0.0))
         self.now = node.clock.now - EPOCH
 
     def live(self, node: Node) -> float:
@@ -121,7 +121,7 @@ def test_any_schedule_of_deaths_is_accounted_for_to_the_last_second(figure: Call
         found = report(job.records)
         assert sum(found.seconds.values()) == pytest.approx(found.wall, abs=1e-6)
         assert found.wall == pytest.approx(job.now, abs=1e-6)
-        assert found.seconds == pytest.approx({part: job.parts[part] for part in PARTS}, abs=1e-6)
+        assert found.seconds == pytest.approx({part: job.parts[part] for part in TIME_PARTS}, abs=1e-6)
         assert found.useful_steps == len(set(job.steps))
         assert found.replayed_steps == len(job.steps) - len(set(job.steps))
         assert found.lost_steps == job.went_back
@@ -138,7 +138,7 @@ def test_any_schedule_of_deaths_is_accounted_for_to_the_last_second(figure: Call
 
 
 @st.composite
-def any_record(draw: st.DrawFn) -> dict[str, Any]:
+def any_record(draw: st.DrawFn) -> Record:
     """What some process may have left behind, whenever it lived."""
     node = Node(
         draw(st.integers(0, 100 * 64)) * TICK, draw(st.integers(1, 5)), draw(st.sampled_from("abc")), start=draw(st.sampled_from("xyzuvw"))
@@ -158,7 +158,7 @@ def test_no_second_is_counted_twice_whatever_overlaps(figure: Callable[[str], No
 
     @thorough
     @given(st.lists(any_record(), min_size=1, max_size=8), st.none() | st.integers(0, 200).map(lambda late: EPOCH + late))
-    def check(records: list[dict[str, Any]], now: float | None) -> None:
+    def check(records: list[Record], now: float | None) -> None:
         nonlocal overlapping
         found = report(records, now)
         assert sum(found.seconds.values()) == pytest.approx(found.wall, abs=1e-6)
@@ -212,7 +212,7 @@ def test_a_start_that_did_not_know_of_the_others_is_set_right() -> None:
     assert (found.seconds["useful"], found.seconds["replayed"]) == (20.0, 10.0)
 
 
-def finished_run(began: float, number: int, origin: int, last: int) -> dict[str, Any]:
+def finished_run(began: float, number: int, origin: int, last: int) -> Record:
     """A start that reached the end."""
     node = Node(began, number)
     node.load(origin, known=origin)
@@ -297,7 +297,7 @@ def test_causes(ends: dict[str, tuple[float, Ending | None]], expected: tuple[st
     for name, (end, ending) in ends.items():
         node = Node(0.0, 1, name.partition(" ")[0], len(ends))
         node.spend(Phase.STEP, float(end))
-        records.append({**node.end(ending), "local_rank": int(name.partition(" ")[2] or 0)})
+        records.append(replace(node.end(ending), local_rank=int(name.partition(" ")[2] or 0)))
     for order in itertools.permutations(records):
         (interruption,) = report(order).interruptions
         assert (interruption.cause, interruption.node) == expected
@@ -306,21 +306,21 @@ def test_causes(ends: dict[str, tuple[float, Ending | None]], expected: tuple[st
 def test_shares_for_tensorboard_are_percent_and_add_up() -> None:
     """Loss: curves that nobody can read."""
     values = scalars(report([finished_run(0.0, 1, 0, 12)]))
-    assert sum(values[f"Goodput/{part}"] for part in PARTS) == pytest.approx(100)
+    assert sum(values[f"Goodput/{part}"] for part in TIME_PARTS) == pytest.approx(100)
     assert (values["Goodput/useful"], values["Goodput/replayed_steps"], values["Goodput/interruptions"]) == (75.0, 0, 0)
 
 
 def test_no_records_and_foreign_accounts_are_errors() -> None:
     """Loss: an account of nothing that says all is well."""
-    for records in ([], [{"format": 2}]):
-        with pytest.raises(ValueError, match="no start"):
-            report(records)
+    assert parse_records([{"format": 2}]) == []
+    with pytest.raises(ValueError, match="no start"):
+        report([])
     for text in ("", "[]", "{}", as_json(report([finished_run(0.0, 1, 0, 1)]))[:-20]):
         with pytest.raises(ValueError, match=r"."):
             from_json(text)
 
 
-def many_starts(count: int) -> list[dict[str, Any]]:
+def many_starts(count: int) -> list[Record]:
     """Records of starts that overlap a little, went back a little, and of which some died before they knew their step."""
     records = []
     for number in range(1, count + 1):
@@ -337,7 +337,7 @@ def many_starts(count: int) -> list[dict[str, Any]]:
 def test_the_work_of_an_account_grows_with_the_number_of_starts_and_no_faster() -> None:
     """Loss: on machines that die often the account takes seconds, at every epoch's end and in the seconds of grace."""
 
-    def calls(records: list[dict[str, Any]]) -> int:
+    def calls(records: list[Record]) -> int:
         count = 0
 
         def profile(frame: object, event: str, argument: object) -> None:
@@ -360,7 +360,7 @@ def test_what_starts_have_in_common_is_found_as_by_looking_at_each_pair() -> Non
     """Loss: an account that is quick and wrong."""
     records = many_starts(60)
     found = report(records)
-    starts = {one.number: one for one in parse_records(records)}
+    starts = {one.number: one for one in records}
     for interruption in found.interruptions:
         later = [starts[number] for number in range(interruption.number + 1, 61)]
         assert interruption.world_after == (later[0].world_size if later else None)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch._C._distributed_c10d import PrefixStore
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousParameters
 
 from gai_yolo.cli.main import main
@@ -33,22 +33,21 @@ from gai_yolo.launcher.verdict import (
     CLOSED,
     FAILED,
     IN_VAIN,
-    KILLED,
-    LEAST_SECONDS,
-    MOST_IN_VAIN,
+    KILLED_AT_ONCE,
+    LEAST_VAIN_SECONDS,
+    MOST_VAIN_ENDS,
     OBSTRUCTED,
     RENDEZVOUS_LOST,
     TERMINATED,
     End,
     History,
-    Outcome,
     RestartCounter,
     backoff,
     clear_outcome,
     read_outcome,
-    write_outcome,
 )
 from gai_yolo.supervision.outcome import VARIABLE as OUTCOME_VARIABLE
+from gai_yolo.supervision.outcome import Outcome, write_outcome
 
 BY_SIGTERM = -signal.SIGTERM
 BY_SIGKILL = -signal.SIGKILL
@@ -164,7 +163,7 @@ def test_environment_of_an_operator_does_not_reach_the_agent() -> None:
         (End(TERMINATED, 5, Outcome(Ending.LEFT, "left")), 75),
         (End(CLOSED, 5), 0),
         (End(IN_VAIN, 5), None),
-        (End(KILLED, 5), None),
+        (End(KILLED_AT_ONCE, 5), None),
         (End(OBSTRUCTED, 5, Outcome(Ending.WAITING, "the disk is full.")), None),
         (End(TERMINATED, 5, Outcome(Ending.WAITING, "the disk is full."), signal.SIGTERM), 143),
         (End(TERMINATED, 5, Outcome(Ending.DIVERGED, "nan")), 2),
@@ -223,15 +222,15 @@ def test_a_script_that_fails_at_once_is_given_up_after_five_times_and_half_a_min
     reboots."""
     crash, lost, long, typo = End(FAILED, 3), End(RENDEZVOUS_LOST, 3), End(FAILED, 300), End(IN_VAIN, 6)
     said = End(FAILED, 3, Outcome(Ending.FAILED, "failed: KeyError: 7"))
-    for end, expected in ((crash, MOST_IN_VAIN), (said, MOST_IN_VAIN), (End(FAILED, 0.1), MOST_IN_VAIN + 1), (typo, 4)):
+    for end, expected in ((crash, MOST_VAIN_ENDS), (said, MOST_VAIN_ENDS), (End(FAILED, 0.1), MOST_VAIN_ENDS + 1), (typo, 4)):
         number, seconds = until_given_up(History(), repeat(end)) or (0, 0.0)
-        assert number == expected and seconds >= LEAST_SECONDS
-    before = [crash] * (MOST_IN_VAIN - 1)
+        assert number == expected and seconds >= LEAST_VAIN_SECONDS
+    before = [crash] * (MOST_VAIN_ENDS - 1)
     assert until_given_up(History(), [*before, lost, *before, long, *before]) is None
 
 
 @pytest.mark.parametrize(
-    "end", [End(KILLED, 3), End(BY_SIGKILL, 3), End(-signal.SIGBUS, 3)], ids=["workers", "agent", "shared memory is full"]
+    "end", [End(KILLED_AT_ONCE, 3), End(BY_SIGKILL, 3), End(-signal.SIGBUS, 3)], ids=["workers", "agent", "shared memory is full"]
 )
 def test_sudden_deaths_never_end_a_job_and_slow_it_down(end: End) -> None:
     """A job that is over for good because a machine was short of memory five times in a row."""
@@ -263,22 +262,22 @@ class Workers:
         self.now = 0.0
         self.path = folder / "outcome.json"
         self.exit_codes: Sequence[int] = ()
-        self.starts = RestartCounter(self.path, lambda: self.now, lambda: self.exit_codes)
+        self.counter = RestartCounter(self.path, lambda: self.now, lambda: self.exit_codes)
 
     def run(self, seconds: float, *exit_codes: int, said: Ending | None = None, resized: bool = False) -> int | None:
         """One start; returns what the agent is to do after it."""
-        self.starts.begun()
+        self.counter.begun()
         self.now += seconds
         self.exit_codes = exit_codes
         if said is not None:
             write_outcome(self.path, Outcome(said, ""))
-        return self.starts.before(resized)
+        return self.counter.before(resized)
 
 
 def test_workers_that_fail_at_once_are_left_to_the_launcher(tmp_path: Path) -> None:
     """A hundred tracebacks of one typo; a node that is given up because others came and went."""
     workers = Workers(tmp_path)
-    assert workers.starts.before(resized=False) is None
+    assert workers.counter.before(resized=False) is None
     assert [workers.run(1, 1) for _ in range(2)] == [None] * 2
     assert workers.run(40, 1) is None
     assert [workers.run(1, 1) for _ in range(2)] == [None] * 2
@@ -293,7 +292,7 @@ def test_workers_that_fail_at_once_are_left_to_the_launcher(tmp_path: Path) -> N
 def test_workers_that_are_killed_at_once_slow_the_node_down_and_no_more(exit_codes: tuple[int, ...], tmp_path: Path) -> None:
     """A job that is over for good because its processes were killed while they started, or missed one that was."""
     workers = Workers(tmp_path)
-    assert [workers.run(1, *exit_codes) for _ in range(3)] == [None, None, KILLED]
+    assert [workers.run(1, *exit_codes) for _ in range(3)] == [None, None, KILLED_AT_ONCE]
 
 
 def test_workers_that_wait_leave_the_waiting_to_the_launcher(tmp_path: Path) -> None:
@@ -379,14 +378,14 @@ def test_first_endpoint_is_waited_for_at_the_start_only() -> None:
 
 
 def test_nothing_is_decided_before_every_endpoint_was_looked_at() -> None:
-    """A host that is back begins a second job on its own empty board, because it has not seen the first yet."""
+    """A host that is back begins a second job on its own empty store, because it has not seen the first yet."""
     attachment = EndpointElection(60.0, 0.0)
     assert attachment.update([Look(0, 0), None], 30.0) is None
     assert index(attachment.update([Look(0, 0), Look(3, 0)], 31.0)) == 1
 
 
 def test_host_that_is_back_after_a_moment_lets_the_others_find_it_again() -> None:
-    """A newcomer that begins another run on an empty board, a blink before the survivors tell it of theirs."""
+    """A newcomer that begins another run on an empty store, a blink before the survivors tell it of theirs."""
     cluster = Cluster()
     assert cluster.see(0, 0) is None
     assert index(cluster.see(2, 0)) == 0
@@ -443,7 +442,7 @@ def test_this_machine_is_known_by_its_addresses_or_by_the_name_it_was_given() ->
 
 @pytest.fixture
 def server() -> Iterator[tuple[KeyValueServer, Endpoint, list[float]]]:
-    """A served board, where it is, and the time by its clock."""
+    """A served store, where it is, and the time by its clock."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -458,22 +457,22 @@ Served = tuple[KeyValueServer, Endpoint, list[float]]
 
 
 @pytest.fixture(params=["file", "tcp", "dictionary"])
-def board(request: pytest.FixtureRequest, tmp_path: Path, server: Served) -> KeyValueStore:
-    """Every kind of board."""
+def store(request: pytest.FixtureRequest, tmp_path: Path, server: Served) -> KeyValueStore:
+    """Every kind of store."""
     if request.param == "tcp":
         return TcpKeyValueStore(server[1], SECRET, 5.0)
     return FileKeyValueStore(tmp_path / "board", SECRET) if request.param == "file" else InMemoryKeyValueStore()
 
 
-def test_notes_are_left_and_swapped(board: KeyValueStore) -> None:
+def test_values_are_set_and_swapped(store: KeyValueStore) -> None:
     """Nodes that disagree on who is in the job."""
     anything = bytes(range(256))
-    board.write({"a": anything, "torch.rendezvous.run/b": b""})
-    assert board.read(["a", "b", "torch.rendezvous.run/b"]) == [anything, None, b""]
-    assert (board.add("n", 2), board.add("n", -5)) == (2, -3)
-    assert board.swap("s", b"", b"one") == b"one"
-    assert board.swap("s", b"", b"two") == b"one"
-    assert board.swap("s", b"one", b"two") == b"two"
+    store.write({"a": anything, "torch.rendezvous.run/b": b""})
+    assert store.read(["a", "b", "torch.rendezvous.run/b"]) == [anything, None, b""]
+    assert (store.add("n", 2), store.add("n", -5)) == (2, -3)
+    assert store.swap("s", b"", b"one") == b"one"
+    assert store.swap("s", b"", b"two") == b"one"
+    assert store.swap("s", b"one", b"two") == b"two"
 
 
 @pytest.mark.parametrize("kind", ["file", "tcp"])
@@ -481,30 +480,30 @@ def test_changes_of_several_nodes_do_not_get_lost(kind: str, tmp_path: Path, ser
     """A barrier that waits for ever for a node which was there."""
 
     def count() -> None:
-        board: KeyValueStore = FileKeyValueStore(tmp_path / "board", SECRET) if kind == "file" else TcpKeyValueStore(server[1], SECRET, 5.0)
+        store: KeyValueStore = FileKeyValueStore(tmp_path / "board", SECRET) if kind == "file" else TcpKeyValueStore(server[1], SECRET, 5.0)
         for _ in range(25):
-            board.add("n", 1)
+            store.add("n", 1)
 
     threads = [threading.Thread(target=count) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    board: KeyValueStore = FileKeyValueStore(tmp_path / "board", SECRET) if kind == "file" else TcpKeyValueStore(server[1], SECRET, 5.0)
-    assert board.read(["n"]) == [b"100"]
+    store: KeyValueStore = FileKeyValueStore(tmp_path / "board", SECRET) if kind == "file" else TcpKeyValueStore(server[1], SECRET, 5.0)
+    assert store.read(["n"]) == [b"100"]
 
 
 @pytest.mark.timeout(30)
-def test_a_board_ends_while_others_are_asking(server: Served) -> None:
+def test_a_store_ends_while_others_are_asking(server: Served) -> None:
     """Loss: the launcher that serves it hangs for a minute at the job's end, because a connection has not noticed that it is to end."""
     started = threading.Barrier(9)
 
     def ask() -> None:
-        board = TcpKeyValueStore(server[1], SECRET, 5.0)
+        store = TcpKeyValueStore(server[1], SECRET, 5.0)
         started.wait()
         with contextlib.suppress(OSError, EOFError):
             while True:
-                board.read(["n"])
+                store.read(["n"])
 
     asking = [threading.Thread(target=ask, daemon=True) for _ in range(8)]
     for thread in asking:
@@ -521,17 +520,17 @@ def test_a_board_ends_while_others_are_asking(server: Served) -> None:
 def test_change_that_was_cut_short_has_not_happened(bytes_written: int, tmp_path: Path) -> None:
     """A rendezvous that no node can read any more, because one was killed while it wrote, or the disk was full."""
     path = tmp_path / "board"
-    board = FileKeyValueStore(path, SECRET)
-    board.write({"a": b"1"})
-    board.write({"a": b"2"})
+    store = FileKeyValueStore(path, SECRET)
+    store.write({"a": b"1"})
+    store.write({"a": b"2"})
     before = path.read_bytes()
-    board.write({"a": b"3"})
+    store.write({"a": b"3"})
     after = path.read_bytes()
     first = next(position for position in range(len(before)) if before[position] != after[position])
     path.write_bytes(before[:first] + after[first : first + bytes_written] + before[first + bytes_written :])
-    assert board.read(["a"]) == [b"2"]
-    board.write({"a": b"4"})
-    assert board.read(["a"]) == [b"4"]
+    assert store.read(["a"]) == [b"2"]
+    store.write({"a": b"4"})
+    assert store.read(["a"]) == [b"4"]
 
 
 def test_file_of_another_kind_is_left_alone(tmp_path: Path) -> None:
@@ -543,39 +542,39 @@ def test_file_of_another_kind_is_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == "model: n"
 
 
-def test_board_does_not_grow_with_the_rounds() -> None:
+def test_store_does_not_grow_with_the_rounds() -> None:
     """A rendezvous file of gigabytes after a month of spot machines."""
-    notes = InMemoryKeyValueStore()
-    notes.write({"torch.rendezvous.run": b"state", "job/run": b"run"})
+    store = InMemoryKeyValueStore()
+    store.write({"torch.rendezvous.run": b"state", "job/run": b"run"})
     for number in range(50):
-        notes.write({f"torch.rendezvous.run.{number}/{name}": b"x" for name in "abc"})
-    assert len(notes.content) == 2 + 2 * 3
-    assert notes.read(["torch.rendezvous.run", "torch.rendezvous.run.49/a", "torch.rendezvous.run.48/a"]).count(None) == 0
+        store.write({f"torch.rendezvous.run.{number}/{name}": b"x" for name in "abc"})
+    assert len(store.content) == 2 + 2 * 3
+    assert store.read(["torch.rendezvous.run", "torch.rendezvous.run.49/a", "torch.rendezvous.run.48/a"]).count(None) == 0
 
 
 def test_launchers_are_counted_while_they_are_heard_of(server: Served) -> None:
     """A dead launcher that others keep waiting for, or a living one that they do not see."""
     server_, endpoint, now = server
     first, second = TcpKeyValueStore(endpoint, SECRET, 5.0), TcpKeyValueStore(endpoint, SECRET, 5.0)
-    assert first.launchers("job", "a", attached=True) == 1
-    assert second.launchers("job", "b", attached=False) == 1, "who only looks is not counted"
-    assert second.launchers("job", "b", attached=True) == 2
-    assert second.launchers("other job", "b", attached=False) == 0
+    assert first.launchers("job", "a", goes_by_it=True) == 1
+    assert second.launchers("job", "b", goes_by_it=False) == 1, "who only looks is not counted"
+    assert second.launchers("job", "b", goes_by_it=True) == 2
+    assert second.launchers("other job", "b", goes_by_it=False) == 0
     now[0] += LIVE_SECONDS / 2
-    first.launchers("job", "a", attached=True)
+    first.launchers("job", "a", goes_by_it=True)
     now[0] += LIVE_SECONDS / 2
     assert server_.launchers("job") == 1
-    assert first.launchers("job", "a", attached=False) == 0
+    assert first.launchers("job", "a", goes_by_it=False) == 0
 
 
-def test_board_that_was_lost_stays_lost(server: Served) -> None:
-    """An agent that goes on with an empty board, on which it is no member, and never hears of those who come."""
+def test_store_that_was_lost_stays_lost(server: Served) -> None:
+    """An agent that goes on with an empty store, on which it is no member, and never hears of those who come."""
     _, endpoint, _ = server
-    board = TcpKeyValueStore(endpoint, SECRET, 5.0)
-    board.write({"a": b"1"})
-    board.close()
+    store = TcpKeyValueStore(endpoint, SECRET, 5.0)
+    store.write({"a": b"1"})
+    store.close()
     with pytest.raises(ConnectionError, match="was lost"):
-        board.read(["a"])
+        store.read(["a"])
 
 
 def test_server_that_does_not_answer_is_noticed() -> None:
@@ -599,50 +598,50 @@ def test_server_outlives_what_is_no_request(server: Served) -> None:
 @pytest.mark.parametrize("names", [numbered("job"), random_name])
 def test_nodes_agree_on_a_run_until_it_has_succeeded(names: Callable[[str | None], str]) -> None:
     """A rendezvous file that serves once; a `--fresh` that counts again after every restart."""
-    board = InMemoryKeyValueStore()
-    first = agree_on_run(board, "job", None, names)
-    assert agree_on_run(board, "job", None, names) == agree_on_run(board, "job", first, names) == first
-    close_run(board, "job", first)
+    store = InMemoryKeyValueStore()
+    first = agree_on_run(store, "job", None, names)
+    assert agree_on_run(store, "job", None, names) == agree_on_run(store, "job", first, names) == first
+    close_run(store, "job", first)
     with pytest.raises(JobDone):
-        agree_on_run(board, "job", first, names)
-    second = agree_on_run(board, "job", None, names)
+        agree_on_run(store, "job", first, names)
+    second = agree_on_run(store, "job", None, names)
     assert second != first
-    assert agree_on_run(board, "job", None, names) == second
+    assert agree_on_run(store, "job", None, names) == second
     with pytest.raises(JobDone):
-        agree_on_run(board, "job", first, names)
-    assert agree_on_run(board, "another job", None, names) is not None
+        agree_on_run(store, "job", first, names)
+    assert agree_on_run(store, "another job", None, names) is not None
 
 
-def test_run_outlives_its_board() -> None:
+def test_run_outlives_its_store() -> None:
     """A rendezvous host's restart that workers take for another job's start."""
-    board = InMemoryKeyValueStore()
-    claim_run(board, "job", "gai-yolo-1234")
-    assert agree_on_run(board, "job", None, random_name) == "gai-yolo-1234"
+    store = InMemoryKeyValueStore()
+    claim_run(store, "job", "gai-yolo-1234")
+    assert agree_on_run(store, "job", None, random_name) == "gai-yolo-1234"
     assert agree_on_run(InMemoryKeyValueStore(), "job", "gai-yolo-1234", random_name) == "gai-yolo-1234"
     assert [numbered("job")(before) for before in (None, "job-1", "job-41")] == ["job-1", "job-2", "job-42"]
 
 
-class BrokenBoard(InMemoryKeyValueStore):
+class BrokenStore(InMemoryKeyValueStore):
     """Its host is gone."""
 
-    def write(self, notes: Mapping[str, bytes]) -> None:
+    def write(self, values: Mapping[str, bytes]) -> None:
         """Nobody answers."""
-        del notes
+        del values
         raise TimeoutError("timed out")
 
 
-def test_board_serves_torch_as_a_store(board: KeyValueStore) -> None:
+def test_store_serves_torch_as_one_of_its_own(store: KeyValueStore) -> None:
     """An agent that finds out in the middle of a rendezvous that its store is none."""
-    of_python = TorchStore(board, 0.3)
-    store: Any = PrefixStore("torch.rendezvous.run.0", of_python)
-    store.set("a", "1")
-    store.multi_set(["b", "c"], ["2", "3"])
-    assert (store.get("a"), store.multi_get(["a", "b", "c"])) == (b"1", [b"1", b"2", b"3"])
-    assert (store.add("n", 3), store.check(["a", "b"]), store.check(["a", "z"])) == (3, True, False)
-    assert (store.compare_set("s", "", "x"), store.compare_set("s", "y", "z")) == (b"x", b"x")
+    of_python = TorchStore(store, 0.3)
+    of_torch: Any = PrefixStore("torch.rendezvous.run.0", of_python)
+    of_torch.set("a", "1")
+    of_torch.multi_set(["b", "c"], ["2", "3"])
+    assert (of_torch.get("a"), of_torch.multi_get(["a", "b", "c"])) == (b"1", [b"1", b"2", b"3"])
+    assert (of_torch.add("n", 3), of_torch.check(["a", "b"]), of_torch.check(["a", "z"])) == (3, True, False)
+    assert (of_torch.compare_set("s", "", "x"), of_torch.compare_set("s", "y", "z")) == (b"x", b"x")
     with pytest.raises(StoreLost, match="no node has written"):
-        store.get("z")
-    broken = TorchStore(BrokenBoard(), 0.3)
+        of_torch.get("z")
+    broken = TorchStore(BrokenStore(), 0.3)
     with pytest.raises(StoreLost, match="timed out"):
         PrefixStore("x", broken).set("a", "1")
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-import elastic_train
-from gai_yolo.errors import RESTART, ConfigError, RunFolderBusy
+from gai_yolo.errors import RESTART, ConfigError, Refusal, RunFolderBusy
+from gai_yolo.goodput.recorder import Recorder
+from gai_yolo.job.ending import JobEnd
+from gai_yolo.log import showing
 from gai_yolo.supervision import outcome
 
 
@@ -30,8 +32,15 @@ def test_a_busy_folder_is_waited_for_where_somebody_tries_again(
     ended: list[str] = []
     monkeypatch.setattr(outcome, "end_agent", lambda: ended.append("agent"))
     slept: list[float] = []
-    monkeypatch.setattr("elastic_train.time.sleep", slept.append)
-    assert elastic_train.leave_refused(RunFolderBusy("another job is there.")) == code
+    monkeypatch.setattr("gai_yolo.job.ending.time.sleep", slept.append)
+
+    def end_with(refusal: Refusal) -> int:
+        end = JobEnd(Recorder(0.0))
+        with showing(end.show), end.told():
+            raise refusal
+        return end.leave()
+
+    assert end_with(RunFolderBusy("another job is there.")) == code
     assert capsys.readouterr().err.startswith(said) and bool(slept) == waits and ended == (["agent"] if code == 2 else [])
-    assert elastic_train.leave_refused(ConfigError("no such key.")) == 2
+    assert end_with(ConfigError("no such key.")) == 2
     assert capsys.readouterr().err == "error: no such key.\n"

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -84,11 +85,13 @@ def simulate(plan: BatchPlan, schedule: list[tuple[int, int, int, int]]) -> tupl
     return trained, seen
 
 
-def test_each_epoch_is_the_data_set_once_and_each_step_the_undisturbed_ones(figure: Callable[[str], None]) -> None:
+@pytest.mark.parametrize("examples", [60, pytest.param(250, marks=pytest.mark.exhaustive)])
+def test_each_epoch_is_the_data_set_once_and_each_step_the_undisturbed_ones(examples: int, figure: Callable[[str], None]) -> None:
     """Loss: samples lost or doubled by a preemption, or another batch after a resize; nobody sees it in a loss curve."""
     schedules = 0
+    fired.clear()
 
-    @settings(max_examples=250, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
     @given(plans(), starts)
     def check(plan: BatchPlan, schedule: list[tuple[int, int, int, int]]) -> None:
         nonlocal schedules
@@ -102,5 +105,5 @@ def test_each_epoch_is_the_data_set_once_and_each_step_the_undisturbed_ones(figu
 
     check()
     figure(f"sample ledger: {schedules} random schedules, {dict(fired)}")
-    assert schedules >= 200
-    assert all(fired[kind] >= 50 for kind in ("killed in mid-step", "idle rank", "replayed", "killed in mid-epoch"))
+    assert schedules >= 0.8 * examples
+    assert all(fired[kind] >= 0.2 * examples for kind in ("killed in mid-step", "idle rank", "replayed", "killed in mid-epoch"))

@@ -7,6 +7,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,23 @@ import pytest
 import torch
 
 from gai_yolo.checkpointing.digest import part_digests
-from gai_yolo.checkpointing.disk_tier import DiskTier, newest
 from gai_yolo.checkpointing.manager import CheckpointManager
-from gai_yolo.checkpointing.memory_tier import MemoryTier
+from gai_yolo.checkpointing.memory_tier import MemoryTier, stand_in
+from gai_yolo.checkpointing.recovery import newest
+from gai_yolo.checkpointing.schedule import Schedule
 from gai_yolo.checkpointing.state import TrainingState
+from gai_yolo.checkpointing.tier import Tier
+from gai_yolo.config import Config
 from gai_yolo.detector.loss import DetectionLoss
 from gai_yolo.distributed.world import World
-from gai_yolo.sections import TrainingConfig
+from gai_yolo.log import showing
+from gai_yolo.sections import SnapshotsConfig, TrainingConfig
 from gai_yolo.store.catalogue import Catalogue
 from gai_yolo.store.filesystem import FileSystem
 from gai_yolo.store.lease import raise_fence
+from gai_yolo.store.manifest import Manifest
+from gai_yolo.store.node_memory import NodeMemory
+from gai_yolo.store.run_record import RunRecord
 from gai_yolo.store.store import Store
 from gai_yolo.training.optimizer import make_schedule
 from gai_yolo.training.step import TrainingStep
@@ -37,22 +45,26 @@ def in_background(action: Callable[[], object]) -> threading.Thread:
     return thread
 
 
-class Durable(DiskTier):
+class Durable(Tier):
     """The tier on the disk without its writer process: notes what it is to save in the background."""
 
+    accepts = True
+
     def __init__(self, store: Store) -> None:
-        self.store = store
+        super().__init__(lambda: nullcontext(store), Schedule.never(), "due", None)
         self.due_at: set[int] = set()
         self.did: list[str] = []
 
     def is_due(self, step: int) -> bool:
         return step in self.due_at
 
-    def save_step(self, state: TrainingState) -> None:
-        self.did.append(f"step {state.step}")
+    def poll(self, wait: bool) -> None:
+        raise AssertionError(f"poll {wait}")
 
-    def after_epoch(self, state: TrainingState) -> None:
-        self.did.append(f"epoch {state.epoch}")
+    def hand_over(self, manifest: Manifest, content: dict[str, Any]) -> None:
+        position = manifest.position
+        assert (content["epoch"], content["step"], content["config"]) == (position.epoch, position.step, {})
+        self.did.append(f"{manifest.kind} {position.step if manifest.kind == 'step' else position.epoch}")
 
     def finish(self) -> None:
         self.did.append("finish")
@@ -65,20 +77,22 @@ class Saving:
     """A saver with both tiers over a state."""
 
     def __init__(self, folder: Path, state: TrainingState, memory_fs: FileSystem | None = None, disk_fs: FileSystem | None = None) -> None:
-        self.state, self.told = state, list[str]()
+        self.state = state
         self.runs = {"memory": folder / "memory", "disk": folder / "disk"}
         self.durable = Durable(store_at(self.runs["disk"], disk_fs))
-        self.memory = MemoryTier(store_at(self.runs["memory"], memory_fs), 5, 0.01, 1 << 20, self.told.append)
+        memory, schedule = store_at(self.runs["memory"], memory_fs), Schedule.of_memory(5, SnapshotsConfig(), 0, 1 << 20)
+        self.memory = MemoryTier(lambda: nullcontext(memory), memory.run, schedule, 1 << 20)
         self.boundary: Callable[[], dict[str, Any]] = state.capture
-        self.saver = CheckpointManager(state, lambda: self.boundary(), {"config": {}}, "f" * 16, self.durable, self.memory)
+        self.saver = CheckpointManager(Config(), state, lambda: self.boundary(), {"config": {}}, [self.durable, self.memory])
 
     def steps(self) -> dict[str, int | None]:
         """What is complete on each tier."""
         return {tier: None if content is None else content["step"] for tier, content in self.contents().items()}
 
     def contents(self) -> dict[str, dict[str, Any] | None]:
-        found = {tier: newest(Catalogue(run), pytest.fail) for tier, run in self.runs.items()}
-        return {tier: None if one is None else one.content for tier, one in found.items()}
+        found = {tier: newest(Catalogue(run)) for tier, run in self.runs.items()}
+        assert not any(passed_over for _, passed_over in found.values())
+        return {tier: None if one is None else one.content for tier, (one, _) in found.items()}
 
 
 @pytest.fixture
@@ -99,7 +113,13 @@ def saving(tmp_path: Path, state: TrainingState) -> Saving:
 def test_a_state_is_due_if_any_tier_says_so_or_it_is_to_be_saved_at_once(saving: Saving) -> None:
     """Loss: an advice of the cloud, or a tier, that nobody hears."""
     saving.durable.due_at = {7}
-    assert [step for step in range(1, 11) if saving.saver.is_due(step)] == [4, 7, 8]
+    saved = []
+    for step in range(1, 14):
+        due = saving.saver.is_due(step)
+        saving.state.step = step
+        saving.saver.after_step(due)
+        saved += [step] * due
+    assert saved == [4, 7, 11] and saving.durable.did == ["step 7"]
     assert saving.saver.is_due(8, at_once=True)
 
 
@@ -114,7 +134,7 @@ def test_what_is_agreed_is_saved_where_it_is_due(saving: Saving, state: Training
     state.step = 8
     saving.saver.after_step(agreed=True)
     assert saving.durable.did == ["step 7", "step 8"]
-    saving.memory.close()
+    saving.memory.close(0.0)
     assert saving.steps()["memory"] == 8
     assert saving.saver.stall > 0
 
@@ -125,7 +145,7 @@ def test_nothing_is_saved_while_steps_go_bad(saving: Saving, state: TrainingStat
     saving.saver.is_due(7)
     state.bad_in_row = 1
     saving.saver.after_step(agreed=True)
-    saving.memory.close()
+    saving.memory.close(0.0)
     assert saving.durable.did == [] and saving.steps()["memory"] is None
 
 
@@ -142,7 +162,7 @@ def test_an_epochs_end_is_saved_on_both_tiers(saving: Saving, state: TrainingSta
 
 def test_a_rank_without_tiers_only_passes_on(state: TrainingState) -> None:
     """Loss: most ranks of a large job fail where they have nothing to do."""
-    saver = CheckpointManager(state, state.capture, {}, "f" * 16, None, None)
+    saver = CheckpointManager(Config(), state, state.capture, {}, [])
     assert not saver.is_due(5) and saver.is_due(5, at_once=True)
     saver.after_step(agreed=True)
     saver.after_epoch()
@@ -156,15 +176,41 @@ def test_the_disk_is_waited_for_even_if_the_memory_fails(tmp_path: Path, state: 
     fs = Refusing()
     saving = Saving(tmp_path, state, memory_fs=fs)
 
-    def fail(_: str) -> None:
+    def fail(_: object) -> None:
         raise BrokenPipeError
 
-    saving.saver.memory = MemoryTier(saving.memory.store, 5, 0.01, 1 << 20, fail)
     fs.full = True
     saving.saver.after_step(agreed=True)
-    with pytest.raises(BrokenPipeError):
+    with showing(fail), pytest.raises(BrokenPipeError):
         saving.saver.close(3.0)
     assert saving.durable.did == ["close 3"]
+
+
+@pytest.mark.parametrize("first", ["dead", "alive", "of another run"])
+def test_another_process_of_a_node_saves_at_once_for_a_dead_first_one_and_nothing_else(
+    first: str, tmp_path: Path, state: TrainingState
+) -> None:
+    """Loss: the process that keeps a node's state is killed, and the others let their states go; or two processes write into one memory."""
+    memory = NodeMemory(tmp_path, tmp_path / "run")
+    memory.open()
+    memory.keep(RunRecord("1-abc" if first != "of another run" else "1-def"))
+    if first != "alive":
+        memory.release()
+    saver = CheckpointManager(Config(), state, state.capture, {}, [stand_in(tmp_path, tmp_path / "run", "1-abc", 1 << 20)])
+    assert not saver.is_due(8) and saver.is_due(8, at_once=True)
+    saver.after_step(agreed=True)
+    state.end_epoch({"mAP50-95": 0.5})
+    saver.after_epoch()
+    saver.catch_up()
+    assert newest(Catalogue(memory.path)) == (None, [])
+    assert saver.save_now() == []
+    found, _ = newest(Catalogue(memory.path))
+    assert (None if found is None else found.content["step"]) == (7 if first == "dead" else None)
+    saver.finish()
+    saver.close(0.0)
+    if first != "alive":
+        memory.open(patience=0.0)  # it was let go
+    memory.release()
 
 
 # --- without anybody else ----------------------------------------------------------------------------------------------------

@@ -72,7 +72,8 @@ def test_what_is_not_to_come_back_is_moved_aside_and_not_deleted(base: Path, run
     other = memory.set_aside(beyond=Position(6, 0, 48))
     assert other is not None and other != aside and len(list(other.glob("snapshots/*"))) == 4
     assert names(memory.path) == ["step_00000006.json", "step_00000006.pt"]
-    assert Catalogue(other).newest(lambda file, _: torch.load(file, weights_only=True)["step"], print) is not None, "whole"
+    found, _ = Catalogue(other).newest(lambda _path, file, _manifest: torch.load(file, weights_only=True)["step"])
+    assert found is not None, "whole"
     assert memory.set_aside(beyond=Position(6, 0, 48)) is None
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gai_yolo.errors import INTERRUPTED, LEFT
+from gai_yolo.errors import Ending
 from gai_yolo.supervision.cloud.providers import CloudNotice
 from gai_yolo.supervision.cloud.watch import CloudWatch
 from gai_yolo.supervision.notices import SIGNALS, Notice, Notices
@@ -61,10 +61,10 @@ def advice(what: str) -> CloudNotice:
 @pytest.mark.parametrize(
     ("number", "expected"),
     [
-        (signal.SIGTERM, Notice("SIGTERM", LEFT, 100.0, launcher_knows=True)),
-        (signal.SIGHUP, Notice("SIGHUP", LEFT, 100.0, launcher_knows=True)),
-        (signal.SIGUSR1, Notice("SIGUSR1", LEFT, 100.0, launcher_knows=False)),
-        (signal.SIGINT, Notice("Ctrl-C", INTERRUPTED, 100.0, launcher_knows=True)),
+        (signal.SIGTERM, Notice("SIGTERM", Ending.LEFT, 100.0, launcher_knows=True)),
+        (signal.SIGHUP, Notice("SIGHUP", Ending.LEFT, 100.0, launcher_knows=True)),
+        (signal.SIGUSR1, Notice("SIGUSR1", Ending.LEFT, 100.0, launcher_knows=False)),
+        (signal.SIGINT, Notice("Ctrl-C", Ending.INTERRUPTED, 100.0, launcher_knows=True)),
     ],
 )
 def test_a_signal_stays_until_somebody_asks(number: signal.Signals, expected: Notice, notices: Notices, clock: Clock) -> None:
@@ -105,7 +105,7 @@ def test_ctrl_c_ends_a_start_up_at_once(notices: Notices) -> None:
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
     pending = notices.pending()
-    assert pending is not None and pending.exit_code == INTERRUPTED
+    assert pending is not None and pending.ending == Ending.INTERRUPTED
 
 
 def test_while_steps_are_made_only_the_second_ctrl_c_interrupts(notices: Notices) -> None:
@@ -122,7 +122,7 @@ def test_sigterm_before_does_not_make_the_first_ctrl_c_the_second(notices: Notic
     signal.raise_signal(signal.SIGTERM)
     signal.raise_signal(signal.SIGINT)
     pending = notices.pending()
-    assert pending is not None and pending.exit_code == LEFT
+    assert pending is not None and pending.ending == Ending.LEFT
 
 
 def test_the_handler_of_a_signal_does_nothing_that_can_wait(notices: Notices) -> None:
@@ -146,7 +146,7 @@ def test_any_thread_sees_a_signal(notices: Notices) -> None:
 def test_a_notice_of_the_cloud_may_be_withdrawn_and_come_again(notices: Notices, cloud: Cloud, clock: Clock) -> None:
     """Loss: a machine that stays leaves; or one that goes is taken to have stood under notice for hours, and gets no grace."""
     cloud.said = leaving("Preempt at 3")
-    assert notices.pending() == Notice("Preempt at 3", LEFT, 100.0, launcher_knows=False)
+    assert notices.pending() == Notice("Preempt at 3", Ending.LEFT, 100.0, launcher_knows=False)
     cloud.said = None
     assert notices.pending() is None
     clock.now = 5000.0
@@ -161,7 +161,7 @@ def test_other_words_of_the_cloud_do_not_make_the_grace_longer(notices: Notices,
     notices.pending()
     clock.now += 4
     cloud.said = leaving("Preempt now")
-    assert notices.pending() == Notice("Preempt now", LEFT, 100.0, launcher_knows=False)
+    assert notices.pending() == Notice("Preempt now", Ending.LEFT, 100.0, launcher_knows=False)
 
 
 def test_a_signal_stays_when_the_cloud_withdraws(notices: Notices, cloud: Cloud) -> None:
@@ -203,5 +203,33 @@ def test_the_signals_are_given_back() -> None:
         assert notices.pending() is not None, "what was announced stays to be read"
     finally:
         assert signal.set_wakeup_fd(outer) == writer
+        os.close(reader)
+        os.close(writer)
+
+
+def test_a_thread_that_looks_while_they_are_closed_reads_nobody_elses_file(cloud: Cloud) -> None:
+    """Loss: the watchdog dies of a bad descriptor; or takes bytes out of a file that got the number, and a job leaves for them."""
+    looking, gone_on = threading.Event(), threading.Event()
+
+    def clock() -> float:
+        looking.set()
+        gone_on.wait(0.3)  # in the middle of a look: there may be more to read
+        return 100.0
+
+    notices = Notices(cloud, clock)
+    seen: list[Notice | None] = []
+    signal.raise_signal(signal.SIGUSR1)
+    watcher = threading.Thread(target=lambda: seen.append(notices.pending()))
+    watcher.start()
+    assert looking.wait(10)
+    notices.close()
+    reader, writer = os.pipe()
+    os.write(writer, bytes([signal.SIGTERM] * 8))
+    gone_on.set()
+    watcher.join()
+    try:
+        assert seen == [Notice("SIGUSR1", Ending.LEFT, 100.0, launcher_knows=False)] == [notices.pending()]
+        assert os.read(reader, 64) == bytes([signal.SIGTERM] * 8)
+    finally:
         os.close(reader)
         os.close(writer)

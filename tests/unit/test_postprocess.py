@@ -35,10 +35,11 @@ def test_boxes_of_other_classes_do_not_suppress_each_other() -> None:
     assert rows(one([A, ALMOST_A], [[0.9, 0.0], [0.0, 0.8]])) == [(0.9, 0, A), (0.8, 1, ALMOST_A)]
 
 
-def test_boxes_of_other_classes_do_not_suppress_each_other_beyond_the_border() -> None:
+@pytest.mark.parametrize("end", [64.0, 129.0])
+def test_boxes_of_other_classes_do_not_suppress_each_other_beyond_the_border(end: float) -> None:
     """Loss: a box that reaches over the left or upper border vanishes behind an object of another class."""
-    over_the_border = [-65.0, -65.0, -1.0, -1.0]
-    assert len(rows(one([[0.0, 0.0, 64.0, 64.0], over_the_border], [[0.9, 0.0], [0.0, 0.8]]))) == 2
+    over_the_border, last = [-65.0, -65.0, -1.0, -1.0], [end - 1, end - 1, end, end]
+    assert len(rows(one([[0.0, 0.0, 64.0, 64.0], over_the_border, last], [[0.9, 0.0], [0.0, 0.8], [0.7, 0.0]]))) == 3
 
 
 def test_one_box_may_have_several_classes() -> None:
@@ -68,6 +69,8 @@ def test_the_best_detections_are_kept_in_order_of_their_scores() -> None:
     assert len(rows(found)) == 7
     torch.testing.assert_close(found.scores, scores.flatten().sort(descending=True).values[:7])
     assert len(rows(one(places, scores.tolist(), max_detections=300))) == 100
+    many = [[20.0 * i, 0.0, 20.0 * i + 10, 10.0] for i in range(301)]
+    assert len(rows(one(many, [[0.5]] * 301))) == 300, "by default"
 
 
 def test_images_do_not_mix_and_may_be_without_detections() -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from gai_yolo.errors import NO_PROGRESS, Ending, NoProgress
 from gai_yolo.goodput.progress import LEAST_SECONDS, MOST_IN_VAIN, Delay, judge_progress
-from gai_yolo.goodput.record import Phase, Record, plain
+from gai_yolo.goodput.record import Phase, Record, parse_records, plain
 
 APART = 25.0
 """Seconds from one start to the next."""
@@ -18,12 +16,12 @@ LASTS = 20.0
 
 def start(
     number: int, ending: Ending | None, origin: int | None = 40, highest: int = 40, node: str = "a", rank: int = 0, apart: float = APART
-) -> dict[str, Any]:
+) -> Record:
     """What one process says of a start; only the first of its node says anything if it is killed."""
     record = Record(1e9 + number * apart, id=f"{node}{rank}-{number}", number=number, origin=origin, highest=highest, node=node)
     record.local_rank, record.seconds = rank, {Phase.LOAD: min(LASTS, 0.8 * apart)}
     record.ending, record.outcome, record.ended = ending, ending and str(ending), record.end if ending else None
-    return plain(record)
+    return record
 
 
 @pytest.mark.parametrize("ending", [Ending.FAILED, Ending.HUNG, Ending.HARDWARE])
@@ -69,7 +67,8 @@ def test_a_fault_that_another_process_of_the_node_saw_first_counts(of_the_first:
     """Loss: a bug in the second process is taken for the loss of a peer, or for a notice, and the job is started again for ever."""
     records = [start(number, Ending.FAILED, rank=1) for number in (1, 2, 3)]
     for record in records:
-        record["ended"] -= 0.5
+        assert record.ended is not None
+        record.ended -= 0.5
     firsts = [start(number, of_the_first) for number in (1, 2, 3)]
     assert judge_progress(firsts, 40) == Delay(1.0 if of_the_first == Ending.PEER_LOST else 0.0, judge_progress(firsts, 40).reason)
     with pytest.raises(NoProgress, match="the last one: failed"):
@@ -85,7 +84,7 @@ def test_a_fault_that_another_process_of_the_node_saw_first_counts(of_the_first:
     ],
     ids=["a step that was lost again", "a start from further back", "given up", "interrupted", "refused", "diverged", "finished"],
 )
-def test_progress_or_a_person_in_between_breaks_the_row(middle: dict[str, Any]) -> None:
+def test_progress_or_a_person_in_between_breaks_the_row(middle: Record) -> None:
     """Loss: a job that gets on between faults is stopped; or who has mended it cannot start it."""
     in_vain = [start(number, Ending.FAILED) for number in (1, 2, 4, 5)]
     assert judge_progress([*in_vain, middle], 40) == Delay()
@@ -122,11 +121,11 @@ def test_a_start_is_what_all_its_nodes_say_of_it() -> None:
 
 def test_records_of_older_and_later_versions_are_read() -> None:
     """Loss: an update in the middle of a run ends every start, or forgets its accounts; or words of people decide again."""
-    old = start(1, None)
+    old = plain(start(1, None))
     old |= {"outcome": "failed: KeyError", "ended": 1e9 + 30.0}
     del old["ending"], old["local_rank"]
-    later = {**start(1, Ending.FAILED), "ending": "abducted", "format": 1}
+    later = {**plain(start(1, Ending.FAILED)), "ending": "abducted", "format": 1}
     foreign = [{"format": 7}, {}]
     for one in (old, later):
         copies = [{**one, "id": str(number), "number": number, "began": one["began"] + 30 * number} for number in (1, 2, 3)]
-        assert judge_progress([*foreign, *copies], 40).seconds == 1.0
+        assert judge_progress(parse_records([*foreign, *copies]), 40).seconds == 1.0

@@ -84,7 +84,7 @@ class Share:
 @pytest.fixture
 def share(monkeypatch: pytest.MonkeyPatch) -> Share:
     monkeypatch.setattr(index_cache, "LEAST_IMAGES", 1)
-    monkeypatch.setattr(reading, "DOUBT_PATIENCE", 1.0, raising=False)
+    monkeypatch.setattr(reading, "DOUBT_PATIENCE", 1.0)
     monkeypatch.setattr(reading, "PATIENCE", 1.0)
     share = Share()
     listdir, scandir = os.listdir, os.scandir

@@ -6,15 +6,14 @@ import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from gai_yolo.checkpointing.disk_tier import LoadedCheckpoint, newest
-from gai_yolo.checkpointing.recovery import agree, share
+from gai_yolo.checkpointing.recovery import LoadedCheckpoint, agree, newest, share
 from gai_yolo.distributed.world import World
 from gai_yolo.errors import RESTART, CheckpointError, Departure
+from gai_yolo.log import showing
 from gai_yolo.store.catalogue import Catalogue
 from gai_yolo.store.manifest import decode
 from tests.states import content_of, flip, foreign, manifest_of, published, store_at
@@ -29,7 +28,6 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.told: list[tuple[int, str]] = []
-        self._telling = threading.Lock()
 
     def memory(self, node: int) -> Path:
         return self.folder / f"node{node}" / "memory"
@@ -41,19 +39,19 @@ class Cluster:
         return {"memory": Catalogue(self.memory(node)), "disk": Catalogue(self.disk(node))}
 
     def start(
-        self, nodes: int, per_node: int = 1, agreeing: Callable[..., LoadedCheckpoint | None] = agree
+        self, nodes: int, per_node: int = 1, agreeing: Callable[..., tuple[LoadedCheckpoint | None, bool]] = agree
     ) -> list[LoadedCheckpoint | Exception | None]:
         """What each rank goes on from."""
         self.told.clear()
+        ranks: dict[int | None, int] = {}
 
         def work(world: World) -> LoadedCheckpoint | None:
-            def tell(text: str) -> None:
-                with self._telling:
-                    self.told.append((world.rank, text))
+            ranks[threading.get_ident()] = world.rank
+            found, self.any_passed_over = agreeing(world, self.tiers(world.node))
+            return found
 
-            return agreeing(world, self.tiers(world.node), tell)
-
-        return on_ranks(nodes * per_node, work, per_node)
+        with showing(lambda record: self.told.append((ranks[record.thread], record.getMessage()))):
+            return on_ranks(nodes * per_node, work, per_node)
 
 
 @pytest.fixture
@@ -74,7 +72,7 @@ def positions(results: list[LoadedCheckpoint | Exception | None]) -> list[tuple[
 def test_nobody_holds_anything(cluster: Cluster) -> None:
     """Loss: the first start of a run fails for want of a second."""
     assert positions(cluster.start(3)) == [None, None, None]
-    assert cluster.told == []
+    assert cluster.told == [] and not cluster.any_passed_over
 
 
 @pytest.mark.parametrize(("place", "tier"), [("memory", "memory"), ("disk", "disk")], ids=["in a node's memory", "on a node's disk"])
@@ -167,7 +165,7 @@ def test_everything_is_damaged(cluster: Cluster) -> None:
         published(cluster.memory(node), 36)
         flip(cluster.memory(node) / "snapshots" / "step_00000036.pt")
     assert positions(cluster.start(2)) == [None, None]
-    assert sorted(rank for rank, _ in cluster.told) == [0, 1]
+    assert sorted(rank for rank, _ in cluster.told) == [0, 1] and cluster.any_passed_over
 
 
 def assert_refused(results: list[LoadedCheckpoint | Exception | None], text: str) -> None:
@@ -198,23 +196,22 @@ def test_what_changes_while_it_is_sent_is_noticed_by_all(fault: str, cluster: Cl
     """Loss: ranks that go on from bytes that nobody has verified; or those who have it wait for those who do not."""
     path = published(cluster.memory(1), 36)
 
-    def agreeing(world: World, tiers: Tiers, tell: Callable[[str], None]) -> LoadedCheckpoint:
-        found = newest(tiers["memory"], tell)
+    def agreeing(world: World, tiers: Tiers) -> tuple[LoadedCheckpoint, bool]:
+        found, _ = newest(tiers["memory"])
         world.gather(None)
         if world.rank == 1:
             if fault == "gone":
                 path.unlink()
             else:
                 flip(path)
-        return share(world, found, 1, alike=True)
+        return share(world, found, 1, alike=True), False
 
     for result in cluster.start(3, agreeing=agreeing):
         assert isinstance(result, Departure) and result.exit_code == RESTART and "has changed while it was sent" in result.reason
 
 
-def test_one_process_alone_needs_nobody(cluster: Cluster, world: World) -> None:
+def test_one_process_alone_needs_nobody(cluster: Cluster, world: World, told: list[str]) -> None:
     """Loss: a single process waits for others."""
     published(cluster.memory(0), 36)
-    told: list[Any] = []
-    found = agree(world, cluster.tiers(0), told.append)
+    found, _ = agree(world, cluster.tiers(0))
     assert found is not None and found.manifest.position.step == 36 and told == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import pty
 import re
@@ -21,6 +22,7 @@ import cv2
 import numpy as np
 import pytest
 
+from gai_yolo.log import OF_NODE
 from gai_yolo.reporting.console import Console, NullConsole
 from gai_yolo.reporting.drawing import class_colour, draw_comparison, write_image
 
@@ -37,6 +39,11 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+def said(text: str, level: int = logging.INFO, **more: object) -> logging.LogRecord:
+    """What a module says."""
+    return logging.makeLogRecord({"msg": text, "levelno": level, **more})
 
 
 # --- console ---------------------------------------------------------------------------------------------------------------
@@ -119,7 +126,7 @@ def test_terminal_shows_a_bar_and_keeps_every_message_whole(monkeypatch: pytest.
     terminal = Terminal()
     console = Console(2, 1000, terminal.stream)
     console.start_epoch(1, 40)
-    others = [threading.Thread(target=console.warning, args=(f"[bold]from a thread {i}",)) for i in range(20)]
+    others = [threading.Thread(target=console.show, args=(said(f"[bold]from a thread {i}", logging.WARNING),)) for i in range(20)]
     for step in range(1, 41):
         console.step(step, LOSSES, 0.01, 16)
         if step % 2:
@@ -143,7 +150,7 @@ def test_broken_output_does_not_end_the_training() -> None:
     """Loss: a training of days ends because the disk under its log file is full, or its terminal hung up."""
     full = Path("/dev/full").open("w", encoding="ascii")  # noqa: SIM115 - closing it fails as well
     console = Console(1, 1, full)
-    console.info("Größe 白")  # nor does a stream that cannot hold the letters
+    console.show(said("Größe 白"))  # nor does a stream that cannot hold the letters
     console.start_epoch(1, 1)
     console.step(1, LOSSES, 0.1, 1)
     console.close()
@@ -151,12 +158,21 @@ def test_broken_output_does_not_end_the_training() -> None:
         full.close()
 
 
+def test_what_a_node_alone_may_know_and_what_ends_a_process_is_shown_on_any_rank(capfd: pytest.CaptureFixture[str]) -> None:
+    """Loss: a node that cannot keep its state in memory, and nobody learns of it; or a process that ends without a word."""
+    silent = NullConsole()
+    silent.show(said("no room", logging.WARNING, **OF_NODE))
+    silent.show(said("error: no such key.", logging.ERROR))
+    assert capfd.readouterr() == (f"warning: {socket.gethostname()}: no room\n", "error: no such key.\n")
+
+
 def test_other_ranks_are_silent(capfd: pytest.CaptureFixture[str]) -> None:
     """Loss: eight copies of every line, and an interface that the quiet ranks do not have."""
     public = {name for name in vars(Console) if not name.startswith("_")}
     assert public == {name for name in vars(NullConsole) if not name.startswith("_")}
     silent = NullConsole()
-    silent.info("x")
+    silent.show(said("x"))
+    silent.show(said("x", logging.WARNING))
     silent.start_epoch(1, 1)
     silent.step(1, LOSSES, 0.1, 1)
     silent.end_epoch(LOSSES, 1.0, 1)

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from benchmarks.scale import OTHERS, RATES, main, others_costs, read_costs, slower
 from benchmarks.simulation import Costs, Job, Policy, Rate, Restart, Restarts, Strike, own_policy, replay, simulate
 from benchmarks.traces import kind_of, measure, schedule_of
-from gai_yolo.checkpointing.schedule import Cost, SnapshotSchedule
+from gai_yolo.checkpointing.schedule import Cost, Schedule
 from gai_yolo.errors import Ending, Refusal
 from gai_yolo.goodput.causes import KILLED
-from gai_yolo.goodput.record import Phase, pack
+from gai_yolo.goodput.record import Phase, pack, plain
 from gai_yolo.goodput.report import Interruption, as_json, report
 from gai_yolo.sections import SnapshotsConfig
 from tests.starts import Node
@@ -203,7 +203,7 @@ def test_a_seed_reproduces_a_job_and_another_does_not() -> None:
 def test_interval_is_the_one_that_the_job_would_choose(hours: float) -> None:
     """Loss: a simulation of a policy that the project does not have."""
     costs = Costs()
-    cadence = SnapshotSchedule(SnapshotsConfig(hours_between_failures=hours), 0, 1)
+    cadence = Schedule.of_disk(SnapshotsConfig(hours_between_failures=hours), 0, 1)
     cadence.measured(Cost(costs.write, costs.stall, costs.cpu))
     assert own_policy(costs, 3600 * hours).interval == cadence.interval_seconds
 
@@ -242,10 +242,10 @@ def measured_run(folder: Path, lives: list[float], step: float = 0.75, imports: 
         else:
             node.spend(Phase.CLOSING, 0.5)
             records.append(node.end(*((Ending.FINISHED,) if last else (Ending.LEFT, f"SIGTERM: left after step {done}"))))
-        began += node.clock.now - node.recorder.record()["began"] + (8.5 if number % 2 else 1.5)
+        began += node.clock.now - node.recorder.record().began + (8.5 if number % 2 else 1.5)
     (folder / "goodput").mkdir(parents=True)
     for one in records:
-        (folder / "goodput" / f"{one['number']}.json").write_bytes(pack(one))
+        (folder / "goodput" / f"{one.number}.json").write_bytes(pack(plain(one)))
     (folder / "goodput.json").write_text(as_json(report(records)))
     return folder
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gai_yolo.checkpointing.schedule import FIRST_AFTER, Cost, SnapshotSchedule, automatic_interval, young_daly
-from gai_yolo.sections import SnapshotsConfig
+from gai_yolo.checkpointing.schedule import FIRST_AFTER, Cost, Schedule, asks_for, automatic_interval, young_daly
+from gai_yolo.sections import SnapshotsConfig, TrainingConfig
 
 HOUR = 3600.0
 
@@ -25,11 +25,11 @@ class Clock:
         return self.now
 
 
-def cadence_of(clock: Clock, step: int = 0, expected_bytes: int = 30_000_000, **settings: object) -> SnapshotSchedule:
-    return SnapshotSchedule(SnapshotsConfig.model_validate(settings), step, expected_bytes, clock)
+def cadence_of(clock: Clock, step: int = 0, expected_bytes: int = 30_000_000, **settings: object) -> Schedule:
+    return Schedule.of_disk(SnapshotsConfig.model_validate(settings), step, expected_bytes, clock)
 
 
-def due_after(cadence: SnapshotSchedule, clock: Clock, step: int = 0) -> float:
+def due_after(cadence: Schedule, clock: Clock, step: int = 0) -> float:
     """Seconds from now until it is due, to a thousandth; the clock is put back."""
     start, low, high = clock.now, 0.0, 1e7
     while high - low > 1e-4 * max(1.0, low):
@@ -73,6 +73,35 @@ def test_steps_go_before_seconds(seconds: float | str | None) -> None:
     assert cadence.interval_seconds is None
     clock.now += 1e9
     assert [cadence.is_due(step) for step in (1, 4, 5)] == [False, False, True]
+
+
+@pytest.mark.parametrize("most_lost", [1, 2, 3, 5, 12])
+@pytest.mark.parametrize("start", [0, 7])
+def test_no_more_steps_than_may_be_are_ever_lost(start: int, most_lost: int) -> None:
+    """Loss: a crash while the memory is slow costs more steps than the configuration says; or each step waits for it."""
+    schedule = Schedule.of_memory(most_lost, SnapshotsConfig(), start, 1000, Clock())
+    complete, under_way, waits = start, start, 0
+    for step in range(start + 1, start + 61):
+        if schedule.outruns(step):
+            waits += under_way != complete
+            complete = under_way  # as late as can be
+        due = schedule.is_due(step)
+        assert step - complete <= most_lost, "were the process to die now"
+        if due:
+            complete = under_way  # one at a time
+            schedule.saved(step)
+            under_way = step
+    assert waits <= 60 // max(1, most_lost - 1)
+    assert not Schedule.of_memory("auto", SnapshotsConfig(), start, 1000, Clock()).outruns(start + 1000), "of which nothing was promised"
+
+
+@pytest.mark.parametrize(
+    ("interval", "epochs", "expected"), [(1, 4, [1, 2, 3, 4]), (3, 7, [3, 6, 7]), (2, 4, [2, 4]), (10, 3, [3]), (5, 1, [1])]
+)
+def test_checkpoints_are_due_at_the_interval_and_after_the_last_epoch(interval: int, epochs: int, expected: list[int]) -> None:
+    """Loss: the result of the last epochs is thrown away because they do not fill an interval."""
+    training = TrainingConfig.model_validate({"epochs": epochs, "checkpoint_interval": interval})
+    assert [epoch for epoch in range(1, epochs + 1) if asks_for(training, epoch)] == expected
 
 
 # --- by seconds ------------------------------------------------------------------------------------------------------------

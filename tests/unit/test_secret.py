@@ -23,6 +23,7 @@ import pytest
 from torch.distributed.elastic.rendezvous import RendezvousParameters, RendezvousStateError, dynamic_rendezvous
 
 from gai_yolo.cli.main import main
+from gai_yolo.errors import Ending
 from gai_yolo.launcher.arguments import RENDEZVOUS, add_arguments, settings_from
 from gai_yolo.launcher.command import BACKEND
 from gai_yolo.launcher.rendezvous import tcp_store as served
@@ -31,7 +32,7 @@ from gai_yolo.launcher.rendezvous.channel import (
     GREETING,
     GREETING_BYTES,
     HEAD_BYTES,
-    MOST_BYTES,
+    MOST_MESSAGE_BYTES,
     NONCE_BYTES,
     REFUSED,
     Channel,
@@ -40,10 +41,10 @@ from gai_yolo.launcher.rendezvous.channel import (
 )
 from gai_yolo.launcher.rendezvous.client import EndpointRendezvousClient, Host
 from gai_yolo.launcher.rendezvous.file_store import (
+    FILE_MAGIC,
     FIRST_SLOT,
-    HEADER,
-    MAGIC,
     SLOT_BYTES,
+    SLOT_HEADER,
     FileKeyValueStore,
     InMemoryKeyValueStore,
     StoreRefused,
@@ -62,7 +63,9 @@ from gai_yolo.launcher.rendezvous.secret import (
 from gai_yolo.launcher.rendezvous.state import StateBackend, decode, encode, unknown_torch
 from gai_yolo.launcher.rendezvous.tcp_store import MOST_STRANGERS, Endpoint, KeyValueServer, TcpKeyValueStore
 from gai_yolo.launcher.supervisor import Launcher
-from gai_yolo.launcher.verdict import RestartCounter
+from gai_yolo.launcher.torchrun import run as be_agent
+from gai_yolo.launcher.verdict import FAILED, RestartCounter, read_outcome
+from gai_yolo.supervision.outcome import VARIABLE as OUTCOME_VARIABLE
 
 SECRET, ANOTHER = Secret("0123456789abcdef" * 2), Secret("fedcba9876543210" * 2)
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give files away")
@@ -88,7 +91,7 @@ def endpoint() -> Endpoint:
 
 @pytest.fixture
 def server(endpoint: Endpoint) -> Iterator[KeyValueServer]:
-    """A served board."""
+    """A served store."""
     server = KeyValueServer(endpoint, SECRET)
     yield server
     server.close()
@@ -133,18 +136,17 @@ def test_stranger_is_hung_up_on_before_anything_is_read(sent: bytes, endpoint: E
 
 
 @pytest.mark.usefixtures("server")
-def test_launcher_with_another_secret_is_refused_and_says_so(endpoint: Endpoint) -> None:
+def test_launcher_with_another_secret_is_refused_and_says_so(endpoint: Endpoint, told: list[str]) -> None:
     """Loss: a job that waits for hours for a node whose secret was mistyped."""
     with pytest.raises(Stranger, match="has another secret than this one"):
         TcpKeyValueStore(endpoint, ANOTHER, 5.0)
-    said: list[str] = []
-    meeting = EndpointRendezvousClient([endpoint], ANOTHER, "job", "nobody", 60.0, said.append)
+    rendezvous = EndpointRendezvousClient([endpoint], ANOTHER, "job", "nobody", 60.0)
     deadline = time.monotonic() + 30
-    while not said and time.monotonic() < deadline:
-        meeting.target()
+    while not told and time.monotonic() < deadline:
+        rendezvous.target()
         time.sleep(0.05)
-    meeting.close(False, lambda: False)
-    assert said == [f"{endpoint}: its launcher has another secret than this one; all launchers of a job must be given the same secret"]
+    rendezvous.close(False, lambda: False)
+    assert told == [f"{endpoint}: its launcher has another secret than this one; all launchers of a job must be given the same secret"]
 
 
 def serve_once(answer: Callable[[socket.socket], None]) -> tuple[Endpoint, threading.Thread]:
@@ -251,9 +253,9 @@ def test_message_that_is_cut_short_or_too_long_is_none(endpoint: Endpoint) -> No
     cut.socket.shutdown(socket.SHUT_WR)
     assert is_hung_up(cut.socket)
     long = Wire(endpoint)
-    assert is_hung_up_after(long, (MOST_BYTES + 1).to_bytes(4, "big") + bytes(32))
+    assert is_hung_up_after(long, (MOST_MESSAGE_BYTES + 1).to_bytes(4, "big") + bytes(32))
     with pytest.raises(ValueError, match="more than"):
-        TcpKeyValueStore(endpoint, SECRET, 5.0).write({"n": bytes(MOST_BYTES)})
+        TcpKeyValueStore(endpoint, SECRET, 5.0).write({"n": bytes(MOST_MESSAGE_BYTES)})
     assert TcpKeyValueStore(endpoint, SECRET, 5.0).read(["n"]) == [None]
 
 
@@ -277,8 +279,8 @@ def test_flood_of_slow_strangers_is_in_its_own_way_only(endpoint: Endpoint) -> N
         for _ in range(3 * MOST_STRANGERS):
             strangers.append(stranger := socket.create_connection((endpoint.host, endpoint.port), 5.0))
             stranger.sendall(b"0")
-        board = TcpKeyValueStore(endpoint, SECRET, 5.0)
-        assert board.add("n", 1) == 1
+        store = TcpKeyValueStore(endpoint, SECRET, 5.0)
+        assert store.add("n", 1) == 1
         ended = [is_hung_up_without_waiting(stranger) for stranger in strangers]
         assert 0 < ended.count(False) <= MOST_STRANGERS and all(ended[:MOST_STRANGERS])
     finally:
@@ -316,13 +318,13 @@ def test_stranger_has_seconds_and_no_more(endpoint: Endpoint, monkeypatch: pytes
 
 def test_notes_do_not_grow_without_bound() -> None:
     """Loss: the launcher's memory, to a launcher that has lost its mind."""
-    notes = InMemoryKeyValueStore()
+    store = InMemoryKeyValueStore()
     for number in range(63):
-        notes.write({f"{number}": bytes(1 << 20)})
-    with pytest.raises(OSError, match="too many notes"):
-        notes.write({"63": bytes(1 << 20)})
-    notes.write({"0": b""})
-    notes.write({"another": bytes(1 << 19)})
+        store.write({f"{number}": bytes(1 << 20)})
+    with pytest.raises(OSError, match="too many keys"):
+        store.write({"63": bytes(1 << 20)})
+    store.write({"0": b""})
+    store.write({"another": bytes(1 << 19)})
 
 
 # ---------------------------------------------------------------------------------------------------------- the secret itself
@@ -383,18 +385,18 @@ def test_secret_that_is_none_is_refused(content: str | bytes | None, mode: int, 
 @AS_ROOT
 def test_file_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss: a secret, or a rendezvous, that somebody else has laid ready."""
-    secret, board = tmp_path / "secret", tmp_path / "board"
+    secret, store = tmp_path / "secret", tmp_path / "board"
     shared_secret(secret)
-    FileKeyValueStore(board, SECRET).write({"a": b"1"})
-    for path in (secret, board):
+    FileKeyValueStore(store, SECRET).write({"a": b"1"})
+    for path in (secret, store):
         os.chown(path, 12345, -1)
     with pytest.raises(SecretError, match="belongs to user 12345"):
         read_secret(secret)
     with pytest.raises(StoreRefused, match="belongs to user 12345"):
-        FileKeyValueStore(board, SECRET).read(["a"])
+        FileKeyValueStore(store, SECRET).read(["a"])
     (tmp_path / "train.py").touch()
     monkeypatch.chdir(tmp_path)
-    assert main(["launch", "--rendezvous", str(board), "--", "train.py"]) == 2
+    assert main(["launch", "--rendezvous", str(store), "--", "train.py"]) == 2
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     assert read_secret(secret).text
     os.chown(secret, 0, -1)
@@ -455,9 +457,9 @@ def false_file(path: Path, marker: Path, signed_by: Secret | None) -> None:
     number = 7
     mac = signed_by.mac("board", number.to_bytes(8, "big"), data) if signed_by else bytes(32)
     with path.open("wb") as file:
-        file.write(MAGIC)
+        file.write(FILE_MAGIC)
         file.seek(FIRST_SLOT + SLOT_BYTES)
-        file.write(HEADER.pack(number, len(data), mac) + data)
+        file.write(SLOT_HEADER.pack(number, len(data), mac) + data)
     path.chmod(0o600)
 
 
@@ -478,23 +480,23 @@ def test_first_change_with_another_secret_is_refused_and_one_that_was_cut_short_
     with pytest.raises(StoreRefused):
         FileKeyValueStore(path, SECRET).read(["a"])
     path.write_bytes(path.read_bytes()[:-3])
-    board = FileKeyValueStore(path, SECRET)
-    assert board.read(["a"]) == [None]
-    board.write({"a": b"2"})
-    assert board.read(["a"]) == [b"2"]
+    store = FileKeyValueStore(path, SECRET)
+    assert store.read(["a"]) == [None]
+    store.write({"a": b"2"})
+    assert store.read(["a"]) == [b"2"]
 
 
 def test_change_by_a_stranger_has_not_happened(tmp_path: Path) -> None:
     """Loss: the newest slot is taken for the truth, whoever has written it."""
     path = tmp_path / "board"
-    board = FileKeyValueStore(path, SECRET)
-    board.write({"a": b"1"})
-    board.write({"a": b"2"})
+    store = FileKeyValueStore(path, SECRET)
+    store.write({"a": b"1"})
+    store.write({"a": b"2"})
     data = b'{"a":"3"}'
     with path.open("r+b") as file:
         file.seek(FIRST_SLOT + SLOT_BYTES)
-        file.write(HEADER.pack(3, len(data), ANOTHER.mac("board", (3).to_bytes(8, "big"), data)) + data)
-    assert board.read(["a"]) == [b"2"]
+        file.write(SLOT_HEADER.pack(3, len(data), ANOTHER.mac("board", (3).to_bytes(8, "big"), data)) + data)
+    assert store.read(["a"]) == [b"2"]
 
 
 def test_rendezvous_file_is_of_this_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -520,9 +522,7 @@ def test_rendezvous_file_is_of_this_user_alone(tmp_path: Path, monkeypatch: pyte
     assert "was left by an older version and is not signed; remove it" in capsys.readouterr().err
 
 
-def test_launcher_ends_with_a_sentence_at_a_file_of_a_stranger(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_launcher_ends_with_a_sentence_at_a_file_of_a_stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]) -> None:
     """Loss: endless restarts of what only a person can mend; or what stands there, believed."""
     be_told_nothing(tmp_path, monkeypatch)
     false_file(tmp_path / "board", tmp_path / "marker", ANOTHER)
@@ -534,7 +534,7 @@ def test_launcher_ends_with_a_sentence_at_a_file_of_a_stranger(
     assert isinstance(settings.rendezvous, Path)
     launcher = Launcher(settings, secret_for(settings.rendezvous, settings.secret), tmp_path / "own")
     assert launcher.run() == 2
-    assert "was not written with this job's secret" in capfd.readouterr().err
+    assert "was not written with this job's secret" in told[-1]
     assert not (tmp_path / "marker").exists()
 
 
@@ -646,8 +646,17 @@ def test_unknown_state_of_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -
     assert "keeps a rendezvous state that is not known here" in (unknown_torch() or "")
 
 
+def test_unknown_way_of_starting_workers_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Loss: workers whose ends nobody counts, started again and again though their script cannot run."""
+    monkeypatch.delattr("torch.distributed.elastic.multiprocessing.api.get_subprocess_handler")
+    monkeypatch.setenv(OUTCOME_VARIABLE, str(tmp_path / "outcome.json"))
+    assert be_agent([]) == FAILED
+    said = read_outcome(tmp_path / "outcome.json")
+    assert said is not None and said.ending == Ending.REFUSED and "starts workers in a way that is not known here" in said.reason
+
+
 @pytest.mark.parametrize(
-    "note",
+    "value",
     [
         b"{}",
         b"[]",
@@ -658,13 +667,13 @@ def test_unknown_state_of_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -
         encode(dynamic_rendezvous._RendezvousState()).replace(b'"deadline":null', b'"deadline":"2026-11-26T07:00:00"'),
     ],
 )
-def test_note_of_another_form_is_no_state(note: bytes) -> None:
+def test_value_of_another_form_is_no_state(value: bytes) -> None:
     """Loss: an agent that dies of a state it does not understand, with a traceback."""
     with pytest.raises(RendezvousStateError, match="no state of torchrun"):
-        StateBackend(InMemoryKeyValueStore({"torch.rendezvous.run": note}), "run").get_state()
+        StateBackend(InMemoryKeyValueStore({"torch.rendezvous.run": value}), "run").get_state()
 
 
-def test_pickle_on_the_board_is_not_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickle_in_the_store_is_not_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss: even who knows the secret of a job runs code on its nodes by way of the rendezvous; today's exploit."""
     monkeypatch.delenv(SECRET_VARIABLE, raising=False)
     monkeypatch.delenv(SECRET_FILE_VARIABLE, raising=False)
@@ -673,8 +682,8 @@ def test_pickle_on_the_board_is_not_unpickled(tmp_path: Path, monkeypatch: pytes
     path = tmp_path / "board"
     secret = secret_for(path, None)
     data = pickle.dumps(Exploit(tmp_path / "marker"))
-    for note in (data, b64encode(data)):
-        FileKeyValueStore(path, secret).write({"torch.rendezvous.run": note})
+    for value in (data, b64encode(data)):
+        FileKeyValueStore(path, secret).write({"torch.rendezvous.run": value})
         parameters = RendezvousParameters(BACKEND, str(path), "run", 1, 2, "localhost", **{**RENDEZVOUS, "join_timeout": 3})
         rendezvous = make_rendezvous(parameters, "job", RestartCounter(tmp_path / "outcome.json", time.monotonic, list))
         assert isinstance(rendezvous, StoreRendezvous)
@@ -733,12 +742,12 @@ def test_only_the_endpoints_own_address_is_listened_on(monkeypatch: pytest.Monke
         assert host.addresses() == addresses, "a name server that is away opens the port nowhere else"
 
 
-def eventually(true: Callable[[], bool], meeting: EndpointRendezvousClient) -> None:
+def eventually(true: Callable[[], bool], rendezvous: EndpointRendezvousClient) -> None:
     """Wait, as the launcher does."""
     deadline = time.monotonic() + 30
     while not true():
         assert time.monotonic() < deadline
-        meeting.target()
+        rendezvous.target()
         time.sleep(0.05)
 
 
@@ -749,27 +758,27 @@ def answers(host: str, port: int) -> bool:
     return False
 
 
-def test_addresses_that_come_later_are_listened_on_too(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_addresses_that_come_later_are_listened_on_too(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, told: list[str]) -> None:
     """Loss: a job started at boot waits for ever for a first node that was there before its network."""
-    port, own, said = endpoint.port, ["127.0.1.1"], list[str]()
+    port, own = endpoint.port, ["127.0.1.1"]
     monkeypatch.setattr("gai_yolo.launcher.rendezvous.client.own_addresses", lambda _: list(own))
-    meeting = EndpointRendezvousClient([Endpoint("localhost", port)], SECRET, "job", "localhost", 60.0, said.append)
+    rendezvous = EndpointRendezvousClient([Endpoint("localhost", port)], SECRET, "job", "localhost", 60.0)
     try:
         early = TcpKeyValueStore(Endpoint("127.0.1.1", port), SECRET, 5.0)
         early.write({"a": b"1"})
         assert not answers("127.0.0.8", port) and not answers("127.0.0.9", port)
         with socket.create_server(("127.0.0.8", port)):
             own += ["127.0.0.8", "127.0.0.9"]
-            eventually(lambda: answers("127.0.0.9", port), meeting)
-            assert TcpKeyValueStore(Endpoint("127.0.0.9", port), SECRET, 5.0).read(["a"]) == [b"1"], "the same board"
-            eventually(lambda: any("127.0.0.8" in line for line in said), meeting)
-        eventually(lambda: answers("127.0.0.8", port), meeting)
+            eventually(lambda: answers("127.0.0.9", port), rendezvous)
+            assert TcpKeyValueStore(Endpoint("127.0.0.9", port), SECRET, 5.0).read(["a"]) == [b"1"], "the same store"
+            eventually(lambda: any("127.0.0.8" in line for line in told), rendezvous)
+        eventually(lambda: answers("127.0.0.8", port), rendezvous)
         assert early.read(["a"]) == [b"1"], "who is connected stays so"
-        assert [line for line in said if "cannot" in line] == [
+        assert [line for line in told if "cannot" in line] == [
             f"localhost:{port} cannot be served from 127.0.0.8 (another process listens there); trying again as long as the job runs"
         ]
     finally:
-        meeting.close(False, lambda: False)
+        rendezvous.close(False, lambda: False)
     assert not any(answers(host, port) for host in own)
 
 
@@ -790,7 +799,7 @@ def test_address_that_cannot_be_bound_closes_no_other(endpoint: Endpoint) -> Non
 
 
 def test_address_that_comes_before_the_thread_has_begun_is_served_once(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loss: on a busy machine the board ends with an exception of a socket that was closed twice."""
+    """Loss: on a busy machine the store ends with an exception of a socket that was closed twice."""
     late: list[threading.Thread] = []
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", lambda thread: late.append(thread))  # a function, so that it is bound

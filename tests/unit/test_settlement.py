@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gai_yolo.checkpointing.disk_tier import LoadedCheckpoint
+from gai_yolo.checkpointing.recovery import LoadedCheckpoint
 from gai_yolo.config import Config, parse_config
 from gai_yolo.data.order import BatchPlan
 from gai_yolo.distributed.world import World
@@ -30,7 +30,7 @@ def world_of(world: World, processes: int, local: int = 1, threads: int = 1) -> 
 def said(world: World, micro_batch: int, batch: int = 64, samples: int = 1000, threads: int = 1) -> list[str]:
     """The advice for a run."""
     plan = BatchPlan(samples, batch, micro_batch, seed=0)
-    return advice(config_of(batch_size=batch, micro_batch_size=micro_batch, threads=threads), plan, world)
+    return advice(config_of(batch_size=batch, micro_batch_size=micro_batch, threads=threads).training, plan, world)
 
 
 @pytest.mark.parametrize(

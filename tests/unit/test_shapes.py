@@ -16,6 +16,7 @@ import pytest
 from gai_yolo.data import shapes as drawing
 from gai_yolo.data.shapes import CLASS_NAMES, NUM_IMAGES, draw_scene, ensure_shapes
 from gai_yolo.errors import DataError
+from tests.harness import REPOSITORY
 
 
 def digest(folder: Path) -> str:
@@ -31,14 +32,32 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ensure_shapes(tmp_path_factory.mktemp("cache"))
 
 
-def test_concurrent_processes_write_one_equal_data_set(shapes: Path, tmp_path: Path) -> None:
+FEW = {"train": 25, "val": 5}
+TOGETHER = """
+import json, sys
+from pathlib import Path
+from gai_yolo.data import shapes
+shapes.NUM_IMAGES = json.loads(sys.argv[2])
+print("ready", flush=True)
+sys.stdin.readline()
+print(shapes.ensure_shapes(Path(sys.argv[1])))
+"""
+
+
+def test_concurrent_processes_write_one_equal_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss prevented: ranks that start together train on half-written or different data."""
-    code = "import sys; from pathlib import Path; from gai_yolo.data.shapes import ensure_shapes; print(ensure_shapes(Path(sys.argv[1])))"
-    command = [sys.executable, "-c", code, str(tmp_path / "new" / "cache")]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    monkeypatch.setattr(drawing, "NUM_IMAGES", FEW)
+    shapes = ensure_shapes(tmp_path)
+    command = [sys.executable, "-c", TOGETHER, str(tmp_path / "new" / "cache"), json.dumps(FEW)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    processes = [subprocess.Popen(command, **pipes, text=True, cwd=REPOSITORY) for _ in range(3)]  # type: ignore[call-overload]
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 3
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
     outputs = [process.communicate(timeout=120)[0].strip() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    assert outputs[0] == outputs[1]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert len(set(outputs)) == 1
     assert Path(outputs[0]).name == shapes.name
     assert digest(Path(outputs[0])) == digest(shapes)
     left_over = {path.name for path in Path(outputs[0]).parent.iterdir()} - {shapes.name, f"{shapes.name}.lock"}

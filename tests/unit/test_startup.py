@@ -7,21 +7,21 @@ import itertools
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from gai_yolo.checkpointing.disk_tier import LoadedCheckpoint
+from gai_yolo.checkpointing.recovery import LoadedCheckpoint
 from gai_yolo.config import Config
 from gai_yolo.distributed.world import World
 from gai_yolo.errors import CheckpointError, Refusal
 from gai_yolo.goodput.record import Record, pack, plain, read_records
 from gai_yolo.goodput.recorder import Recorder
 from gai_yolo.job.rollback import roll_back, state_at
-from gai_yolo.job.startup import Options, find, open_record, open_run, read_accounts, tell_if_far_ahead
+from gai_yolo.job.startup import Options, find, open_record, open_run, read_all_records, tell_if_far_ahead
 from gai_yolo.membership.join import remember
 from gai_yolo.reporting.console import NullConsole
 from gai_yolo.store.catalogue import Catalogue
@@ -30,15 +30,15 @@ from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.store.run_record import RunRecord, Settled
 from gai_yolo.supervision.cloud.watch import CloudWatch
 from gai_yolo.supervision.notices import Notices
-from gai_yolo.supervision.watchdog import Watchdog
+from gai_yolo.supervision.watchdog import Limits, Watchdog
 from gai_yolo.training.context import JobContext
 from tests.states import content_of, flip, manifest_of, published, store_at
-from tests.worlds import Told, good, on_ranks
+from tests.worlds import good, on_ranks, told_on_first
 
 
-def start(number: int, origin: int | None, highest: int, node: str = "a") -> dict[str, Any]:
+def start(number: int, origin: int | None, highest: int, node: str = "a") -> Record:
     """What one node says of a start."""
-    return plain(Record(1e9 + number, id=f"{node}{number}", number=number, origin=origin, highest=highest, node=node))
+    return Record(1e9 + number, id=f"{node}{number}", number=number, origin=origin, highest=highest, node=node)
 
 
 # --- whose run ---------------------------------------------------------------------------------------------------------------
@@ -75,10 +75,9 @@ class Cluster:
         memory.mkdir(parents=True, exist_ok=True)
         return Config.model_validate({"elastic": {"memory_folder": str(memory), **elastic}})
 
-    def context(self, world: World, node: str, console: NullConsole) -> JobContext:
-        watchdog = Watchdog(self.notices, 15.0, 60.0, lambda *_: None)
-        folder = RunFolder(self.run(node))
-        return JobContext(world, folder, console if world.is_first else NullConsole(), self.notices, watchdog, Recorder(0.0))
+    def context(self, world: World, node: str) -> JobContext:
+        watchdog = Watchdog(self.notices, Limits(), lambda *_: None)
+        return JobContext(world, RunFolder(self.run(node)), NullConsole(), self.notices, watchdog, Recorder(0.0))
 
     def start(self, *arguments: Any, **options: Any) -> list[LoadedCheckpoint | None]:
         """The same, where no rank may raise."""
@@ -102,11 +101,10 @@ class Cluster:
             settings: of `training`, to be recorded before the first step.
             weights: `model.weights`.
         """
-        console = Told()
 
         def work(world: World) -> LoadedCheckpoint | None:
             node = nodes[world.node]
-            context = self.context(world, node, console)
+            context = self.context(world, node)
             world.from_first(context.folder.lock)
             memory: NodeMemory | None = None
             try:
@@ -116,7 +114,8 @@ class Cluster:
                 memory = run.memory
                 found = find(Options(), context, memory, exact=exact)
                 if settings is not None:
-                    remember(context, run, found, identity_with(settings, weights), SETTLED)
+                    settled = replace(run, record=replace(run.record, settled=SETTLED))
+                    remember(context, settled, found, identity_with(settings, weights))
                 if step is not None and memory is not None:
                     content = content_of(step)
                     memory.store.publish(manifest_of(content), lambda file: torch.save(content, file))
@@ -127,9 +126,8 @@ class Cluster:
                     memory.release()
                 context.folder.release()
 
-        found = on_ranks(len(nodes) * per_node, work, per_node)
-        self.told = console.lines
-        return found
+        with told_on_first() as self.told:
+            return on_ranks(len(nodes) * per_node, work, per_node)
 
     def ids(self, nodes: str) -> list[str | None]:
         records = [RunFolder(self.run(node)).record() for node in nodes]
@@ -430,7 +428,7 @@ def test_who_goes_back_is_not_undone_by_any_nodes_memory_or_disk(cluster: Cluste
             store_at(run).publish(manifest_of(content, "epoch"), lambda file, content=content: torch.save(content, file))  # type: ignore[misc]
     folder = RunFolder(cluster.run("a"))
     folder.lock()
-    done = roll_back(folder, "epoch:2", print)
+    done = roll_back(folder, "epoch:2")
     folder.release()
     assert done.moved == ["checkpoints/epoch_004.pt", "checkpoints/epoch_003.pt"]
     assert steps(cluster.start("ba", settings=RUN, step=21)) == [20, 20]
@@ -466,14 +464,14 @@ def test_memory_that_is_far_ahead_of_the_disk_is_told(local: Cluster) -> None:
     local.start("a", step=45)
     published(local.run("a"), 30, "epoch")
     (found,) = local.start("a")
-    console = Told()
 
     def work(world: World) -> None:
         for steps_per_epoch in (15, 14):
-            tell_if_far_ahead(local.context(world, "a", console), found, steps_per_epoch)
+            tell_if_far_ahead(local.context(world, "a"), found, steps_per_epoch)
 
-    good(on_ranks(1, work))
-    (line,) = console.lines
+    with told_on_first() as told:
+        good(on_ranks(1, work))
+    (line,) = told
     assert "in memory only, and more than an epoch ahead of the newest state on a disk (epoch 3, step 30)" in line
     assert f"gai-yolo snapshots rollback {local.run('a')} --to epoch:N" in line
 
@@ -548,29 +546,24 @@ def test_memory_may_be_absent_switched_off_or_somebody_elses(local: Cluster) -> 
 
 def test_every_node_keeps_the_accounts_of_all(cluster: Cluster) -> None:
     """Loss: the account of the time goes with the node that wrote it; or a start that is counted twice."""
-    lone = {**start(4, 0, 7, node="b"), "id": "b4"}
+    lone = start(4, 0, 7, node="b")
     folder = RunFolder(cluster.run("b")).goodput
     folder.mkdir(parents=True)
-    (folder / "000004-x-b-b4.json").write_bytes(pack(lone))
+    (folder / "000004-x-b-b4.json").write_bytes(pack(plain(lone)))
 
-    def work(world: World) -> list[dict[str, Any]]:
-        context = cluster.context(world, "ab"[world.node], NullConsole())
-        accounts = read_accounts(context)
-        open_record(context, accounts)
+    def work(world: World) -> list[Record]:
+        context = cluster.context(world, "ab"[world.node])
+        records = read_all_records(context)
+        open_record(context, records)
         world.gather(None)
         context.recorder.close()
-        return accounts
+        return records
 
     first, second = good(on_ranks(2, work))
     assert first == second
-    assert len(first) == len({record["id"] for record in first}), "what two nodes know is sent once"
+    assert len(first) == len({record.id for record in first}), "what two nodes know is sent once"
     for node in "ab":
         records = read_records(RunFolder(cluster.run(node)).goodput)[0]
-        assert {record["id"] for record in records} >= {"b4"}
-        (number,) = {record["number"] for record in records if record["id"] != "b4"}
+        assert {record.id for record in records} >= {"b4"}
+        (number,) = {record.number for record in records if record.id != "b4"}
         assert number == 5
-
-
-def test_records_of_this_file_are_records() -> None:
-    """Loss: tests of accounts that test nothing."""
-    assert set(start(1, 0, 0)) == set(asdict(Record(0.0)))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gai_yolo.checkpointing.state import CHECKPOINT_FORMAT, TrainingState
+from gai_yolo.checkpointing.state import CHECKPOINT_FORMAT, FIELDS, TrainingState
 from gai_yolo.data.batch import Batch
 from gai_yolo.detector.ema import EMA
 from gai_yolo.detector.loss import DetectionLoss
@@ -98,20 +98,22 @@ def test_capture_holds_what_the_optimizer_remembers(
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("cut", [0, 1, 2, 3])
 def test_continuing_from_a_checkpoint_equals_not_stopping(
-    optimizer: str, cut: int, world: World, make_state: MakeState, make_batch: MakeBatch
+    optimizer: str, world: World, make_state: MakeState, make_batch: MakeBatch
 ) -> None:
     """Loss: an interruption that leaves a trace in the weights: law 1 of this project."""
-    whole = make_state(optimizer)
-    train(whole, world, make_batch, range(4), optimizer)
-    first = make_state(optimizer)
-    train(first, world, make_batch, range(cut), optimizer)
-    saved = through_a_file(first.capture())
-    second = make_state(optimizer, seed=99)
-    second.apply(saved)
-    train(second, world, make_batch, range(cut, 4), optimizer)
-    assert_equal(second.capture(), whole.capture())
+    whole, saved = make_state(optimizer), []
+    for step in range(4):
+        saved.append(through_a_file(whole.capture()))
+        train(whole, world, make_batch, range(step, step + 1), optimizer)
+    unbroken = make_state(optimizer)
+    train(unbroken, world, make_batch, range(4), optimizer)
+    assert_equal(unbroken.capture(), whole.capture(), "saving changes nothing")
+    for cut, one in enumerate(saved):
+        second = make_state(optimizer, seed=99)
+        second.apply(one)
+        train(second, world, make_batch, range(cut, 4), optimizer)
+        assert_equal(second.capture(), whole.capture(), f"continued after {cut} steps")
 
 
 def test_applied_state_shares_nothing_with_its_history(make_state: MakeState) -> None:
@@ -131,15 +133,27 @@ def test_capture_shows_the_losses_of_the_last_row(make_state: MakeState) -> None
     assert (state.capture()["train_loss"], state.capture()["val_loss"]) == (2.0, 3.0)
 
 
-@pytest.mark.parametrize(
-    "missing", ["model_state_dict", "ema_state_dict", "ema_updates", "optimizer_state_dict", "epoch", "step", "history"]
-)
+@pytest.mark.parametrize("missing", [field.name for field in FIELDS if field.is_required])
 def test_checkpoint_without_a_part_is_refused(missing: str, make_state: MakeState) -> None:
     """Loss: a run that goes on with half of its state as if nothing was missing."""
     saved = make_state().capture()
     del saved[missing]
     with pytest.raises(CheckpointError, match=missing):
         make_state().apply(saved)
+
+
+def test_checkpoint_of_an_older_version_is_gone_on_from(make_state: MakeState) -> None:
+    """Loss: an update of this program ends every run; or the list of what older ones must have grows without a word."""
+    saved, state = make_state().capture(), make_state()
+    for field in FIELDS:
+        if not field.is_required:
+            del saved[field.name]
+    assert saved.keys() == {
+        *("format", "model_state_dict", "ema_state_dict", "ema_updates", "optimizer_state_dict", "scaler_state_dict", "epoch", "step"),
+        *("samples", "best_metric", "history", "progress", "gradient_exponents", "bad_in_row"),
+    }, "what version 4 has always written"
+    state.apply(saved)
+    assert state.best_since == -1
 
 
 def test_checkpoint_of_another_model_is_refused(make_state: MakeState) -> None:
@@ -191,8 +205,8 @@ def test_average_takes_statistics_in_and_copies_counters(make_state: MakeState) 
             buffer.fill_(7)
     ema.update(model)
     averaged = dict(ema.model.named_buffers())
-    assert averaged["model.0.bn.running_mean"].tolist() == [4.0] * 16, "half way from 0 to 8"
-    assert averaged["model.0.bn.running_var"].tolist() == [4.5] * 16, "half way from 1 to 8"
+    assert set(averaged["model.0.bn.running_mean"].tolist()) == {4.0}, "half way from 0 to 8"
+    assert set(averaged["model.0.bn.running_var"].tolist()) == {4.5}, "half way from 1 to 8"
     assert averaged["model.0.bn.num_batches_tracked"].item() == 7
 
 

@@ -12,7 +12,6 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,6 +70,11 @@ class Hiccups(FileSystem):
         return super().open(path)
 
 
+def read(_path: Path, file: BinaryIO, _manifest: Manifest) -> bytes:
+    """The bytes of a checkpoint."""
+    return file.read()
+
+
 @pytest.mark.parametrize("code", [errno.ESTALE, errno.EIO])
 def test_a_share_that_hiccups_at_a_start_is_waited_for(code: int, tmp_path: Path) -> None:
     """Loss: hours of work passed over, or a run begun anew, because of a second in which a server did not answer."""
@@ -80,15 +84,15 @@ def test_a_share_that_hiccups_at_a_start_is_waited_for(code: int, tmp_path: Path
     for epoch in (1, 2):
         run.store.publish(Manifest("epoch", Position(epoch, epoch, epoch), 0, "", 0, "", "", ""), lambda file: file.write(b"state"))
     run.release()
-    told = list[str]()
-    found = Catalogue(run.path, Hiccups(code, 3), patience=5.0).newest(lambda file, _: file.read(), told.append)
-    assert found is not None and found[0].position.epoch == 2 and not told
+    found, passed_over = Catalogue(run.path, Hiccups(code, 3), patience=5.0).newest(read)
+    assert found is not None and found[0].position.epoch == 2 and not passed_over
     waiting = Catalogue(run.path, Hiccups(code, 10**6), patience=0.3)
     if code == errno.EIO:  # a broken disk says that, too, and for ever
-        assert waiting.newest(lambda file, _: file.read(), told.append) is None and len(told) == 1
+        found, passed_over = waiting.newest(read)
+        assert found is None and len(passed_over) == 1
         return
     with pytest.raises(CheckpointError, match="cannot be read") as refusal:
-        waiting.newest(lambda file, _: file.read(), told.append)
+        waiting.newest(read)
     assert refusal.value.is_transient
 
 
@@ -542,14 +546,13 @@ def test_moving_aside_keeps_everything_and_never_overwrites(tmp_path: Path) -> N
     folder = RunFolder(tmp_path / "a")
     assert folder.move_aside() is None
     moved = []
-    started = time.monotonic()
     for number in range(6):
         folder.make()
         (folder.checkpoints / "best.pt").write_text(str(number))
         target = folder.move_aside()
         assert target is not None and not folder.path.exists()
         moved.append(target)
-    assert time.monotonic() - started < 5, "several moves fell into one second"
+    assert any(target.name.count("-") == 2 for target in moved), "several moves fell into one second"
     assert len(set(moved)) == 6 and all(target.parent == tmp_path for target in moved)
     assert [(target / "checkpoints" / "best.pt").read_text() for target in moved] == list("012345")
 

@@ -161,8 +161,11 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from gai_yolo.reporting.tensorboard import TensorBoard
+from gai_yolo.log import showing
 told = []
-board = TensorBoard(Path(sys.argv[1]), 0, told.append)
+said = showing(lambda record: told.append(record.getMessage()))
+said.__enter__()
+board = TensorBoard(Path(sys.argv[1]), 0)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))  # writing beyond it fails like a full disk
 noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
 for step in range(1, 500):
@@ -186,11 +189,10 @@ def test_full_disk_is_told_once_and_training_goes_on(tmp_path: Path) -> None:
     assert shown(tmp_path)["Learning_Rate"] == [1, 2], "the next start mends the torn file"
 
 
-def test_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_made_is_told(tmp_path: Path, told: list[str]) -> None:
     """Loss: a file in the way of the log folder ends the run at its start."""
     (tmp_path / "file").write_text("")
-    told: list[str] = []
-    board = TensorBoard(tmp_path / "file" / "log", 0, told.append)
+    board = TensorBoard(tmp_path / "file" / "log", 0)
     log(board, 1, 5)
     board.close()
     assert len(told) == 1

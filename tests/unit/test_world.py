@@ -5,15 +5,24 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
-from gai_yolo.distributed.world import World, check_environment, is_lost_peer
+from gai_yolo.distributed.environment import check_environment
+from gai_yolo.distributed.world import World, is_lost_peer
 from gai_yolo.errors import CheckpointError, ConfigError
 from tests.worlds import good, on_ranks
 
 PATIENCE = 1.5
 """Seconds that ranks wait for each other in these tests; longer than a beat."""
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("slow", [0, 1])
@@ -61,7 +70,7 @@ def test_a_rank_that_dies_is_missed_by_those_who_wait_and_those_who_work() -> No
             world.leave()  # as a process that is gone: nobody beats for it
             return
         if world.rank == 1:
-            time.sleep(PATIENCE + 2.0)
+            wait_until(lambda: world.lost is not None)
             seen.append(world.lost)
         world.meet()
 
@@ -73,17 +82,23 @@ def test_a_rank_that_dies_is_missed_by_those_who_wait_and_those_who_work() -> No
 def test_who_waits_for_others_says_so() -> None:
     """Loss: the watchdog of a rank that waits for another one's scoring takes it for a hang."""
 
+    seen = threading.Event()
+
+    def look(world: World) -> None:
+        wait_until(lambda: world.is_waiting)
+        seen.set()
+
     def action(world: World) -> bool:
         world.begin_long_work()
         if world.rank == 1:
-            time.sleep(0.5)
+            assert seen.wait(20)
             world.leave()
             return False
-        watched: list[bool] = []
-        threading.Timer(0.2, lambda: watched.append(world.is_waiting)).start()
+        assert not world.is_waiting
+        threading.Thread(target=look, args=(world,)).start()
         with contextlib.suppress(RuntimeError):
             world.meet()
-        return watched[0] and not world.is_waiting
+        return not world.is_waiting
 
     assert good(on_ranks(2, action, patience=PATIENCE)) == [True, False]
 

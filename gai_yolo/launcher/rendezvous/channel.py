@@ -24,12 +24,12 @@ GREETING = b"gai-yolo rendezvous 2 "
 GREETING_BYTES = len(GREETING) + 2 * NONCE_BYTES + 1
 ANSWER_BYTES = 2 * NONCE_BYTES + 1 + 2 * MAC_BYTES + 1
 PROOF_BYTES = 2 * MAC_BYTES + 1
-LENGTH = struct.Struct(">I")
+MESSAGE_LENGTH = struct.Struct(">I")
 REFUSED = b"-" * (PROOF_BYTES - 1) + b"\n"
 """In place of the server's proof, so that people can be told what is wrong. Who merely hangs up may be busy."""
-HEAD_BYTES = LENGTH.size + MAC_BYTES
-MOST_BYTES = 8 << 20
-"""Of a message: the notes of some ten thousand nodes."""
+HEAD_BYTES = MESSAGE_LENGTH.size + MAC_BYTES
+MOST_MESSAGE_BYTES = 8 << 20
+"""Of a message: the state of some ten thousand nodes."""
 
 
 class Stranger(ConnectionError):
@@ -84,10 +84,10 @@ class Messages:
         Raises:
             ValueError: it is too long.
         """
-        if len(content) > MOST_BYTES:
-            raise ValueError(f"a message of {len(content)} bytes, more than {MOST_BYTES}")
+        if len(content) > MOST_MESSAGE_BYTES:
+            raise ValueError(f"a message of {len(content)} bytes, more than {MOST_MESSAGE_BYTES}")
         number, self._sent = self._sent, self._sent + 1
-        return LENGTH.pack(len(content)) + self._keys[0].mac("message", number.to_bytes(8, "big"), content) + content
+        return MESSAGE_LENGTH.pack(len(content)) + self._keys[0].mac("message", number.to_bytes(8, "big"), content) + content
 
     def length(self, head: bytes) -> int:
         """Bytes that follow a head of `HEAD_BYTES` bytes.
@@ -95,9 +95,9 @@ class Messages:
         Raises:
             ValueError: too many.
         """
-        (length,) = LENGTH.unpack_from(head)
-        if length > MOST_BYTES:
-            raise ValueError(f"a message of {length} bytes, more than {MOST_BYTES}")
+        (length,) = MESSAGE_LENGTH.unpack_from(head)
+        if length > MOST_MESSAGE_BYTES:
+            raise ValueError(f"a message of {length} bytes, more than {MOST_MESSAGE_BYTES}")
         return int(length)
 
     def unwrap(self, head: bytes, content: bytes) -> bytes:
@@ -107,7 +107,7 @@ class Messages:
             Stranger: it is not the next message from the other end.
         """
         number, self._received = self._received, self._received + 1
-        if not self._keys[1].verifies(head[LENGTH.size :], "message", number.to_bytes(8, "big"), content):
+        if not self._keys[1].verifies(head[MESSAGE_LENGTH.size :], "message", number.to_bytes(8, "big"), content):
             raise Stranger("a message that was changed, sent again, or made up")
         return content
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import secrets
 import threading
 import time
@@ -18,12 +19,15 @@ from gai_yolo.launcher.rendezvous.file_store import FileKeyValueStore, KeyValueS
 from gai_yolo.launcher.rendezvous.run_name import claim_run
 from gai_yolo.launcher.rendezvous.secret import Secret
 from gai_yolo.launcher.rendezvous.tcp_store import Endpoint, KeyValueServer, TcpKeyValueStore
+from gai_yolo.log import ONCE
+
+logger = logging.getLogger(__name__)
 
 LOOK_EVERY = 1.0
 """Seconds."""
-ANSWER_WITHIN = 2.0
+LOOK_WITHIN = 2.0
 """Seconds; an endpoint that takes longer has not answered."""
-LINGER = 60.0
+HOST_LINGER = 60.0
 """Seconds that a host waits, after the job's success, for the others to hear of it."""
 
 
@@ -39,8 +43,8 @@ class RendezvousClient(Protocol):
     def local_address(self, target: Target) -> str | None:
         """Under which name the other nodes reach this one; None: its host name."""
 
-    def board(self, target: Target) -> KeyValueStore:
-        """The board there.
+    def store(self, target: Target) -> KeyValueStore:
+        """The key-value store there.
 
         Raises:
             OSError: it cannot be reached.
@@ -73,7 +77,7 @@ class FileRendezvousClient:
         del target
         return self._local_address
 
-    def board(self, target: Target) -> KeyValueStore:
+    def store(self, target: Target) -> KeyValueStore:
         """See `RendezvousClient`."""
         del target
         return FileKeyValueStore(self._path, self._secret)
@@ -86,39 +90,27 @@ class FileRendezvousClient:
 
 
 class EndpointRendezvousClient:
-    """One board or more, each served by the launcher on its host.
+    """One key-value store or more, each served by the launcher on its host.
 
-    The boards are served and looked at by threads of this process: an agent that imports torch, hangs or is killed has nothing to
+    The stores are served and looked at by threads of this process: an agent that imports torch, hangs or is killed has nothing to
     do with them, and they end when the launcher does, as when the node is lost.
 
     Args:
         host_name: the name of this machine among the endpoints, and for the other nodes; None: found out.
         patience: see `EndpointElection`.
-        say: tells people.
     """
 
-    def __init__(
-        self,
-        endpoints: Sequence[Endpoint],
-        secret: Secret,
-        job: str,
-        host_name: str | None,
-        patience: float,
-        say: Callable[[str], None],
-    ) -> None:
-        self._endpoints, self._secret, self._job, self._host_name, self._say = endpoints, secret, job, host_name, say
+    def __init__(self, endpoints: Sequence[Endpoint], secret: Secret, job: str, host_name: str | None, patience: float) -> None:
+        self._endpoints, self._secret, self._job, self._host_name = endpoints, secret, job, host_name
         self._own = [index for index, endpoint in enumerate(endpoints) if is_here(endpoint.host, host_name)]
-        self._attachment = EndpointElection(patience, time.monotonic())
+        self._election = EndpointElection(patience, time.monotonic())
         self._target: Target | None = None
         self._next_look = 0.0
-        self._told: set[str] = set()
-        self._told_of_strangers: set[int] = set()
         others = [one for at, one in enumerate(endpoints) if at not in self._own]
         self._hosts = [Host(endpoints[index], others, secret) for index in self._own]
         for host in self._hosts:
             host.serve()  # before the first look
             host.start()
-        self._tell_of_obstacles()
         me = secrets.token_hex(8)
         self._watchers = [_Watcher(endpoint, secret, job, me) for endpoint in endpoints]
         for watcher in self._watchers:
@@ -129,16 +121,14 @@ class EndpointRendezvousClient:
         now = time.monotonic()
         if now >= self._next_look:
             self._next_look = now + LOOK_EVERY
-            self._tell_of_obstacles()
-            self._tell_of_strangers()
             before = self._target
-            self._target = self._attachment.update([watcher.look for watcher in self._watchers], now)
+            self._target = self._election.update([watcher.look for watcher in self._watchers], now)
             for index, watcher in enumerate(self._watchers):
-                watcher.attached = self._target is not None and self._target.index == index
+                watcher.goes_by_it = self._target is not None and self._target.index == index
             if self._target is not None and (before is None or before.number != self._target.number):
-                self._say(f"meeting at {self._endpoints[self._target.index]}")
+                logger.info(f"rendezvous at {self._endpoints[self._target.index]}")
             elif before is not None and self._target is None:
-                self._say(f"{self._endpoints[before.index]} does not answer any more")
+                logger.warning(f"{self._endpoints[before.index]} does not answer any more")
         return self._target
 
     def address(self, target: Target) -> str:
@@ -154,43 +144,31 @@ class EndpointRendezvousClient:
         endpoint = self._endpoints[target.index]
         return source_address(endpoint.host, endpoint.port)
 
-    def board(self, target: Target) -> KeyValueStore:
+    def store(self, target: Target) -> KeyValueStore:
         """See `RendezvousClient`."""
-        return TcpKeyValueStore(self._endpoints[target.index], self._secret, ANSWER_WITHIN)
+        return TcpKeyValueStore(self._endpoints[target.index], self._secret, LOOK_WITHIN)
 
     def remember(self, run: str) -> None:
-        """See `RendezvousClient`: a board that starts anew is told."""
+        """See `RendezvousClient`: a store that starts anew is told."""
         for watcher in self._watchers:
             watcher.run_name = run
 
     def close(self, done: bool, go_on: Callable[[], bool]) -> None:
         """See `RendezvousClient`."""
         for watcher in self._watchers:
-            watcher.attached = False
+            watcher.goes_by_it = False
             watcher.stopped.set()
         for watcher in self._watchers:
-            watcher.join(ANSWER_WITHIN)
-        deadline = time.monotonic() + LINGER
+            watcher.join(LOOK_WITHIN)
+        deadline = time.monotonic() + HOST_LINGER
         while done and time.monotonic() < deadline and go_on() and any(host.launchers(self._job) for host in self._hosts):
             time.sleep(0.1)
         for host in self._hosts:
             host.close()
 
-    def _tell_of_obstacles(self) -> None:
-        for host in self._hosts:
-            if host.obstacle is not None and host.obstacle not in self._told:
-                self._say(host.obstacle)
-                self._told.add(host.obstacle)
-
-    def _tell_of_strangers(self) -> None:
-        for index, watcher in enumerate(self._watchers):
-            if watcher.stranger is not None and index not in self._told_of_strangers:
-                self._say(f"{self._endpoints[index]}: {watcher.stranger}; all launchers of a job must be given the same secret")
-                self._told_of_strangers.add(index)
-
 
 class Host(threading.Thread):
-    """Serves the board of one of this machine's endpoints for as long as the job runs, or tries to.
+    """Serves the key-value store of one of this machine's endpoints for as long as the job runs, or tries to.
 
     Where the machine is reached is looked at again and again: a job that is started at boot is there before the network. In a thread of its
     own, since a name server that is away keeps who asks for many seconds, and a launcher that was told to end has 30.
@@ -206,8 +184,6 @@ class Host(threading.Thread):
         self._server: KeyValueServer | None = None
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        self.obstacle: str | None = None
-        """Why it is not served, or not everywhere, as of the last try that failed."""
 
     def run(self) -> None:
         while not self._closed.wait(LOOK_EVERY):
@@ -227,12 +203,12 @@ class Host(threading.Thread):
                     taken = self._server.listen(addresses)
         except OSError as error:
             what = "another process listens there" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
-            self._note("here", what)
+            self._say_obstacle("here", what)
         if taken:  # its members would be lost with it: it is served where it was
-            self._note(", ".join(taken), "another process listens there")
+            self._say_obstacle(", ".join(taken), "another process listens there")
 
     def addresses(self) -> list[str]:
-        """Where the board is to be served: at the endpoint's own address only.
+        """Where it is to be served: at the endpoint's own address only.
 
         On Debian a machine's own name leads to 127.0.1.1 on itself, and with NAT to an address that no machine has. There it is the
         addresses from which this machine reaches the others' endpoints; where there are no others, each of its addresses, one by one. And
@@ -248,7 +224,7 @@ class Host(threading.Thread):
         return own + (self._ways or list(dict.fromkeys(address for address in all_addresses() if not is_loopback(address))))
 
     def launchers(self, job: str) -> int:
-        """How many launchers of a job are attached here."""
+        """How many launchers of a job go by this store."""
         return 0 if self._server is None else self._server.launchers(job)
 
     def close(self) -> None:
@@ -258,8 +234,8 @@ class Host(threading.Thread):
             if self._server is not None:
                 self._server.close()
 
-    def _note(self, where: str, what: str) -> None:
-        self.obstacle = f"{self._endpoint} cannot be served from {where} ({what}); trying again as long as the job runs"
+    def _say_obstacle(self, where: str, what: str) -> None:
+        logger.warning(f"{self._endpoint} cannot be served from {where} ({what}); trying again as long as the job runs", extra=ONCE)
 
 
 class _Watcher(threading.Thread):
@@ -269,34 +245,33 @@ class _Watcher(threading.Thread):
         super().__init__(name=f"watcher {endpoint}", daemon=True)
         self._endpoint, self._secret, self._job, self._me = endpoint, secret, job, me
         self.look: Look | None = None
-        self.stranger: Stranger | None = None
-        """Who answered there, and was none of this job."""
-        self.attached = False
+        self.goes_by_it = False
         self.run_name: str | None = None
         self.stopped = threading.Event()
 
     def run(self) -> None:
-        board: TcpKeyValueStore | None = None
+        store: TcpKeyValueStore | None = None
         failures = 0
         while not self.stopped.is_set():
             try:
-                if board is None:
-                    board = TcpKeyValueStore(self._endpoint, self._secret, ANSWER_WITHIN)
-                if self.attached and self.run_name is not None:
-                    claim_run(board, self._job, self.run_name)
-                launchers = board.launchers(self._job, self._me, self.attached)
+                if store is None:
+                    store = TcpKeyValueStore(self._endpoint, self._secret, LOOK_WITHIN)
+                if self.goes_by_it and self.run_name is not None:
+                    claim_run(store, self._job, self.run_name)
+                launchers = store.launchers(self._job, self._me, self.goes_by_it)
                 failures = 0
                 self.look = Look(launchers, 0)
-            except (OSError, ValueError) as error:  # ValueError: what answers there is no board
-                self.stranger = error if isinstance(error, Stranger) else self.stranger
-                board = None
+            except (OSError, ValueError) as error:  # ValueError: what answers there is no store of ours
+                if isinstance(error, Stranger):
+                    logger.warning(f"{self._endpoint}: {error}; all launchers of a job must be given the same secret", extra=ONCE)
+                store = None
                 failures += 1
                 self.look = Look(0, failures)
             self.stopped.wait(LOOK_EVERY / 2)
-        if board is not None:
+        if store is not None:
             with contextlib.suppress(OSError, ValueError):
-                board.launchers(self._job, self._me, attached=False)
-            board.close()
+                store.launchers(self._job, self._me, goes_by_it=False)
+            store.close()
 
 
 def is_here(host: str, host_name: str | None) -> bool:

@@ -68,16 +68,16 @@ class EndpointElection:
             found = choose(seen, may_fall_back=self._wait_until is None or now >= self._wait_until)
             if found is None or (now < self._settled and seen[found].launchers == 0):
                 return None
-            self._attach(found)
+            self._elect(found)
         elif seen[self._index].failures == 0:
             better = _best([*_active(seen), self._index], seen)
             self._outvoted = self._outvoted + 1 if better != self._index else 0
             if self._outvoted >= OUTVOTED_AFTER:
-                self._attach(better)
+                self._elect(better)
         assert self._index is not None
         return Target(self._index, self._number, answers=seen[self._index].failures == 0)
 
-    def _attach(self, index: int) -> None:
+    def _elect(self, index: int) -> None:
         self._index, self._number, self._outvoted = index, self._number + 1, 0
         self._wait_until = None
 

@@ -1,4 +1,4 @@
-"""A notice board: names and bytes that the nodes of a job leave for each other, changed by one node at a time."""
+"""A key-value store that the nodes of a job share, changed by one node at a time; here in memory and in a file."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from gai_yolo.launcher.rendezvous.secret import MAC_BYTES, Secret, SecretError, 
 
 T = TypeVar("T")
 
-MAGIC = b"gai-yolo board 2\n"
-OLD_MAGIC = b"gai-yolo board 1\n"
+FILE_MAGIC = b"gai-yolo board 2\n"
+OLD_FILE_MAGIC = b"gai-yolo board 1\n"
 FIRST_SLOT = 4096
 SLOT_BYTES = 4 << 20
-"""Room for the notes of some thousand nodes. The file is sparse: it takes what its notes take."""
-HEADER = struct.Struct(f"<QI{MAC_BYTES}s")
-"""Number of the change, bytes of the notes, MAC of both."""
-MOST_BYTES = 64 << 20
-"""Of all notes of a board in memory."""
+"""Room for what some thousand nodes write. The file is sparse: it takes what is in it."""
+SLOT_HEADER = struct.Struct(f"<QI{MAC_BYTES}s")
+"""Number of the change, bytes of the content, MAC of both."""
+MOST_STORE_BYTES = 64 << 20
+"""Of all keys and values of a store in memory."""
 
 
 class StoreRefused(OSError):
@@ -37,65 +37,65 @@ class KeyValueStore(Protocol):
     """Every call is atomic: no other node's call comes in between.
 
     Raises:
-        OSError: from every call: the board cannot be reached, or not in time. What was asked for may have been done.
+        OSError: from every call: the store cannot be reached, or not in time. What was asked for may have been done.
     """
 
-    def read(self, names: Sequence[str]) -> list[bytes | None]:
-        """The notes of these names; None where there is none."""
+    def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        """The values of these keys; None where there is none."""
 
-    def write(self, notes: Mapping[str, bytes]) -> None:
-        """Leave notes, in place of those of the same names."""
+    def write(self, values: Mapping[str, bytes]) -> None:
+        """Set values by key."""
 
-    def add(self, name: str, amount: int) -> int:
+    def add(self, key: str, amount: int) -> int:
         """Add to a number, 0 at first; returns the sum."""
 
-    def swap(self, name: str, expected: bytes, value: bytes) -> bytes:
-        """Leave a note if `expected` stands there (empty: nothing); returns what stands there afterwards."""
+    def swap(self, key: str, expected: bytes, value: bytes) -> bytes:
+        """Set a value if `expected` stands there (empty: nothing); returns what stands there afterwards."""
 
 
 class InMemoryKeyValueStore:
-    """A board of one process."""
+    """A store of one process."""
 
     def __init__(self, content: dict[str, bytes] | None = None) -> None:
         self.content = {} if content is None else content
         self._size = sum(map(_size_of, self.content.items()))
 
-    def read(self, names: Sequence[str]) -> list[bytes | None]:
+    def read(self, keys: Sequence[str]) -> list[bytes | None]:
         """See `KeyValueStore`."""
-        return [self.content.get(name) for name in names]
+        return [self.content.get(key) for key in keys]
 
-    def write(self, notes: Mapping[str, bytes]) -> None:
+    def write(self, values: Mapping[str, bytes]) -> None:
         """See `KeyValueStore`."""
-        for name, value in notes.items():
-            if name not in self.content:
-                forget_old_rounds(self.content, name)
+        for key, value in values.items():
+            if key not in self.content:
+                forget_old_rounds(self.content, key)
                 self._size = sum(map(_size_of, self.content.items()))
-            self._size += _size_of((name, value)) - (_size_of((name, self.content[name])) if name in self.content else 0)
-            if self._size > MOST_BYTES:
-                raise OSError(errno.EFBIG, "too many notes")
-            self.content[name] = value
+            self._size += _size_of((key, value)) - (_size_of((key, self.content[key])) if key in self.content else 0)
+            if self._size > MOST_STORE_BYTES:
+                raise OSError(errno.EFBIG, "too many keys")
+            self.content[key] = value
 
-    def add(self, name: str, amount: int) -> int:
+    def add(self, key: str, amount: int) -> int:
         """See `KeyValueStore`."""
-        total = int(self.content.get(name, b"0")) + amount
-        self.write({name: str(total).encode()})
+        total = int(self.content.get(key, b"0")) + amount
+        self.write({key: str(total).encode()})
         return total
 
-    def swap(self, name: str, expected: bytes, value: bytes) -> bytes:
+    def swap(self, key: str, expected: bytes, value: bytes) -> bytes:
         """See `KeyValueStore`."""
-        if self.content.get(name, b"") == expected:
-            self.write({name: value})
-        return self.content.get(name, b"")
+        if self.content.get(key, b"") == expected:
+            self.write({key: value})
+        return self.content.get(key, b"")
 
 
-def _size_of(note: tuple[str, bytes]) -> int:
-    return len(note[0]) + len(note[1])
+def _size_of(item: tuple[str, bytes]) -> int:
+    return len(item[0]) + len(item[1])
 
 
-def forget_old_rounds(content: dict[str, bytes], name: str) -> None:
-    """Drop what belongs to rendezvous rounds before the last one: torchrun names notes `torch.rendezvous.RUN.ROUND/...` and
+def forget_old_rounds(content: dict[str, bytes], key: str) -> None:
+    """Drop what belongs to rendezvous rounds before the last one: torchrun's keys are `torch.rendezvous.RUN.ROUND/...`, and it
     leaves them."""
-    run, number = _round_of(name)
+    run, number = _round_of(key)
     if number is None:
         return
     for other in list(content):
@@ -104,46 +104,46 @@ def forget_old_rounds(content: dict[str, bytes], name: str) -> None:
             del content[other]
 
 
-def _round_of(name: str) -> tuple[str, int | None]:
-    head, slash, _ = name.partition("/")
+def _round_of(key: str) -> tuple[str, int | None]:
+    head, slash, _ = key.partition("/")
     run, _, number = head.rpartition(".")
     return (run, int(number)) if slash and head.startswith("torch.rendezvous.") and number.isdigit() else (head, None)
 
 
 class FileKeyValueStore:
-    """A board in one file on storage that all nodes share, under a lock (`flock`; NFS 4, Lustre mounted with it, and GPFS have it).
+    """A store in one file on storage that all nodes share, under a lock (`flock`; NFS 4, Lustre mounted with it, and GPFS have it).
 
     Two slots are written by turns, each with a MAC by the job's secret: a change that was cut short, by a kill or a full disk, has not
-    happened, nor has one by a stranger, and the notes before it stand. Nothing is parsed before its MAC was verified. The file does not
-    grow. Nothing is promised where the file system's locks are not those of all nodes.
+    happened, nor has one by a stranger, and what was there before it stands. Nothing is parsed before its MAC was verified. The file does
+    not grow. Nothing is promised where the file system's locks are not those of all nodes.
 
     Args:
         path: made if it is not there, for this user alone.
         patience: seconds to wait for the lock.
 
     Raises:
-        BoardRefused: from every call: see there.
+        StoreRefused: from every call: see there.
     """
 
     def __init__(self, path: Path, secret: Secret, patience: float = 20.0) -> None:
         self.path, self._secret, self._patience = path, secret, patience
 
-    def read(self, names: Sequence[str]) -> list[bytes | None]:
+    def read(self, keys: Sequence[str]) -> list[bytes | None]:
         """See `KeyValueStore`."""
         with self._locked(fcntl.LOCK_SH) as file:
-            return InMemoryKeyValueStore(self._newest(file)[1]).read(names)
+            return InMemoryKeyValueStore(self._newest(file)[1]).read(keys)
 
-    def write(self, notes: Mapping[str, bytes]) -> None:
+    def write(self, values: Mapping[str, bytes]) -> None:
         """See `KeyValueStore`."""
-        self._change(lambda present: present.write(notes))
+        self._change(lambda present: present.write(values))
 
-    def add(self, name: str, amount: int) -> int:
+    def add(self, key: str, amount: int) -> int:
         """See `KeyValueStore`."""
-        return self._change(lambda notes: notes.add(name, amount))
+        return self._change(lambda present: present.add(key, amount))
 
-    def swap(self, name: str, expected: bytes, value: bytes) -> bytes:
+    def swap(self, key: str, expected: bytes, value: bytes) -> bytes:
         """See `KeyValueStore`."""
-        return self._change(lambda notes: notes.swap(name, expected, value))
+        return self._change(lambda present: present.swap(key, expected, value))
 
     def _change(self, action: Callable[[InMemoryKeyValueStore], T]) -> T:
         with self._locked(fcntl.LOCK_EX) as file:
@@ -174,16 +174,16 @@ class FileKeyValueStore:
             os.close(file)  # gives the lock back
 
     def _newest(self, file: int) -> tuple[int, dict[str, bytes]]:
-        """Number and notes of the last complete change; 0 and none in a new file."""
-        _check_kind(os.pread(file, len(MAGIC), 0), self.path)
+        """Number and content as of the last complete change; 0 and nothing in a new file."""
+        _check_kind(os.pread(file, len(FILE_MAGIC), 0), self.path)
         number, newest, is_foreign = 0, b"", False
         for slot in range(2):
             offset = FIRST_SLOT + slot * SLOT_BYTES
-            head = os.pread(file, HEADER.size, offset)
-            its_number, length, mac = HEADER.unpack(head) if len(head) == HEADER.size else (0, 0, b"")
+            head = os.pread(file, SLOT_HEADER.size, offset)
+            its_number, length, mac = SLOT_HEADER.unpack(head) if len(head) == SLOT_HEADER.size else (0, 0, b"")
             if its_number <= number:
                 continue
-            data = os.pread(file, min(length, SLOT_BYTES - HEADER.size), offset + HEADER.size)
+            data = os.pread(file, min(length, SLOT_BYTES - SLOT_HEADER.size), offset + SLOT_HEADER.size)
             if self._secret.verifies(mac, "board", its_number.to_bytes(8, "big"), data):
                 number, newest = its_number, data
             elif its_number > 1 or len(data) == length:  # a first change that was cut short is nobody's fault
@@ -198,22 +198,22 @@ class FileKeyValueStore:
 
     def _publish(self, file: int, number: int, content: dict[str, bytes]) -> None:
         data = json.dumps(pack(content)).encode()
-        if len(data) > SLOT_BYTES - HEADER.size:
+        if len(data) > SLOT_BYTES - SLOT_HEADER.size:
             raise OSError(errno.EFBIG, "too many nodes for a rendezvous file; use host:port")
         mac = self._secret.mac("board", number.to_bytes(8, "big"), data)
         if number == 1:
-            _write(file, MAGIC, 0)
-        _write(file, HEADER.pack(number, len(data), mac) + data, FIRST_SLOT + (number % 2) * SLOT_BYTES)
+            _write(file, FILE_MAGIC, 0)
+        _write(file, SLOT_HEADER.pack(number, len(data), mac) + data, FIRST_SLOT + (number % 2) * SLOT_BYTES)
 
 
 def check_store(path: Path, secret: Secret | None = None) -> None:
-    """Refuse a file that cannot be this job's board.
+    """Refuse a file that cannot be this job's store.
 
     Args:
         secret: with which it must have been written; None: that is not looked at.
 
     Raises:
-        BoardRefused: see there.
+        StoreRefused: see there.
         OSError: it cannot be read.
     """
     if secret is not None:
@@ -221,7 +221,7 @@ def check_store(path: Path, secret: Secret | None = None) -> None:
         return
     with path.open("rb") as file:
         _check_access(path, os.fstat(file.fileno()))
-        _check_kind(file.read(len(MAGIC)), path)
+        _check_kind(file.read(len(FILE_MAGIC)), path)
 
 
 def _check_access(path: Path, status: os.stat_result) -> None:
@@ -236,9 +236,9 @@ def _check_access(path: Path, status: os.stat_result) -> None:
 
 
 def _check_kind(begin: bytes, path: Path) -> None:
-    if begin.startswith(OLD_MAGIC):
+    if begin.startswith(OLD_FILE_MAGIC):
         raise StoreRefused(errno.EINVAL, "was left by an older version and is not signed; remove it when no job meets there", str(path))
-    if not MAGIC.startswith(begin):
+    if not FILE_MAGIC.startswith(begin):
         raise StoreRefused(errno.EINVAL, "is a file of another kind; name one of its own, which need not exist yet", str(path))
 
 
@@ -247,11 +247,11 @@ def _write(file: int, data: bytes, offset: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def pack(notes: Mapping[str, bytes]) -> dict[str, str]:
+def pack(values: Mapping[str, bytes]) -> dict[str, str]:
     """Bytes as JSON can hold them."""
-    return {name: value.decode("latin-1") for name, value in notes.items()}
+    return {key: value.decode("latin-1") for key, value in values.items()}
 
 
-def unpack(notes: Mapping[str, str]) -> dict[str, bytes]:
+def unpack(values: Mapping[str, str]) -> dict[str, bytes]:
     """The way back from `pack`."""
-    return {name: value.encode("latin-1") for name, value in notes.items()}
+    return {key: value.encode("latin-1") for key, value in values.items()}

@@ -1,4 +1,4 @@
-"""torchrun's rendezvous on a board of ours."""
+"""torchrun's rendezvous on a key-value store of ours."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from gai_yolo.launcher.rendezvous.state import StateBackend
 from gai_yolo.launcher.rendezvous.tcp_store import TcpKeyValueStore
 from gai_yolo.launcher.verdict import RestartCounter
 
-ANSWER_WITHIN = 5.0
-"""Seconds; a board that takes longer is lost."""
-POLL = 0.1
-"""Seconds between two looks for a note that another node has yet to write."""
+STORE_ANSWERS_WITHIN = 5.0
+"""Seconds; a store that takes longer is lost."""
+VALUE_TICK = 0.1
+"""Seconds between two looks for a value that another node has yet to write."""
 BARRIER = timedelta(seconds=300)
 """torchrun waits so long at the end for other nodes' workers. It sets this on a wrapper of the store, which does not pass it on."""
 LEAVE_WITHIN = 2.0
@@ -40,7 +40,7 @@ LEAVE_WITHIN = 2.0
 
 
 class StoreLost(RuntimeError):
-    """The board cannot be reached, or another node has not written what it had to."""
+    """The key-value store cannot be reached, or another node has not written what it had to."""
 
 
 class StopStarting(Exception):
@@ -56,55 +56,55 @@ class StopStarting(Exception):
 
 
 class TorchStore(dist.Store):  # type: ignore[name-defined, misc]
-    """A board as a store of torch.distributed, which calls it through its C++ wrappers.
+    """A key-value store as one of torch.distributed, which calls it through its C++ wrappers.
 
     Raises:
-        BoardLost: from every call.
+        StoreLost: from every call.
 
     Args:
-        patience: seconds to wait for other nodes' notes.
+        patience: seconds to wait for what other nodes write.
     """
 
-    def __init__(self, board: KeyValueStore, patience: float) -> None:
+    def __init__(self, store: KeyValueStore, patience: float) -> None:
         super().__init__()
-        self._board, self._patience = board, timedelta(seconds=patience)
+        self._store, self._patience = store, timedelta(seconds=patience)
 
     def set(self, key: str, value: str | bytes) -> None:
-        """Leave a note."""
+        """Set a value."""
         self.multi_set([key], [value])
 
     def get(self, key: str) -> bytes:
-        """Wait for a note and read it."""
+        """Wait for a value and read it."""
         (value,) = self.multi_get([key])
         return value
 
     def add(self, key: str, amount: int) -> int:
         """Add to a number."""
         with _lost():
-            return self._board.add(key, amount)
+            return self._store.add(key, amount)
 
     def compare_set(self, key: str, expected: str | bytes, value: str | bytes) -> bytes:
-        """Leave a note if another stands there; returns what stands there then."""
+        """Set a value if another stands there; returns what stands there then."""
         with _lost():
-            return self._board.swap(key, _bytes(expected), _bytes(value))
+            return self._store.swap(key, _bytes(expected), _bytes(value))
 
     def check(self, keys: Sequence[str]) -> bool:
-        """Whether all these notes are there."""
+        """Whether all these keys are there."""
         with _lost():
-            return None not in self._board.read(keys)
+            return None not in self._store.read(keys)
 
     def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:
-        """Wait until all these notes are there."""
+        """Wait until all these keys are there."""
         self._wait(keys, BARRIER if timeout is None else timeout)
 
     def multi_get(self, keys: Sequence[str]) -> list[bytes]:
-        """Wait for notes and read them."""
+        """Wait for values and read them."""
         return self._wait(keys, self._patience)
 
     def multi_set(self, keys: Sequence[str], values: Sequence[str | bytes]) -> None:
-        """Leave notes."""
+        """Set values."""
         with _lost():
-            self._board.write({key: _bytes(value) for key, value in zip(keys, values, strict=True)})
+            self._store.write({key: _bytes(value) for key, value in zip(keys, values, strict=True)})
 
     def has_extended_api(self) -> bool:
         """There are `multi_get` and `multi_set`."""
@@ -114,13 +114,13 @@ class TorchStore(dist.Store):  # type: ignore[name-defined, misc]
         deadline = time.monotonic() + patience.total_seconds()
         while True:
             with _lost():
-                found = self._board.read(keys)
+                found = self._store.read(keys)
             values = [value for value in found if value is not None]
             if len(values) == len(found):
                 return values
             if time.monotonic() > deadline:
                 raise StoreLost(f"no node has written {keys[found.index(None)]} for {patience.total_seconds():.0f} s")
-            time.sleep(POLL)
+            time.sleep(VALUE_TICK)
 
 
 class StoreRendezvous(RendezvousHandler):
@@ -128,17 +128,17 @@ class StoreRendezvous(RendezvousHandler):
     all nodes, whenever an agent fails.
 
     Args:
-        job: on the board.
-        starts: whether workers may be started.
+        job: its id.
+        restarts: says whether workers may be started.
     """
 
-    def __init__(self, parameters: RendezvousParameters, job: str, starts: RestartCounter) -> None:
-        self._board = _board_at(parameters.endpoint)
-        self._job, self._starts = job, starts
+    def __init__(self, parameters: RendezvousParameters, job: str, restarts: RestartCounter) -> None:
+        self._store = _store_at(parameters.endpoint)
+        self._job, self._restarts = job, restarts
         self._run = parameters.run_id
         # Kept: where C++ alone holds a store of Python's, its methods are gone.
-        self._store = TorchStore(self._board, parameters.get_as_int("read_timeout") or 20)
-        self._handler: DynamicRendezvousHandler = create_handler(self._store, StateBackend(self._board, self._run), parameters)
+        self._torch_store = TorchStore(self._store, parameters.get_as_int("read_timeout") or 20)
+        self._handler: DynamicRendezvousHandler = create_handler(self._torch_store, StateBackend(self._store, self._run), parameters)
         self._resized = False
 
     def get_backend(self) -> str:
@@ -156,14 +156,14 @@ class StoreRendezvous(RendezvousHandler):
         Raises:
             StopStarting: they must not be.
         """
-        code = self._starts.before(self._resized)
+        code = self._restarts.before(self._resized)
         if code is not None:
             raise StopStarting(code)
         try:
             info = self._handler.next_rendezvous()
         except RendezvousGracefulExitError as error:
             raise RendezvousClosedError(str(error)) from None
-        self._starts.begun()
+        self._restarts.begun()
         return info
 
     def num_nodes_waiting(self) -> int:
@@ -178,7 +178,7 @@ class StoreRendezvous(RendezvousHandler):
 
     def set_closed(self) -> None:
         """The run has succeeded: those who wait, and those who come later, need not begin."""
-        close_run(self._board, self._job, self._run)
+        close_run(self._store, self._job, self._run)
         self._handler.set_closed()
 
     def get_run_id(self) -> str:
@@ -199,27 +199,27 @@ class StoreRendezvous(RendezvousHandler):
             self._handler._op_executor.run(_RendezvousExitOp(), time.monotonic() + LEAVE_WITHIN)
 
 
-def make_rendezvous(parameters: RendezvousParameters, job: str, starts: RestartCounter) -> StoreRendezvous:
+def make_rendezvous(parameters: RendezvousParameters, job: str, restarts: RestartCounter) -> StoreRendezvous:
     """For torchrun's registry.
 
     Raises:
-        BoardLost: there is nobody at its endpoint.
+        StoreLost: there is nobody at its endpoint.
     """
     with _lost():
-        return StoreRendezvous(parameters, job, starts)
+        return StoreRendezvous(parameters, job, restarts)
 
 
-def _board_at(address: str) -> KeyValueStore:
+def _store_at(address: str) -> KeyValueStore:
     where = parse_rendezvous(address)
     secret = secret_for(where, given_secret(None, os.environ))
-    return FileKeyValueStore(where, secret) if isinstance(where, Path) else TcpKeyValueStore(where[0], secret, ANSWER_WITHIN)
+    return FileKeyValueStore(where, secret) if isinstance(where, Path) else TcpKeyValueStore(where[0], secret, STORE_ANSWERS_WITHIN)
 
 
 @contextlib.contextmanager
 def _lost() -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:  # the last two: what answers is no board
+    except (OSError, ValueError, KeyError) as error:  # the last two: what answers is no store of ours
         raise StoreLost(str(error)) from error
 
 

@@ -1,4 +1,7 @@
-"""What launchers may ask of a board that one of them serves, and what they are answered; JSON, checked before anything is done."""
+"""What launchers may ask of a key-value store that one of them serves, and what they are answered; JSON, checked before anything is done.
+
+The names of the fields are what is sent, and stay as they are: nodes of two versions may meet.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +17,21 @@ class Asked(BaseModel):
 
 
 class Read(Asked):
-    """The contents of some notes."""
+    """The values of some keys."""
 
     do: Literal["read"]
     names: list[str]
 
 
 class Write(Asked):
-    """Leave notes."""
+    """Set values by key."""
 
     do: Literal["write"]
     notes: dict[str, str]
 
 
 class Add(Asked):
-    """Add to a note that is a number."""
+    """Add to a value that is a number."""
 
     do: Literal["add"]
     name: str
@@ -36,7 +39,7 @@ class Add(Asked):
 
 
 class Swap(Asked):
-    """Change a note if it is what is expected."""
+    """Change a value if it is what is expected."""
 
     do: Literal["swap"]
     name: str

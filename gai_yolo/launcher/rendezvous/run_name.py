@@ -20,39 +20,39 @@ class JobDone(Exception):
     """The run of this launcher has succeeded, on other nodes."""
 
 
-def agree_on_run(board: KeyValueStore, job: str, known: str | None, next_name: Callable[[str | None], str]) -> str:
+def agree_on_run(store: KeyValueStore, job: str, known: str | None, next_name: Callable[[str | None], str]) -> str:
     """The run that this node takes part in.
 
     Args:
-        known: the run that this launcher has been in. A board that was lost is told of it, so that workers see one run.
+        known: the run that this launcher has been in. A store that was lost is told of it, so that workers see one run.
         next_name: the name of the run after another, or of the first.
 
     Raises:
         JobDone: `known` has succeeded.
-        OSError: the board cannot be reached.
+        OSError: the store cannot be reached.
     """
     while True:
-        current = board.swap(_current(job), b"", (known or next_name(None)).encode()).decode()
-        done, known_done = board.read([_done(job, current), _done(job, known or "")])
+        current = store.swap(_current(job), b"", (known or next_name(None)).encode()).decode()
+        done, known_done = store.read([_done(job, current), _done(job, known or "")])
         if known_done is not None:
             raise JobDone
         if done is None:
             return current
-        board.swap(_current(job), current.encode(), (known or next_name(current)).encode())
+        store.swap(_current(job), current.encode(), (known or next_name(current)).encode())
 
 
-def claim_run(board: KeyValueStore, job: str, known: str) -> None:
-    """Tell a new board which run goes on, before a newcomer begins another one there."""
-    board.swap(_current(job), b"", known.encode())
+def claim_run(store: KeyValueStore, job: str, known: str) -> None:
+    """Tell a new store which run goes on, before a newcomer begins another one there."""
+    store.swap(_current(job), b"", known.encode())
 
 
-def close_run(board: KeyValueStore, job: str, run: str) -> None:
+def close_run(store: KeyValueStore, job: str, run: str) -> None:
     """Leave word that a run has succeeded."""
-    board.write({_done(job, run): b"1"})
+    store.write({_done(job, run): b"1"})
 
 
 def numbered(job: str) -> Callable[[str | None], str]:
-    """Names for who gave a job id: `JOB-1`, `JOB-2`, ... A board that is lost does not begin another run."""
+    """Names for who gave a job id: `JOB-1`, `JOB-2`, ... A store that is lost does not begin another run."""
 
     def name(before: str | None) -> str:
         match = re.search(r"-(\d+)$", before or "")

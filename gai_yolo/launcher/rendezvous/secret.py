@@ -1,4 +1,4 @@
-"""The job's secret: what launchers know and strangers do not. With it every note that nodes leave for each other is authenticated.
+"""The job's secret: what launchers know and strangers do not. With it all that nodes write for each other is authenticated.
 
 Where it comes from, the first that is given: `--secret-file`; the variable `GAI_YOLO_SECRET` (the text itself) or
 `GAI_YOLO_SECRET_FILE`; for a rendezvous file a file beside it; for endpoints of this machine alone a file of this user. The last two are
@@ -29,7 +29,7 @@ SECRET_VARIABLE = "GAI_YOLO_SECRET"
 SECRET_FILE_VARIABLE = "GAI_YOLO_SECRET_FILE"
 """Environment variable: the file that holds it."""
 HOW_TO_MAKE = "(umask 077; openssl rand -hex 32 > job.secret)"
-LEAST_LETTERS, MOST_BYTES = 32, 4096
+LEAST_LETTERS, MOST_SECRET_BYTES = 32, 4096
 """Of a secret: 32 hexadecimal digits are 128 bits."""
 WRITTEN_WITHIN = 5.0
 """Seconds that another launcher may take from making the file to having written it, where the file system knows no hard links."""
@@ -176,7 +176,7 @@ def read_secret(path: Path) -> Secret:
             raise SecretError(
                 f"{path}: is no secret, because others can read or write it; chmod 600, or make a new one with {HOW_TO_MAKE}."
             )
-        data = os.read(file, MOST_BYTES)
+        data = os.read(file, MOST_SECRET_BYTES)
     except OSError as error:
         raise transient(SecretError(f"{path}: the secret cannot be read ({error.strerror}).")) from None
     finally:

@@ -1,4 +1,4 @@
-"""torchrun's rendezvous state on a board, as JSON.
+"""torchrun's rendezvous state in a key-value store, as JSON.
 
 torchrun keeps its state as a pickle, and a pickle can run code in whoever reads it. Here the state travels in a form of our own with a
 strict schema. torchrun asks its backend for a pickle all the same; it gets one that this very process has made, of fields that it has
@@ -19,9 +19,10 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import RendezvousBa
 
 from gai_yolo.launcher.rendezvous.file_store import KeyValueStore
 
-FIELDS = {"round", "complete", "deadline", "closed", "participants", "wait_list", "redundancy_list", "last_heartbeats"}
+STATE_FIELDS = {"round", "complete", "deadline", "closed", "participants", "wait_list", "redundancy_list", "last_heartbeats"}
 NODE_FIELDS = {"addr", "pid", "local_id"}
 """What there is in PyTorch 2.11 to 2.15."""
+KNOWN_TORCH = "install 2.11 to 2.15, or a newer gai-yolo."
 
 
 class _Part(BaseModel):
@@ -51,13 +52,13 @@ class _State(_Part):
 def unknown_torch() -> str | None:
     """Why this PyTorch's rendezvous cannot be used, for people; None: it can."""
     try:
-        known = vars(dynamic_rendezvous._RendezvousState()).keys() == FIELDS
+        known = vars(dynamic_rendezvous._RendezvousState()).keys() == STATE_FIELDS
         known = known and dynamic_rendezvous._NodeDesc.__dataclass_fields__.keys() == NODE_FIELDS
     except (AttributeError, TypeError):
         known = False
     if known:
         return None
-    return f"PyTorch {torch.__version__} keeps a rendezvous state that is not known here; install 2.11 to 2.15, or a newer gai-yolo."
+    return f"PyTorch {torch.__version__} keeps a rendezvous state that is not known here; {KNOWN_TORCH}"
 
 
 def encode(state: Any) -> bytes:
@@ -98,8 +99,8 @@ class StateBackend(RendezvousBackend):
         run: name of the run.
     """
 
-    def __init__(self, board: KeyValueStore, run: str) -> None:
-        self._board, self._note = board, f"torch.rendezvous.{run}"
+    def __init__(self, store: KeyValueStore, run: str) -> None:
+        self._store, self._key = store, f"torch.rendezvous.{run}"
 
     @property
     def name(self) -> str:
@@ -107,10 +108,10 @@ class StateBackend(RendezvousBackend):
         return "gai-yolo"
 
     def get_state(self) -> tuple[bytes, Any] | None:
-        """See the base class; the token is the note itself."""
+        """See the base class; the token is the value itself."""
         with _reached():
-            (note,) = self._board.read([self._note])
-        return (_pickled(note), note) if note else None
+            (value,) = self._store.read([self._key])
+        return (_pickled(value), value) if value else None
 
     def set_state(self, state: bytes, token: Any | None = None) -> tuple[bytes, Any, bool] | None:
         """See the base class.
@@ -120,13 +121,13 @@ class StateBackend(RendezvousBackend):
         """
         wanted = encode(pickle.loads(state))
         with _reached():
-            note = self._board.swap(self._note, token or b"", wanted)
-        return (_pickled(note), note, note == wanted) if note else None
+            value = self._store.swap(self._key, token or b"", wanted)
+        return (_pickled(value), value, value == wanted) if value else None
 
 
-def _pickled(note: bytes) -> bytes:
+def _pickled(value: bytes) -> bytes:
     try:
-        return pickle.dumps(decode(note))
+        return pickle.dumps(decode(value))
     except ValidationError as error:
         raise RendezvousStateError(f"the rendezvous holds no state of torchrun ({error.error_count()} faults)") from None
 
@@ -144,4 +145,4 @@ def _reached() -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        raise RendezvousConnectionError("the board cannot be reached") from error
+        raise RendezvousConnectionError("the key-value store cannot be reached") from error

@@ -1,4 +1,4 @@
-"""A board that one process serves to the others over TCP, and who is attached to it.
+"""A key-value store that one process serves to the others over TCP, and which launchers go by it.
 
 Who connects proves that it knows the job's secret before anything of it is read as a request (`channel.py`). Until then a connection is a
 stranger's: it may send 98 bytes within some seconds, and of strangers there are only so many at a time, those of one address first
@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gai_yolo.distributed.network import listen
 from gai_yolo.launcher.rendezvous.channel import ANSWER_BYTES, HEAD_BYTES, REFUSED, Channel, Greeting, Stranger
 from gai_yolo.launcher.rendezvous.file_store import InMemoryKeyValueStore, pack, unpack
 from gai_yolo.launcher.rendezvous.requests import ANSWERS, REQUESTS, Add, Count, Read, Request, Swap, Write
@@ -41,7 +42,7 @@ BACKLOG = 256
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a board is served."""
+    """Where a store is served."""
 
     host: str
     port: int
@@ -56,7 +57,7 @@ class Endpoint:
 
 
 class KeyValueServer:
-    """Serves a board for as long as this process lives, in a thread.
+    """Serves a store for as long as this process lives, in a thread.
 
     Args:
         addresses: on which to listen; the endpoint's host, as this machine resolves it, if there are none. Those that cannot be bound now
@@ -69,7 +70,7 @@ class KeyValueServer:
     def __init__(
         self, endpoint: Endpoint, secret: Secret, addresses: Sequence[str] = (), clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._notes, self._secret, self._clock = InMemoryKeyValueStore(), secret, clock
+        self._store, self._secret, self._clock = InMemoryKeyValueStore(), secret, clock
         self._seen: dict[str, dict[str, float]] = defaultdict(dict)
         self._lock = threading.Lock()
         self._strangers: dict[asyncio.Task[None], str] = {}
@@ -77,12 +78,12 @@ class KeyValueServer:
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most = MOST_CONNECTIONS if files == resource.RLIM_INFINITY else min(MOST_CONNECTIONS, files - SPARE_FILES - MOST_STRANGERS)
         self._port = endpoint.port
-        self._sockets = _listen(addresses or [endpoint.host], self._port)
+        self._sockets = listen(addresses or [endpoint.host], self._port, BACKLOG)
         self._servers: list[asyncio.Server] = []
         self._loop = asyncio.new_event_loop()
         self._closing = self._loop.create_future()
         # Its own list: `listen` may add to the other before this thread has begun, and a socket is served once.
-        self._thread = threading.Thread(target=self._serve, args=(list(self._sockets),), name="board", daemon=True)
+        self._thread = threading.Thread(target=self._serve, args=(list(self._sockets),), name="store", daemon=True)
         self._thread.start()
 
     @property
@@ -101,7 +102,7 @@ class KeyValueServer:
         taken: list[str] = []
         for address in addresses:
             try:
-                made += _listen([address], self._port, [*self._sockets, *made])
+                made += listen([address], self._port, BACKLOG, [*self._sockets, *made])
             except OSError as error:
                 if error.errno == errno.EADDRINUSE:
                     taken.append(address)
@@ -111,7 +112,7 @@ class KeyValueServer:
         return taken
 
     def launchers(self, job: str) -> int:
-        """How many launchers of a job are attached."""
+        """How many launchers of a job go by it."""
         with self._lock:
             return self._count(job)
 
@@ -196,14 +197,14 @@ class KeyValueServer:
         with self._lock:
             match asked:
                 case Read():
-                    return [None if note is None else note.decode("latin-1") for note in self._notes.read(asked.names)]
+                    return [None if value is None else value.decode("latin-1") for value in self._store.read(asked.names)]
                 case Write():
-                    self._notes.write(unpack(asked.notes))
+                    self._store.write(unpack(asked.notes))
                     return None
                 case Add():
-                    return self._notes.add(asked.name, asked.amount)
+                    return self._store.add(asked.name, asked.amount)
                 case Swap():
-                    return self._notes.swap(asked.name, asked.expected.encode("latin-1"), asked.value.encode("latin-1")).decode("latin-1")
+                    return self._store.swap(asked.name, asked.expected.encode("latin-1"), asked.value.encode("latin-1")).decode("latin-1")
                 case Count():
                     if asked.do == "beat":
                         self._seen[asked.job][asked.launcher] = self._clock()
@@ -212,49 +213,9 @@ class KeyValueServer:
                     return self._count(asked.job)
 
 
-def _listen(addresses: Sequence[str], port: int, held: Sequence[socket.socket] = ()) -> list[socket.socket]:
-    """Sockets on each of the addresses that are not held already, of one family each. Raises `OSError`, see `KeyValueServer`."""
-    made: list[socket.socket] = []
-    obstacle: OSError | None = None
-    try:
-        for host in addresses:
-            for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
-                if address in [one.getsockname() for one in (*held, *made)]:
-                    continue
-                try:
-                    made.append(_listener(family, kind, protocol, address))
-                except OSError as error:
-                    # EADDRINUSE: another launcher serves this endpoint, and a second board beside its own would divide the job.
-                    # All else is of this address: EADDRNOTAVAIL, where it went in this moment, or IPv6 still looks for its double.
-                    if error.errno == errno.EADDRINUSE:
-                        raise
-                    obstacle = error
-        if obstacle is not None and not made:
-            raise obstacle
-    except BaseException:
-        for one in made:
-            one.close()
-        raise
-    return made
-
-
-def _listener(family: int, kind: int, protocol: int, address: Any) -> socket.socket:
-    made = socket.socket(family, kind, protocol)
-    try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        made.bind(address)
-        made.listen(BACKLOG)
-    except BaseException:
-        made.close()
-        raise
-    return made
-
-
 class TcpKeyValueStore:
-    """A board that is served elsewhere. It lives as long as its connection: who finds the server gone, or started anew with an
-    empty board, has lost what it stood on.
+    """A store that is served elsewhere. It lives as long as its connection: who finds the server gone, or started anew with an
+    empty store, has lost what it stood on.
 
     Args:
         timeout: seconds for a connection, and for each answer.
@@ -269,31 +230,31 @@ class TcpKeyValueStore:
         self._lock = threading.Lock()
         self._channel: Channel | None = Channel((endpoint.host, endpoint.port), secret, timeout)
 
-    def read(self, names: Sequence[str]) -> list[bytes | None]:
+    def read(self, keys: Sequence[str]) -> list[bytes | None]:
         """See `KeyValueStore`."""
-        answer = self._ask(Read(do="read", names=list(names)))
+        answer = self._ask(Read(do="read", names=list(keys)))
         if not isinstance(answer, list):
             raise ValueError("an answer of another kind")
-        return [None if note is None else note.encode("latin-1") for note in answer]
+        return [None if value is None else value.encode("latin-1") for value in answer]
 
-    def write(self, notes: Mapping[str, bytes]) -> None:
+    def write(self, values: Mapping[str, bytes]) -> None:
         """See `KeyValueStore`."""
-        self._ask(Write(do="write", notes=pack(notes)))
+        self._ask(Write(do="write", notes=pack(values)))
 
-    def add(self, name: str, amount: int) -> int:
+    def add(self, key: str, amount: int) -> int:
         """See `KeyValueStore`."""
-        return _number(self._ask(Add(do="add", name=name, amount=amount)))
+        return _number(self._ask(Add(do="add", name=key, amount=amount)))
 
-    def swap(self, name: str, expected: bytes, value: bytes) -> bytes:
+    def swap(self, key: str, expected: bytes, value: bytes) -> bytes:
         """See `KeyValueStore`."""
-        found = self._ask(Swap(do="swap", name=name, expected=expected.decode("latin-1"), value=value.decode("latin-1")))
+        found = self._ask(Swap(do="swap", name=key, expected=expected.decode("latin-1"), value=value.decode("latin-1")))
         if not isinstance(found, str):
             raise ValueError("an answer of another kind")
         return found.encode("latin-1")
 
-    def launchers(self, job: str, me: str, attached: bool) -> int:
-        """How many launchers of a job are attached; this one from now on, or no more."""
-        return _number(self._ask(Count(do="beat" if attached else "leave", job=job, launcher=me)))
+    def launchers(self, job: str, me: str, goes_by_it: bool) -> int:
+        """How many launchers of a job go by this store; this one from now on, or no more."""
+        return _number(self._ask(Count(do="beat" if goes_by_it else "leave", job=job, launcher=me)))
 
     def close(self) -> None:
         """Give the connection up."""

@@ -19,7 +19,7 @@ from gai_yolo.supervision.cloud.http import ANSWER_SECONDS, FAILURES, Answer, Ht
 
 Provider = Literal["aws", "gcp", "azure"]
 
-NAMES: dict[Provider, str] = {"aws": "AWS", "gcp": "Google Cloud", "azure": "Azure"}
+CLOUD_NAMES: dict[Provider, str] = {"aws": "AWS", "gcp": "Google Cloud", "azure": "Azure"}
 FINDING_SECONDS = 1.0
 """An answer takes no longer while it is not known whether there is a cloud."""
 
@@ -44,12 +44,12 @@ class Cloud(ABC):
 
     provider: ClassVar[Provider]
 
-    def __init__(self, line: HttpClient, poll_seconds: float) -> None:
-        self._line, self._poll_seconds = line, poll_seconds
+    def __init__(self, client: HttpClient, poll_seconds: float) -> None:
+        self._client, self._poll_seconds = client, poll_seconds
 
     @staticmethod
     @abstractmethod
-    def is_here(line: HttpClient) -> bool:
+    def is_here(client: HttpClient) -> bool:
         """Whether it is this cloud's service that answers; may raise any of `FAILURES` if not."""
 
     @abstractmethod
@@ -64,8 +64,8 @@ class Aws(Cloud):
     _token: str | None = None
 
     @staticmethod
-    def is_here(line: HttpClient) -> bool:
-        answer = Aws._ask_token(line, FINDING_SECONDS)
+    def is_here(client: HttpClient) -> bool:
+        answer = Aws._ask_token(client, FINDING_SECONDS)
         # The header tells it from servers that say yes to everything.
         return answer.status == 200 and answer.headers.get("X-aws-ec2-metadata-token-ttl-seconds", "").isdigit()
 
@@ -98,15 +98,15 @@ class Aws(Cloud):
 
     def _get_with_token(self, path: str) -> Answer:
         if self._token is None:
-            token = self._ask_token(self._line, ANSWER_SECONDS).text()
+            token = self._ask_token(self._client, ANSWER_SECONDS).text()
             if not re.fullmatch(r"[!-~]{1,1024}", token):
                 raise ValueError("a token that is none")
             self._token = token
-        return self._line.ask("GET", path, {"X-aws-ec2-metadata-token": self._token})
+        return self._client.ask("GET", path, {"X-aws-ec2-metadata-token": self._token})
 
     @staticmethod
-    def _ask_token(line: HttpClient, seconds: float) -> Answer:
-        return line.ask("PUT", "/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "21600"}, seconds)
+    def _ask_token(client: HttpClient, seconds: float) -> Answer:
+        return client.ask("PUT", "/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "21600"}, seconds)
 
 
 class Gcp(Cloud):
@@ -116,8 +116,8 @@ class Gcp(Cloud):
     _version: str | None = None
 
     @staticmethod
-    def is_here(line: HttpClient) -> bool:
-        return Gcp._get(line, "", FINDING_SECONDS).status == 200
+    def is_here(client: HttpClient) -> bool:
+        return Gcp._get(client, "", FINDING_SECONDS).status == 200
 
     def questions(self) -> list[Callable[[], CloudNotice | None]]:
         return [self._preempted, self._maintenance]
@@ -129,7 +129,7 @@ class Gcp(Cloud):
             wait_seconds = max(1, math.ceil(self._poll_seconds))
             path += f"?wait_for_change=true&timeout_sec={wait_seconds}&last_etag={self._version}"
             seconds += wait_seconds
-        answer = self._get(self._line, path, seconds)
+        answer = self._get(self._client, path, seconds)
         value = answer.text().strip()
         if value not in ("TRUE", "FALSE"):
             raise ValueError("instance/preempted is neither TRUE nor FALSE")
@@ -138,14 +138,14 @@ class Gcp(Cloud):
         return CloudNotice("gcp", "preemption", leave=True) if value == "TRUE" else None
 
     def _maintenance(self) -> CloudNotice | None:
-        value = self._get(self._line, "instance/maintenance-event").text().strip()
+        value = self._get(self._client, "instance/maintenance-event").text().strip()
         if value not in ("NONE", "MIGRATE_ON_HOST_MAINTENANCE", "TERMINATE_ON_HOST_MAINTENANCE"):
             raise ValueError("instance/maintenance-event has a value that there is not")
         return CloudNotice("gcp", "host maintenance that stops the machine", leave=False) if value.startswith("TERMINATE") else None
 
     @staticmethod
-    def _get(line: HttpClient, path: str, seconds: float = ANSWER_SECONDS) -> Answer:
-        answer = line.ask("GET", f"/computeMetadata/v1/{path}", {"Metadata-Flavor": "Google"}, seconds)
+    def _get(client: HttpClient, path: str, seconds: float = ANSWER_SECONDS) -> Answer:
+        answer = client.ask("GET", f"/computeMetadata/v1/{path}", {"Metadata-Flavor": "Google"}, seconds)
         if answer.headers.get("Metadata-Flavor") != "Google":
             raise ValueError("it is not Google that answers")
         return answer
@@ -158,8 +158,8 @@ class Azure(Cloud):
     _name: str | None = None
 
     @staticmethod
-    def is_here(line: HttpClient) -> bool:
-        answer = line.ask("GET", "/metadata/versions", {"Metadata": "true"}, FINDING_SECONDS)
+    def is_here(client: HttpClient) -> bool:
+        answer = client.ask("GET", "/metadata/versions", {"Metadata": "true"}, FINDING_SECONDS)
         return isinstance(answer.record().get("apiVersions"), list)
 
     def questions(self) -> list[Callable[[], CloudNotice | None]]:
@@ -188,7 +188,7 @@ class Azure(Cloud):
         return name.casefold() if re.fullmatch(r"[\w.-]{1,80}", name) else None
 
     def _get(self, path: str) -> Answer:
-        return self._line.ask("GET", f"/metadata/{path}", {"Metadata": "true"})
+        return self._client.ask("GET", f"/metadata/{path}", {"Metadata": "true"})
 
     def _notice_of(self, event: object) -> CloudNotice | None:
         """The notice that an event is to this machine, if any."""

@@ -15,17 +15,20 @@ token; GKE with Workload Identity hides `instance/preempted` from pods. SIGTERM 
 from __future__ import annotations
 
 import contextlib
-import sys
+import logging
 import threading
 import time
 from collections.abc import Callable
 from typing import Literal
 
+from gai_yolo.log import OF_NODE
 from gai_yolo.supervision.cloud.firmware import machine_vendor
 from gai_yolo.supervision.cloud.http import FAILURES, HttpClient
-from gai_yolo.supervision.cloud.providers import CLOUDS, FINDING_SECONDS, NAMES, Cloud, CloudNotice, Provider
+from gai_yolo.supervision.cloud.providers import CLOUD_NAMES, CLOUDS, FINDING_SECONDS, Cloud, CloudNotice, Provider
 
 __all__ = ["CloudNotice", "CloudWatch", "Provider"]
+
+logger = logging.getLogger(__name__)
 
 ADDRESS = "http://169.254.169.254"
 """All three clouds answer here; Google's also by name, but a look-up of a name cannot be cut short."""
@@ -35,21 +38,16 @@ FAILURES_UNTOLD = 20
 """Polls that may fail in a row before someone is told: Azure's first answer may take two minutes."""
 
 
-def _to_stderr(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 class CloudWatch:
     """Knows the notice that stands now. `start` at the beginning of the job, `notice` at each step boundary, `close` at its end.
 
-    Nothing of what the service answers, or does not answer, raises, or delays the job.
+    Nothing of what the service answers, or does not answer, raises, or delays the job. People are told when a notice comes or goes, and
+    once when the service cannot be read.
 
     Args:
         setting: whose service to ask; `auto` finds out, and stops for good without a word when there is none.
         endpoint: in place of the cloud's own address; somebody has vouched for it, so with `auto` all clouds are tried there.
         poll_seconds: between two polls. Google is asked to answer at once when something changes.
-        tell: is given a sentence when a notice comes or goes, and once when the service cannot be read. Called in the watching
-            thread.
         vendor: whose machine this is.
 
     Raises:
@@ -61,13 +59,12 @@ class CloudWatch:
         setting: Literal["auto", "aws", "gcp", "azure", "none"],
         endpoint: str | None = None,
         poll_seconds: float = 5.0,
-        tell: Callable[[str], None] = _to_stderr,
         vendor: Callable[[], Provider | None] = machine_vendor,
     ) -> None:
         assert poll_seconds > 0
         self._kinds = _kinds(setting, endpoint, vendor)
-        self._setting, self._poll_seconds, self._tell = setting, poll_seconds, tell
-        self._line = HttpClient(endpoint or ADDRESS)
+        self._setting, self._poll_seconds = setting, poll_seconds
+        self._client = HttpClient(endpoint or ADDRESS)
         self._stop = threading.Event()
         self._notice: CloudNotice | None = None
         self._told_of_failure = False
@@ -80,7 +77,7 @@ class CloudWatch:
         try:
             self._thread.start()
         except RuntimeError as error:  # no more threads
-            self._say(f"elastic.notices: the cloud's notices are not watched ({error}); SIGTERM is still heeded.")
+            _say(f"elastic.notices: the cloud's notices are not watched ({error}); SIGTERM is still heeded.")
 
     def notice(self) -> CloudNotice | None:
         """What is announced now, one that means leaving before advice; None when there is nothing, or it was withdrawn."""
@@ -89,9 +86,9 @@ class CloudWatch:
     def close(self) -> None:
         """End the thread, also while it waits for an answer. What was announced stays to be read."""
         self._stop.set()
-        self._line.hang_up()
+        self._client.hang_up()
         if self._thread.ident is not None:
-            self._thread.join(FINDING_SECONDS)  # longer only where there is no way to the address; it will end by itself
+            self._thread.join(FINDING_SECONDS)  # longer only where people cannot be told; it will end by itself
 
     def _watch(self) -> None:
         cloud = self._find()
@@ -104,17 +101,17 @@ class CloudWatch:
                 self._put(cloud.provider, question)
                 standing = [each.standing for each in questions if each.standing]
                 self._notice = max(standing, key=lambda notice: notice.leave, default=None)
-                question.tell_of_change(self._say)
+                question.tell_of_change()
             self._stop.wait(max(0.0, began + self._poll_seconds - time.monotonic()))
 
     def _find(self) -> Cloud | None:
         if self._setting != "auto":
-            return self._kinds[0](self._line, self._poll_seconds)
+            return self._kinds[0](self._client, self._poll_seconds)
         for _ in range(FINDING_ROUNDS):
             for kind in self._kinds:
                 with contextlib.suppress(*FAILURES):
-                    if kind.is_here(self._line):
-                        return kind(self._line, self._poll_seconds)
+                    if kind.is_here(self._client):
+                        return kind(self._client, self._poll_seconds)
             if self._stop.wait(self._poll_seconds):
                 break
         return None
@@ -128,14 +125,10 @@ class CloudWatch:
             if question.failures > FAILURES_UNTOLD and not self._told_of_failure and not self._stop.is_set():
                 self._told_of_failure = True
                 reason = "".join(c for c in str(error)[:120] if c.isprintable()) or type(error).__name__
-                self._say(
-                    f"elastic.notices: {NAMES[provider]}'s metadata service cannot be read ({reason}); it is asked again every "
+                _say(
+                    f"elastic.notices: {CLOUD_NAMES[provider]}'s metadata service cannot be read ({reason}); it is asked again every "
                     f"{self._poll_seconds:g} s, and SIGTERM is still heeded. Set elastic.notices: none if there is no such service here."
                 )
-
-    def _say(self, text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):  # a closed terminal must not end the watch
-            self._tell(text)
 
 
 def _kinds(setting: str, endpoint: str | None, vendor: Callable[[], Provider | None]) -> list[type[Cloud]]:
@@ -159,10 +152,15 @@ class _Question:
         self.failures = 0
         self._told: CloudNotice | None = None
 
-    def tell_of_change(self, say: Callable[[str], None]) -> None:
+    def tell_of_change(self) -> None:
         """Say what has come or gone since the last time."""
         if self.standing is not None and self.standing != self._told:
-            say(f"{NAMES[self.standing.provider]} announces: {self.standing.what}")
+            _say(f"{CLOUD_NAMES[self.standing.provider]} announces: {self.standing.what}")
         if self.standing is None and self._told is not None:
-            say(f"{NAMES[self._told.provider]} has withdrawn its notice: {self._told.what}")
+            _say(f"{CLOUD_NAMES[self._told.provider]} has withdrawn its notice: {self._told.what}")
         self._told = self.standing
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # a closed terminal must not end the watch
+        logger.warning(text, extra=OF_NODE)
