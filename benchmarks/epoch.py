@@ -28,7 +28,7 @@ from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.store.run_record import RunRecord
 from gai_yolo.supervision.cloud.watch import CloudWatch
 from gai_yolo.supervision.notices import Notices
-from gai_yolo.supervision.watchdog import Watchdog
+from gai_yolo.supervision.watchdog import Limits, Watchdog
 from gai_yolo.training.context import JobContext
 from gai_yolo.training.loop import TrainingParts
 
@@ -62,7 +62,7 @@ def build(config_path: Path, overrides: list[str], world: World | None = None) -
         fix_arithmetic()
     world = world or World(config.training.device, config.training.threads)
     notices = Notices(CloudWatch("none"))
-    watchdog = Watchdog(notices, 15.0, 60.0, lambda *_: None)  # looks at nothing until it is started
+    watchdog = Watchdog(notices, Limits(), lambda *_: None)  # looks at nothing until it is started
     context = JobContext(world, RunFolder(config.run_folder), NullConsole(), notices, watchdog, Recorder(time.time()))
     context.folder.lock()
     context.folder.make()

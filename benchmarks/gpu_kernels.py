@@ -39,7 +39,7 @@ from gai_yolo.data.shapes import NUM_IMAGES, ensure_shapes
 from gai_yolo.distributed.world import World
 from gai_yolo.errors import Ending
 from gai_yolo.goodput.record import Phase
-from gai_yolo.supervision.watchdog import Watchdog
+from gai_yolo.supervision.watchdog import Limits, Watchdog
 from gai_yolo.training.loop import TrainingParts
 from gai_yolo.training.optimizer import set_rates
 from gai_yolo.training.step import TrainingStep
@@ -225,7 +225,7 @@ def rescue(check: Check, where: str) -> None:
         check.say("farewell", [ending.exit_code, reason])
         check.say("seconds from the stall to the farewell", time.monotonic() - started)
 
-    watchdog = Watchdog(run.context.notices, 15.0, 2.0, farewell)
+    watchdog = Watchdog(run.context.notices, Limits(step=2.0), farewell)
     watchdog.rescue = run.saver.save_now
     watchdog.enter(Phase.STEP)
     for _ in range(4):

@@ -32,7 +32,7 @@ from gai_yolo.store.store import Store
 
 KILLED_WITHIN = 1.0
 """Seconds; a process that waits for a dead disk does not end when it is killed."""
-START = """
+START_CODE = """
 import signal
 # Before the seconds that importing torch takes: Ctrl-C, a launcher's SIGTERM, a scheduler's SIGUSR1 and a terminal's SIGHUP reach the
 # whole process group, and the training process says when to stop.
@@ -111,7 +111,7 @@ class WriterProcess:
         environment.update(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
         with other:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", START], stdin=other.fileno(), stdout=subprocess.DEVNULL, env=environment
+                [sys.executable, "-P", "-c", START_CODE], stdin=other.fileno(), stdout=subprocess.DEVNULL, env=environment
             )
         self._run, self._socket, self._connection = run, own, Connection(os.dup(own.fileno()))
         self._connection.send((run.absolute(), fence, policy))

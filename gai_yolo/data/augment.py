@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gai_yolo.data.images import GREY, Image
 from gai_yolo.sections import AugmentConfig
 
-SMALLEST_SIDE, LARGEST_ASPECT, LEAST_AREA = 2.0, 100.0, 0.1
+LEAST_SIDE_LEFT, LARGEST_ASPECT, LEAST_AREA = 2.0, 100.0, 0.1
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _worth_keeping(before: NDArray[np.float32], after: NDArray[np.float32]) -> N
     width, height = after[:, 2] - after[:, 0], after[:, 3] - after[:, 1]
     area_before = (before[:, 2] - before[:, 0]) * (before[:, 3] - before[:, 1])
     aspect = np.maximum(width / (height + 1e-9), height / (width + 1e-9))
-    large = (width > SMALLEST_SIDE) & (height > SMALLEST_SIDE) & (aspect < LARGEST_ASPECT)
+    large = (width > LEAST_SIDE_LEFT) & (height > LEAST_SIDE_LEFT) & (aspect < LARGEST_ASPECT)
     return np.asarray(large & (width * height > LEAST_AREA * area_before))
 
 

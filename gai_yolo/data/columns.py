@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from gai_yolo.machine import is_on_this_machine
 
 MAGIC = b"gaiarray"
-HEAD = struct.Struct("<8sII")
+FILE_HEAD = struct.Struct("<8sII")
 ALIGNMENT = 64
-PIECE = 4 << 20
+CHECKED_AT_ONCE = 4 << 20
 """Bytes that are looked at together."""
 
 
@@ -36,14 +36,14 @@ def write_columns(file: BinaryIO, described: Mapping[str, Any], arrays: Mapping[
     whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     places = {name: [array.dtype.str, array.shape] for name, array in whole.items()}
     header = json.dumps({"described": described, "arrays": places}).encode()
-    header += b" " * (-(HEAD.size + len(header)) % ALIGNMENT)
+    header += b" " * (-(FILE_HEAD.size + len(header)) % ALIGNMENT)
     parts = [header]
     for array in whole.values():
         parts += [array.tobytes(), b"\0" * (-array.nbytes % ALIGNMENT)]
     checksum = 0
     for part in parts:
         checksum = zlib.crc32(part, checksum)
-    file.write(HEAD.pack(MAGIC, len(header), checksum))
+    file.write(FILE_HEAD.pack(MAGIC, len(header), checksum))
     for part in parts:
         file.write(part)
 
@@ -56,9 +56,9 @@ def map_columns(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         ValueError, LookupError, TypeError: it is torn, or of another make.
     """
     with path.open("rb") as file:
-        magic, header_size, checksum = HEAD.unpack(file.read(HEAD.size).ljust(HEAD.size, b"\0"))
+        magic, header_size, checksum = FILE_HEAD.unpack(file.read(FILE_HEAD.size).ljust(FILE_HEAD.size, b"\0"))
         # The checksum is read past the mapping, so that only what is used later counts as this process's memory.
-        if magic != MAGIC or (HEAD.size + header_size) % ALIGNMENT or checksum != _checksum(file):
+        if magic != MAGIC or (FILE_HEAD.size + header_size) % ALIGNMENT or checksum != _checksum(file):
             raise ValueError("torn, or of another make")
         data: mmap.mmap | bytes
         if is_on_this_machine(path):
@@ -67,13 +67,13 @@ def map_columns(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
             # A page that a server has no more, because another machine has removed the file, ends a process by SIGBUS.
             file.seek(0)
             data = file.read()
-    header = json.loads(data[HEAD.size : HEAD.size + header_size])
-    return header["described"], dict(_arrays(data, HEAD.size + header_size, header["arrays"]))
+    header = json.loads(data[FILE_HEAD.size : FILE_HEAD.size + header_size])
+    return header["described"], dict(_arrays(data, FILE_HEAD.size + header_size, header["arrays"]))
 
 
 def _checksum(file: BinaryIO) -> int:
     checksum = 0
-    while piece := file.read(PIECE):
+    while piece := file.read(CHECKED_AT_ONCE):
         checksum = zlib.crc32(piece, checksum)
     return checksum
 

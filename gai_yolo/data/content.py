@@ -22,7 +22,7 @@ from gai_yolo.data.index import Records
 
 SAMPLE = 256
 """Files whose bytes are read."""
-PIECE = 4096
+FILES_IN_ROW = 4096
 """Files that one thread looks at in a row."""
 GONE = (-1, -1)
 PART = 256 << 10
@@ -39,7 +39,7 @@ def look(images: Records, may_be_gone: bool = False) -> NDArray[np.int64]:
         CannotRead: the disk or the network fails.
     """
     paths = list(images.paths())
-    pieces = [paths[start : start + PIECE] for start in range(0, len(paths), PIECE)]
+    pieces = [paths[start : start + FILES_IN_ROW] for start in range(0, len(paths), FILES_IN_ROW)]
     # Threads are of use where a question waits for a server; where it does not, they are in each other's way, hence few and large pieces.
     with ThreadPoolExecutor(max_workers=min(32, 4 * (os.cpu_count() or 1))) as pool:
         found = list(pool.map(lambda piece: [_stamp(path, may_be_gone) for path in piece], pieces))

@@ -37,7 +37,7 @@ LEAST_IMAGES = 2000
 """A smaller data set is read as fast as its cache would be looked up."""
 MOST_KEPT = 8
 """Caches in one folder."""
-SUFFIX, LOCK_SUFFIX = ".index", ".lock"
+CACHE_SUFFIX, LOCK_SUFFIX = ".index", ".lock"
 ABANDONED = 86400.0
 """Seconds after which nobody writes a file any more, or holds a lock."""
 ANOTHER_READS = 600.0
@@ -102,7 +102,7 @@ class IndexCache:
     def _path(self, split: Split) -> Path:
         relevant = self._config.model_dump(mode="json", include={"path", "format", "train", "val", "max_bad_fraction"})
         key = json.dumps([CACHE_FORMAT, split, relevant, [str(root.absolute()) for root in self._roots], self._listed])
-        return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}{SUFFIX}"
+        return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}{CACHE_SUFFIX}"
 
 
 @contextlib.contextmanager
@@ -203,7 +203,7 @@ def forget_all_but_newest(folder: Path) -> None:
     Raises:
         OSError: the disk refuses.
     """
-    for path in sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime_ns)[:-MOST_KEPT]:
+    for path in sorted(folder.glob(f"*{CACHE_SUFFIX}"), key=lambda path: path.stat().st_mtime_ns)[:-MOST_KEPT]:
         path.unlink(missing_ok=True)
     for path in folder.glob("*.npz"):  # of versions before format 4
         path.unlink(missing_ok=True)

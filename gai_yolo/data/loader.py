@@ -31,7 +31,7 @@ from gai_yolo.processes import die_with_parent
 
 PREFETCHED = 2
 """Batches that a loader process is asked for ahead."""
-KILLED_WITHIN = 2.0
+LOADERS_END_WITHIN = 2.0
 """Seconds; a process that waits for a dead disk does not end when it is killed."""
 
 
@@ -61,12 +61,12 @@ class Workers(ForkContext):
             made += [self.Queue() for _ in range(count + 1)]
 
     def end(self) -> None:
-        """Kill them, whatever they are doing: they hold nothing. Takes at most `KILLED_WITHIN` seconds, should one wait for a dead disk."""
+        """Kill them, whatever they are doing: they hold nothing. Takes at most `LOADERS_END_WITHIN` seconds, should one wait for a disk."""
         with _children_may_die():
             for one in self._made:
                 if one.pid is not None:
                     one.kill()
-            deadline = time.monotonic() + KILLED_WITHIN
+            deadline = time.monotonic() + LOADERS_END_WITHIN
             for one in self._made:
                 if one.pid is not None:
                     one.join(max(0.0, deadline - time.monotonic()))

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-HEAD = struct.Struct(">I4s")
+CHUNK_HEAD = struct.Struct(">I4s")
 CRC = struct.Struct(">I")
 UNUSED = b"iCCP"
 """The colour profile: OpenCV does not use it, and programs write wrong ones, of which libpng complains at each decoding."""
@@ -36,9 +36,9 @@ def quiet(data: bytes) -> bytes | None:
 def _chunks(view: memoryview) -> Iterator[tuple[bytes, int, int, bool]]:
     """Type, place and whether the checksum is right; up to the first one that is not whole."""
     start = len(SIGNATURE)
-    while start + HEAD.size + CRC.size <= len(view):
-        length, kind = HEAD.unpack_from(view, start)
-        end = start + HEAD.size + length + CRC.size
+    while start + CHUNK_HEAD.size + CRC.size <= len(view):
+        length, kind = CHUNK_HEAD.unpack_from(view, start)
+        end = start + CHUNK_HEAD.size + length + CRC.size
         if end > len(view):
             return
         (crc,) = CRC.unpack_from(view, end - CRC.size)

@@ -3,7 +3,7 @@
 Every pixel follows from the constants below and the image's number, so two machines that share no disk have the same data
 set. Not promised: equal low bits of the pixels under other versions of NumPy and OpenCV or on another kind of CPU; the
 boxes are far more robust, and only they are in the index's digest. Whoever changes a constant or the drawing raises
-`VERSION`, so that old copies are not mistaken for new ones.
+`SHAPES_VERSION`, so that old copies are not mistaken for new ones.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from gai_yolo.errors import DataError, refused_by
 
-VERSION = 1
+SHAPES_VERSION = 1
 SEED = 20250218
 NUM_IMAGES = {"train": 400, "val": 80}
 CLASS_NAMES = ("circle", "triangle", "square", "star")
@@ -66,7 +66,7 @@ def ensure_shapes(cache_folder: Path) -> Path:
     Raises:
         DataError: the folder cannot be written.
     """
-    target = cache_folder / f"shapes-v{VERSION}"
+    target = cache_folder / f"shapes-v{SHAPES_VERSION}"
     try:
         if target.is_dir():
             return target
@@ -113,7 +113,7 @@ def write_shapes(folder: Path) -> None:
 
 def draw_scene(split_number: int, position: int) -> Scene:
     """Draw one image; a pure function of its arguments and the constants of this file."""
-    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([SEED, VERSION, split_number, position])))
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([SEED, SHAPES_VERSION, split_number, position])))
     width, height = (int(side) for side in rng.integers(*IMAGE_SIDES, size=2))
     canvas = _ground(rng, width, height)
     objects: list[tuple[int, Mask]] = []

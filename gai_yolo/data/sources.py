@@ -21,7 +21,7 @@ from gai_yolo.data.formats.voc import read_voc
 from gai_yolo.data.formats.yolo_txt import read_yolo
 from gai_yolo.data.index import Index, Problem, Recorded
 from gai_yolo.data.index_cache import IndexCache
-from gai_yolo.data.shapes import VERSION, ensure_shapes
+from gai_yolo.data.shapes import SHAPES_VERSION, ensure_shapes
 from gai_yolo.errors import DataError, refused_by
 from gai_yolo.sections import DataConfig, SplitConfig
 
@@ -141,7 +141,7 @@ def described(index: Index, split: Split, config: DataConfig, cache: IndexCache 
         cache: that it comes from, and that is not to be believed if an image has changed.
     """
     if config.path == BUILT_IN:  # it follows from its version; its low bits may differ between kinds of processors
-        index = replace(index, content=f"shapes {VERSION}")
+        index = replace(index, content=f"shapes {SHAPES_VERSION}")
     else:
         may_be_old = cache is not None and index.recorded is not None
         stamps = look(index.images, may_be_gone=may_be_old)  # a name in the listing may be a link to nowhere
@@ -197,13 +197,13 @@ def _kind(path: Path, config: DataConfig, folders: Folders) -> Literal["coco", "
     if voc_xml.find_xml(path, folders):
         return "voc"
     raise DataError(
-        f"data.path {path}: found no data set there; looked for COCO ({coco.LOOKED_FOR}), YOLO ({yolo_txt.LOOKED_FOR}) "
-        f"and VOC ({voc_xml.LOOKED_FOR})."
+        f"data.path {path}: found no data set there; looked for COCO ({coco.USUAL_JSON}), YOLO ({yolo_txt.USUAL_YAML}) "
+        f"and VOC ({voc_xml.USUAL_XML})."
     )
 
 
 def _yaml_of(folder: Path, folders: Folders) -> Path:
     found = yolo_txt.find_yaml(folder, folders)
     if found is None:
-        raise DataError(f"data.path {folder}: found no YOLO description there (looked for {yolo_txt.LOOKED_FOR}).")
+        raise DataError(f"data.path {folder}: found no YOLO description there (looked for {yolo_txt.USUAL_YAML}).")
     return found

@@ -13,9 +13,9 @@ from PIL import Image
 
 from gai_yolo.data_check.canvas import FAINT, GAP, INK, PANEL, SMALL_TEXT, SPLIT_COLOURS, TEXT, TITLE, Canvas, text_width
 
-WIDTH, HEIGHT = 560, 320
+PLOT_WIDTH, HEIGHT = 560, 320
 """Of a plot with its title, in pixels."""
-HEAD, FOOT, SIDE = 34, 26, 16
+PLOT_HEAD, FOOT, SIDE = 34, 26, 16
 """Around what is plotted: room for the title, for numbers, and at the sides."""
 LEAST_CELLS, MOST_CELLS = 12, 64
 """Of a heat map, to each side; the more, the more points there are."""
@@ -55,7 +55,7 @@ def counting(values: Mapping[str, Values]) -> Bins:
 
 def page(title: str, splits: Sequence[str]) -> Canvas:
     """A picture with room for four plots."""
-    canvas = Canvas(2 * WIDTH + 3 * GAP, 2 * GAP + TITLE + 2 * (HEIGHT + GAP))
+    canvas = Canvas(2 * PLOT_WIDTH + 3 * GAP, 2 * GAP + TITLE + 2 * (HEIGHT + GAP))
     canvas.text(GAP, GAP, title, TITLE)
     name_splits(canvas, splits)
     return canvas
@@ -101,7 +101,7 @@ def histogram(
             canvas.draw.line((x_of(value), top, x_of(value), bottom), fill=FAINT)
             canvas.text(x_of(value), top - 16, words, SMALL_TEXT, FAINT, anchor="ma")
     canvas.draw.line((left, bottom, right, bottom), fill=FAINT)
-    canvas.text(right, top - HEAD, f"highest: {100 * most:.3g} %", SMALL_TEXT, FAINT, anchor="ra")
+    canvas.text(right, top - PLOT_HEAD, f"highest: {100 * most:.3g} %", SMALL_TEXT, FAINT, anchor="ra")
     taken = -math.inf
     for value, words in bins.ticks:
         x, half = x_of(value), text_width(words, SMALL_TEXT) / 2
@@ -121,7 +121,7 @@ def ranking(canvas: Canvas, place: int, title: str, counts: Mapping[str, Mapping
     total = sum((Counter(of_split) for of_split in counts.values()), Counter[str]())
     names = [name for name, _ in total.most_common()]
     if len(names) > MOST_ROWS:
-        canvas.text(right, top - HEAD, f"{MOST_ROWS} of {len(names)}", SMALL_TEXT, FAINT, anchor="ra")
+        canvas.text(right, top - PLOT_HEAD, f"{MOST_ROWS} of {len(names)}", SMALL_TEXT, FAINT, anchor="ra")
     start, thick = left + 110, (bottom - top) / MOST_ROWS / (len(counts) + 0.6)
     most = max((of_split.get(name, 0) for of_split in counts.values() for name in names), default=1)
     for row, name in enumerate(names[:MOST_ROWS]):
@@ -163,7 +163,7 @@ def heat_map(canvas: Canvas, place: int, title: str, points: Values, axes: tuple
 
 def _frame(canvas: Canvas, place: int, title: str) -> tuple[float, float, float, float]:
     """Draw the ground of a plot; returns where in it (xyxy) the values go."""
-    left, top = GAP + place % 2 * (WIDTH + GAP), 2 * GAP + TITLE + place // 2 * (HEIGHT + GAP)
-    canvas.draw.rectangle((left, top, left + WIDTH, top + HEIGHT), fill=PANEL)
+    left, top = GAP + place % 2 * (PLOT_WIDTH + GAP), 2 * GAP + TITLE + place // 2 * (HEIGHT + GAP)
+    canvas.draw.rectangle((left, top, left + PLOT_WIDTH, top + HEIGHT), fill=PANEL)
     canvas.text(left + SIDE, top + 8, title, TEXT, INK)
-    return (left + SIDE, top + HEAD + 8, left + WIDTH - SIDE, top + HEIGHT - FOOT)
+    return (left + SIDE, top + PLOT_HEAD + 8, left + PLOT_WIDTH - SIDE, top + HEIGHT - FOOT)

@@ -15,7 +15,7 @@ from gai_yolo.data.index import Category, Index
 from gai_yolo.data_check.inspection import Findings, SplitFindings
 from gai_yolo.sections import DataConfig
 
-VERSION = 1
+REPORT_VERSION = 1
 """Of the document; raised when a key is removed or gets another meaning, not when one is added."""
 SMALL, LARGE = 32.0**2, 96.0**2
 """Pixels^2 of the original image: COCO's borders between small, medium and large objects."""
@@ -131,7 +131,9 @@ def make_report(config: DataConfig, findings: Findings) -> Report:
     """Count what was found; nothing is drawn yet."""
     refusals = findings.refusals
     splits = {split: _split_report(found) for split, found in findings.splits.items()}
-    return Report(VERSION, str(config.path), str(root_of(config)), not refusals, refusals, splits, _class_reports(findings), pictures=[])
+    return Report(
+        REPORT_VERSION, str(config.path), str(root_of(config)), not refusals, refusals, splits, _class_reports(findings), pictures=[]
+    )
 
 
 def root_of(config: DataConfig) -> Path:

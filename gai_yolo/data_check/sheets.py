@@ -29,14 +29,14 @@ from gai_yolo.data_check.canvas import (
 )
 from gai_yolo.data_check.inspection import UNDECODABLE, Findings
 from gai_yolo.data_check.report import without_root
-from gai_yolo.data_check.tile import LINE, PICTURE_HEIGHT, WIDTH, Mark, Tile, draw_tile
+from gai_yolo.data_check.tile import LINE, PICTURE_HEIGHT, TILE_WIDTH, Mark, Tile, draw_tile
 from gai_yolo.reporting.drawing import Image, class_colour
 
 NUM_SAMPLES = 16
 """Random images of a split that are shown."""
 MOST_TILES = 24
 """Images with something wrong that are shown."""
-COLUMNS = 4
+TILES_IN_ROW = 4
 SAMPLE_LINES, PROBLEM_LINES = 2, 5
 """Lines of a caption."""
 WITHOUT_PICTURE = frozenset({MISSING, UNREADABLE, TOO_LARGE, UNOPENED, UNDECODABLE})
@@ -92,9 +92,9 @@ def problem_sheet(findings: Findings, root: Path) -> Image | None:
 
 def _sheet(title: str, tiles: Sequence[Tile], lines: int, labels: Sequence[str], notes: Sequence[str]) -> Image:
     """Put tiles under a title and a legend of classes, and notes below."""
-    width = COLUMNS * (WIDTH + GAP) + GAP
+    width = TILES_IN_ROW * (TILE_WIDTH + GAP) + GAP
     legend = legend_rows(labels, width - 2 * GAP) if labels else []
-    rows, row_height = math.ceil(len(tiles) / COLUMNS), PICTURE_HEIGHT + 5 + lines * LINE + GAP
+    rows, row_height = math.ceil(len(tiles) / TILES_IN_ROW), PICTURE_HEIGHT + 5 + lines * LINE + GAP
     top = 2 * GAP + TITLE + len(legend) * (TEXT + 8)
     footer = [line for note in notes for line in wrapped(letters(note), width - 2 * GAP, TEXT, 2)]
     canvas = Canvas(width, top + rows * row_height + len(footer) * (TEXT + 6) + GAP)
@@ -105,7 +105,7 @@ def _sheet(title: str, tiles: Sequence[Tile], lines: int, labels: Sequence[str],
             canvas.draw.rectangle((GAP + x, y + 2, GAP + x + 14, y + 14), fill=colour)
             canvas.text(GAP + x + 20, y, label)
     for number, tile in enumerate(tiles):
-        draw_tile(canvas, GAP + number % COLUMNS * (WIDTH + GAP), top + number // COLUMNS * row_height, tile)
+        draw_tile(canvas, GAP + number % TILES_IN_ROW * (TILE_WIDTH + GAP), top + number // TILES_IN_ROW * row_height, tile)
     for number, line in enumerate(footer):
         canvas.text(GAP, top + rows * row_height + number * (TEXT + 6), line, colour=WRONG)
     return canvas.array()
@@ -161,7 +161,7 @@ def _problem_tile(split: Split, problem: Problem, sightings: Sequence[Sighting],
     marks += [Mark(corners, WRONG, is_wrong=True) for corners in wrong if all(map(math.isfinite, corners))]
     caption = [(letters(problem.kind), WRONG), (letters(f"{split}: {problem.action}; {problem.count} in all"), INK)]
     more = f" and {len(sightings) - 1} more in this image" if len(sightings) > 1 else ""
-    caption += [(line, FAINT) for line in wrapped(letters(without_root(sightings[0].record, root) + more), WIDTH, SMALL_TEXT, 2)]
+    caption += [(line, FAINT) for line in wrapped(letters(without_root(sightings[0].record, root) + more), TILE_WIDTH, SMALL_TEXT, 2)]
     if wrong and record is not None:
         x1, y1, x2, y2 = (f"{value:.5g}" for value in wrong[0])
         caption.append((f"box {x1}, {y1} to {x2}, {y2} in {record.width} x {record.height} pixels", FAINT))

@@ -13,7 +13,7 @@ from gai_yolo.data.index import ImageRecord
 from gai_yolo.data_check.canvas import BACKGROUND, FAINT, INK, PANEL, SMALL_TEXT, TEXT, WRONG, Canvas, shortened_to
 from gai_yolo.reporting.drawing import Colour
 
-WIDTH, PICTURE_HEIGHT, LINE = 400, 300, 18
+TILE_WIDTH, PICTURE_HEIGHT, LINE = 400, 300, 18
 """Pixels of a tile, of the picture in it, and of a line of its caption."""
 MARGIN = 0.5
 """So much of the image's sides is shown beyond its borders, at most, for boxes that lie there."""
@@ -50,7 +50,7 @@ class Tile:
 
 def draw_tile(canvas: Canvas, left: int, top: int, tile: Tile) -> None:
     """Draw a tile with its upper left corner at a place."""
-    area = (left, top, left + WIDTH, top + PICTURE_HEIGHT)
+    area = (left, top, left + TILE_WIDTH, top + PICTURE_HEIGHT)
     canvas.draw.rectangle(area, fill=PANEL)
     if tile.record is None or not _draw_picture(canvas, area, tile.record, tile.marks):
         canvas.draw.line((area[0], area[1], area[2], area[3]), fill=FAINT)
@@ -60,7 +60,7 @@ def draw_tile(canvas: Canvas, left: int, top: int, tile: Tile) -> None:
         canvas.text(*middle, "no picture", colour=FAINT, anchor="mm")
     for number, (text, colour) in enumerate(tile.caption):
         size = TEXT if number == 0 else SMALL_TEXT
-        canvas.text(left, top + PICTURE_HEIGHT + 5 + LINE * number, text, size, colour, width=WIDTH)
+        canvas.text(left, top + PICTURE_HEIGHT + 5 + LINE * number, text, size, colour, width=TILE_WIDTH)
 
 
 def visible_part(record: ImageRecord, marks: Sequence[Mark]) -> Rectangle:

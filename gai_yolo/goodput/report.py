@@ -129,10 +129,7 @@ def report(records: Iterable[Record], now: float | None = None) -> Report:
     if not starts:
         raise ValueError("no start has left a record")
     newest = starts[-1]
-    silence = None if now is None else now - max(record.beat for record in newest.nodes)
-    if now is not None and silence is not None and silence <= SILENCE and all(record.ending is None for record in newest.nodes):
-        newest.running = True
-        newest.record = extended(newest.record, min(SILENCE, max(0.0, now - newest.record.end)))
+    silence = None if now is None else _go_on_to(now, newest)
     share_out(starts)
     seconds = {part: math.fsum(start.parts.get(part, 0.0) for start in starts) for part in TIME_PARTS}
     seconds[DOWNTIME] = math.fsum(start.gap for start in starts if not start.finished)
@@ -140,9 +137,7 @@ def report(records: Iterable[Record], now: float | None = None) -> Report:
     interruptions = tuple(_interruptions(starts))
     useful_steps = sum(start.distinct_steps for start in starts)
     all_steps = sum(start.record.useful_steps + start.record.replayed_steps for start in starts)
-    where = next((start.record for start in reversed(starts) if start.record.step is not None), newest.record)
-    cause = _cause(newest)
-    pace = next((start.record.pace for start in reversed(starts) if start.record.pace is not None), None)
+    (where, pace), cause = _where(starts), _cause(newest)
     return Report(
         as_of=max(start.end for start in starts),
         running=newest.running,
@@ -170,6 +165,15 @@ def report(records: Iterable[Record], now: float | None = None) -> Report:
         interruptions=interruptions,
         ending=cause.ending if cause else None,
     )
+
+
+def _go_on_to(now: float, newest: Start) -> float:
+    """Let the newest start go on to the present time if it gives signs of life; returns the seconds since the last one."""
+    silence = now - max(record.beat for record in newest.nodes)
+    if silence <= SILENCE and all(record.ending is None for record in newest.nodes):
+        newest.running = True
+        newest.record = extended(newest.record, min(SILENCE, max(0.0, now - newest.record.end)))
+    return silence
 
 
 def as_json(given: Report) -> str:
@@ -228,6 +232,13 @@ def _interruption(start: Start, following: Record | None, positioned: Record | N
         world_after=following.world_size if following else None,
         ending=cause.ending,
     )
+
+
+def _where(starts: Sequence[Start]) -> tuple[Record, float | None]:
+    """The record that says where training is, and the seconds of a step lately, of the newest starts that know it."""
+    latest = [start.record for start in reversed(starts)]
+    where = next((record for record in latest if record.step is not None), latest[0])
+    return where, next((record.pace for record in latest if record.pace is not None), None)
 
 
 def _cause(start: Start) -> Cause | None:

@@ -61,18 +61,18 @@ class JobEnd:
             found = outcome_of(error)
             is_refused = isinstance(error, Refusal)
             self.recorder.ended(found.ending, f"{found.ending}: {found.reason}" if is_refused else found.reason)
-            outcome.report(found.ending, found.reason)
+            outcome.report(found)
             self._say(error, found)
 
     def finished(self) -> None:
         """Nothing is left to do."""
         self.recorder.ended(Ending.FINISHED)
-        outcome.report(Ending.FINISHED, Ending.FINISHED)
+        outcome.report(Outcome(Ending.FINISHED, Ending.FINISHED))
 
     def farewell(self, ending: Ending, reason: str, launcher_knows: bool) -> None:
         """The same from another thread, just before it ends the process, while the training thread may hold any lock."""
         self.recorder.ended(ending, reason)
-        outcome.report(ending, reason)
+        outcome.report(Outcome(ending, reason))
         if not launcher_knows:
             outcome.end_agent()
         print(f"warning: {socket.gethostname()}: {reason}", file=sys.stderr, flush=True)

@@ -22,12 +22,11 @@ from gai_yolo.job.startup import Options, compare_nodes, open_run, read_all_reco
 from gai_yolo.log import showing
 from gai_yolo.membership.join import Membership
 from gai_yolo.reporting.console import Console
-from gai_yolo.sections import ElasticConfig
 from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.supervision import outcome
 from gai_yolo.supervision.cloud.watch import CloudWatch
 from gai_yolo.supervision.notices import Notices
-from gai_yolo.supervision.watchdog import FIRST_STEP_FACTOR, Watchdog
+from gai_yolo.supervision.watchdog import Limits, Watchdog
 from gai_yolo.training.context import JobContext
 
 logger = logging.getLogger(__name__)
@@ -76,16 +75,11 @@ def begin_to_watch(config: Config, folder: RunFolder, end: JobEnd, stack: contex
     cloud.start()
     notices = Notices(cloud)
     stack.callback(notices.close)
-    watchdog = Watchdog(notices, elastic.grace_seconds, elastic.step_timeout_seconds, end.farewell, idle_timeout=idle_patience(elastic))
+    watchdog = Watchdog(notices, Limits.of(elastic), end.farewell)
     watchdog.start()
     stack.callback(watchdog.stop)
     stack.callback(end.close)
     return notices, watchdog
-
-
-def idle_patience(config: ElasticConfig) -> float:
-    """Seconds that a process may be in one wait outside of steps. Not less where steps may take long: then disks may be slow, too."""
-    return max(config.timeout_seconds, FIRST_STEP_FACTOR * config.step_timeout_seconds)
 
 
 def join_world(

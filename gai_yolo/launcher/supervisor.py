@@ -31,7 +31,6 @@ from gai_yolo.launcher.verdict import (
     RENDEZVOUS_LOST,
     End,
     History,
-    Outcome,
     Verdict,
     clear_outcome,
     code_when_told,
@@ -39,6 +38,7 @@ from gai_yolo.launcher.verdict import (
 )
 from gai_yolo.log import showing
 from gai_yolo.processes import adopt_orphans
+from gai_yolo.supervision.outcome import Outcome
 from gai_yolo.supervision.streams import forgive_lost_streams
 
 logger = logging.getLogger(__name__)

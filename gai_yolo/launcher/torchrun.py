@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import signal
@@ -35,15 +36,14 @@ from gai_yolo.launcher.verdict import (
     LAST_WORDS,
     RENDEZVOUS_LOST,
     TERMINATED,
-    Outcome,
     RestartCounter,
     clear_outcome,
     have_failed,
     read_outcome,
-    write_outcome,
 )
 from gai_yolo.machine import available_cores
 from gai_yolo.supervision.outcome import VARIABLE as OUTCOME_VARIABLE
+from gai_yolo.supervision.outcome import Outcome, write_outcome
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def run(arguments: Sequence[str], server: ForkServer | None = None) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_each(available_cores(), processes)))
     _quieten_tracebacks()
     interruption = SignalToException(outcome)
-    code = _end_of(lambda: torchrun.run(given))  # type: ignore[no-untyped-call]
+    code = _end_of(lambda: _run(given, server))
     interruption.is_over()
     for one in rendezvous:
         _say_good_bye(one, succeeded=code == DONE)
@@ -123,6 +123,12 @@ class SignalToException:
             self._seen = True
             self._said = read_outcome(self._outcome)
             raise SignalException(f"signal {number}", signal.SIGTERM)
+
+
+def _run(given: argparse.Namespace, server: ForkServer | None) -> None:
+    if server is not None:
+        server.wait()  # before the rendezvous: the other nodes compute until this one has joined them
+    torchrun.run(given)  # type: ignore[no-untyped-call]
 
 
 def _end_of(action: Callable[[], Any]) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gai_yolo.errors import HARDWARE, INTERRUPTED, LEFT, OF_ANOTHER, RESTART, Ending
-from gai_yolo.supervision.outcome import write
+from gai_yolo.supervision.outcome import Outcome
 
 EXIT_CODES = """\
 exit codes:
@@ -49,19 +49,6 @@ MOST_BACKOFF = 60.0
 """Seconds."""
 MOST_WAIT_FOR_OBSTACLE = 30.0
 """Seconds between two looks whether what stood in the way is gone."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What workers say of their end."""
-
-    ending: Ending
-    reason: str
-
-    @property
-    def code(self) -> int:
-        """Exit code."""
-        return self.ending.exit_code
 
 
 @dataclass(frozen=True)
@@ -198,11 +185,6 @@ def clear_outcome(path: Path) -> None:
     """Forget what workers have said."""
     for one in _paths(path):
         one.unlink(missing_ok=True)
-
-
-def write_outcome(path: Path, outcome: Outcome) -> None:
-    """Say it as a worker does; raises `OSError`."""
-    write(path, outcome.ending, outcome.reason)
 
 
 def _paths(path: Path) -> list[Path]:

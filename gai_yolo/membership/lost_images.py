@@ -23,7 +23,7 @@ from gai_yolo.store.atomic import publish
 from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.training.context import JobContext
 
-GONE = "training image that is gone since the run began"
+GONE_IMAGE = "training image that is gone since the run began"
 ACTION = "grey is trained on in its place, all else is as it was; put it back, or start over with --fresh"
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def as_it_began(index: Index, folder: RunFolder, max_bad_fraction: float) -> Ind
     return replace(
         index,
         images=records,
-        problems=(*index.problems, Problem(GONE, len(lost), str(records[lost[0]].path), ACTION)),
+        problems=(*index.problems, Problem(GONE_IMAGE, len(lost), str(records[lost[0]].path), ACTION)),
         content=content_digest(stamps, parts),
         recorded=Recorded(was.digest, was.sample, stamps, parts),
         lost=frozenset(lost),

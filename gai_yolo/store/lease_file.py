@@ -27,7 +27,7 @@ STALE = 60.0
 """Seconds without one after which the owner is taken for dead; much more than `RENEWED_EVERY` and `SETTLED` together."""
 SETTLED = 1.0
 """Seconds after which who has replaced a dead owner's file looks whether somebody else has, too."""
-MISSING = (errno.ENOSYS, errno.EOPNOTSUPP)
+NO_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP)
 """What flock says where there is none."""
 
 
@@ -37,7 +37,7 @@ def has_flock(path: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
-        return error.errno not in MISSING
+        return error.errno not in NO_FLOCK
     finally:
         os.close(descriptor)
     return True

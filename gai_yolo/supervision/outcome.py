@@ -60,19 +60,19 @@ def clear() -> None:
             path.unlink(missing_ok=True)
 
 
-def report(ending: Ending, reason: str) -> None:
+def report(outcome: Outcome) -> None:
     """Say how this process ends. Of a node's other processes than the first only what may be the cause of the others' ends."""
     path = _path()
-    if path is None or (os.environ.get("LOCAL_RANK", "0") != "0" and ending not in OWN_REASONS):
+    if path is None or (os.environ.get("LOCAL_RANK", "0") != "0" and outcome.ending not in OWN_REASONS):
         return
     with contextlib.suppress(OSError):
-        write(path, ending, reason)
+        write_outcome(path, outcome)
 
 
-def write(path: Path, ending: Ending, reason: str) -> None:
+def write_outcome(path: Path, outcome: Outcome) -> None:
     """Say it in a file, all of it or nothing; raises `OSError`."""
     temp = path.with_name(f".{path.name}.{os.getpid()}")
-    temp.write_text(json.dumps({"code": ending.exit_code, "reason": reason, "ending": ending, "at": time.monotonic()}))
+    temp.write_text(json.dumps({"code": outcome.code, "reason": outcome.reason, "ending": outcome.ending, "at": time.monotonic()}))
     temp.rename(path)
 
 

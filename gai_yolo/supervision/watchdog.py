@@ -22,11 +22,13 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, Protocol, TypeVar
 
 from gai_yolo.errors import Ending
 from gai_yolo.goodput.record import Phase
+from gai_yolo.sections import ElasticConfig
 from gai_yolo.supervision import outcome
 from gai_yolo.supervision.notices import Notices
 
@@ -60,13 +62,28 @@ class Others(Protocol):
         """For people, that one is gone."""
 
 
+@dataclass(frozen=True)
+class Limits:
+    """Seconds."""
+
+    grace: float = 15.0
+    """Between a notice and the end of the machine. A fifth of them is left for the step's end."""
+    step: float = 60.0
+    """That a step, or the evaluation of a batch, may always take."""
+    idle: float = 300.0
+    """That the training thread may be in one wait outside of steps. Not less where steps may take long: then disks may be slow, too."""
+
+    @classmethod
+    def of(cls, config: ElasticConfig) -> Limits:
+        """As configured."""
+        step = config.step_timeout_seconds
+        return cls(config.grace_seconds, step, max(config.timeout_seconds, FIRST_STEP_FACTOR * step))
+
+
 class Watchdog:
     """Watches one process.
 
     Args:
-        grace: seconds between a notice and the end of the machine. A fifth of them is left for the step's end.
-        step_timeout: seconds that a step, or the evaluation of a batch, may always take.
-        idle_timeout: seconds that the training thread may be in one wait outside of steps.
         farewell: is called last before the process ends, with how it does, a sentence, and whether the
             launcher knows.
         leave: ends the process.
@@ -76,15 +93,13 @@ class Watchdog:
     def __init__(
         self,
         notices: Notices,
-        grace: float,
-        step_timeout: float,
+        limits: Limits,
         farewell: Callable[[Ending, str, bool], None],
         leave: Callable[[int], NoReturn] = os._exit,
         clock: Callable[[], float] = time.monotonic,
-        idle_timeout: float = 300.0,
         activity: Callable[[], float] | None = None,
     ) -> None:
-        self.notices, self.grace, self.step_timeout, self.idle_timeout = notices, grace, step_timeout, idle_timeout
+        self.notices, self.limits = notices, limits
         self._activity = activity or activity_of(threading.get_ident())
         self._watched_thread = threading.get_ident()
         self.others: Others | None = None
@@ -153,8 +168,8 @@ class Watchdog:
 
     def _patience_with(self, durations: deque[float]) -> float:
         if len(durations) < 2:
-            return FIRST_STEP_FACTOR * self.step_timeout
-        return max(10 * statistics.median(durations), self.step_timeout)
+            return FIRST_STEP_FACTOR * self.limits.step
+        return max(10 * statistics.median(durations), self.limits.step)
 
     def look(self) -> None:
         """One look; ends the process if something is wrong."""
@@ -162,7 +177,7 @@ class Watchdog:
             self._depart(Ending.AGENT_GONE, "the launcher's agent is gone")
         notice = self.notices.pending()
         if notice is not None and self._clock() >= notice.at + self._until_acting():
-            end = notice.at + (1 - 1.5 * RESERVE) * self.grace
+            end = notice.at + (1 - 1.5 * RESERVE) * self.limits.grace
             self._depart(notice.ending, f"{notice.cause}: this process leaves", notice.launcher_knows, end)
         lost = self.others.lost if self.others is not None else None
         self._lost_at = None if lost is None else self._lost_at or self._clock()
@@ -189,7 +204,7 @@ class Watchdog:
         elif (since := self._item_since) is not None:  # the training thread may take it away meanwhile
             if now - since > self._patience_with(self._item_durations):
                 return f"{self._phase} hung: no batch for {now - since:.0f} s"
-        elif self._phase not in BEFORE_WORK and now - self._active_at > self.idle_timeout:
+        elif self._phase not in BEFORE_WORK and now - self._active_at > self.limits.idle:
             return f"{self._phase} hung: nothing has moved for {now - self._active_at:.0f} s{place_of(self._watched_thread)}"
         return None
 
@@ -198,8 +213,8 @@ class Watchdog:
         if self._phase in STARTING or self._phase == Phase.EVALUATION:
             return 0.0  # the state stands still
         if self._phase == Phase.CLOSING:
-            return 0.6 * self.grace
-        notice, patience = self.notices.pending(), self.grace / 5
+            return 0.6 * self.limits.grace
+        notice, patience = self.notices.pending(), self.limits.grace / 5
         if notice is not None and self._durations and self._since + statistics.median(self._durations) > notice.at + patience:
             return 0.0  # the step will not be done by then
         return patience
@@ -228,9 +243,9 @@ class Watchdog:
                 self._leave(ending.exit_code)
 
         # Neither a disk nor a terminal that hangs may hold the process beyond the grace.
-        seconds = max(self.grace / 3, end - self._clock())
+        seconds = max(self.limits.grace / 3, end - self._clock())
         _later(seconds, say_and_leave, "the state could not be saved in time")
-        _later(seconds + RESERVE * self.grace, self._leave, ending.exit_code)
+        _later(seconds + RESERVE * self.limits.grace, self._leave, ending.exit_code)
         say_and_leave(*self._save())
 
     def _save(self) -> list[str]:

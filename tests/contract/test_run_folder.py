@@ -71,7 +71,7 @@ def test_finished_run_says_so_and_goes_on_when_epochs_are_raised(start: Start) -
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        ("model.size=s", "model.size is 's', was 'n'"),
+        ("model.size=s", "model.size is 's', was 'debug'"),
         ("data.image_size=96", "data.image_size is 96, was 64"),
         ("training.batch_size=8", "training.batch_size is 8, was 16"),
         ("experiment.seed=1", "experiment.seed is 1, was 0"),
@@ -168,6 +168,6 @@ def test_started_from_own_weights_with_other_classes(start: Start, tmp_path: Pat
     from gai_yolo.detector import YOLO12
 
     path = tmp_path / "weights.pt"
-    torch.save(YOLO12("n", num_classes=80).half().state_dict(), path)
+    torch.save(YOLO12("debug", num_classes=80).half().state_dict(), path)
     assert start("training.epochs=1", f"model.weights={path}") == 0
     assert "tensors of the class branch start anew" in start.out

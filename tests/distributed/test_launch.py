@@ -294,5 +294,5 @@ def test_job_survives_the_loss_of_its_rendezvous_host_which_comes_back(start: St
     (tmp_path / "enough").touch()
     assert (first.wait(), second.wait()) == (0, 0)
     assert {line.split()[2] for node in (first, second) for line in node.log("start")} == {"run=tcp-1"}
-    assert first.output.count("meeting at 127.0.0.1") == 1
-    assert first.output.count("meeting at 127.0.0.2") == 1
+    assert first.output.count("rendezvous at 127.0.0.1") == 1
+    assert first.output.count("rendezvous at 127.0.0.2") == 1

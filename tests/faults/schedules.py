@@ -96,6 +96,12 @@ def planned(seed: int, storage: Storage, namespaces: bool) -> list[Kind]:
     return [kind for kind in KINDS if kind.name in ONLY and kind.storage in (None, storage)] or plan(seed, storage, namespaces)
 
 
+def chosen(strikes: Sequence[Strike], namespaces: bool) -> list[Kind]:
+    """The kinds that these are."""
+    kinds = [kind for strike in strikes for kind in KINDS if kind.strike is strike]
+    return [kind for kind in kinds if namespaces or not kind.needs_namespaces]
+
+
 def check_schedule(seed: int, storage: Storage, folder: Path, cache: Path, strikes: Sequence[Strike] = ()) -> str:
     """Let every fault of a schedule strike the job, and compare its end with that of an undisturbed run; returns what happened.
 
@@ -105,12 +111,8 @@ def check_schedule(seed: int, storage: Storage, folder: Path, cache: Path, strik
     rng, began = random.Random(f"{seed} {storage}"), time.monotonic()
     with cluster_job(storage, folder, cache, rng) as job, contextlib.ExitStack() as stack:
         cluster = job.cluster
-        if strikes:
-            job.locked_seconds = LOCKED_SECONDS
-        chosen = [
-            kind for strike in strikes for kind in KINDS if kind.strike is strike and (cluster.namespaces or not kind.needs_namespaces)
-        ]
-        kinds = chosen or planned(seed, storage, cluster.namespaces)
+        kinds = chosen(strikes, cluster.namespaces) or planned(seed, storage, cluster.namespaces)
+        job.locked_seconds = LOCKED_SECONDS if strikes else job.locked_seconds
         epochs = max(math.ceil(sum(kind.steps for kind in kinds) / STEPS_PER_EPOCH), 3)
         job.length = (f"training.max_batches_per_epoch={STEPS_PER_EPOCH}", f"training.epochs={epochs}")
         alone = stack.enter_context(undisturbed(job))

@@ -22,7 +22,7 @@ from gai_yolo.reporting.console import NullConsole
 from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.supervision.cloud.watch import CloudWatch
 from gai_yolo.supervision.notices import Notices
-from gai_yolo.supervision.watchdog import Watchdog
+from gai_yolo.supervision.watchdog import Limits, Watchdog
 from gai_yolo.training.context import JobContext
 from tests.worlds import on_ranks, told_on_first
 
@@ -172,7 +172,7 @@ class Nodes:
     def start(self, *boxes: float, fresh: bool = False, threads: Sequence[int] = (), versions: Sequence[str] = ()) -> list[Any]:
         """Compare nodes with these `loss.box`; returns what each is told, or how many threads it has."""
         notices = Notices(CloudWatch("none"))
-        watchdog = Watchdog(notices, 15.0, 60.0, lambda *_: None)
+        watchdog = Watchdog(notices, Limits(), lambda *_: None)
 
         def work(world: World) -> int:
             folder = RunFolder(self.folder / str(world.rank) / "run")

@@ -29,7 +29,7 @@ from gai_yolo.checkpointing.recovery import newest
 from gai_yolo.checkpointing.schedule import bytes_to_come
 from gai_yolo.checkpointing.state import CHECKPOINT_FORMAT, TrainingState
 from gai_yolo.checkpointing.tier import DiskTier
-from gai_yolo.checkpointing.writer_process import START, Answer, Request, serve
+from gai_yolo.checkpointing.writer_process import START_CODE, Answer, Request, serve
 from gai_yolo.config import Config, fingerprint
 from gai_yolo.errors import CheckpointError
 from gai_yolo.store.catalogue import Catalogue
@@ -816,7 +816,7 @@ def test_a_writer_whose_training_process_has_left_ends_without_a_word(run: Path)
     own, other = socket.socketpair()
     connection = Connection(os.dup(own.fileno()))
     with other:
-        writer = subprocess.Popen([sys.executable, "-c", START], stdin=other.fileno(), stderr=subprocess.PIPE, text=True)
+        writer = subprocess.Popen([sys.executable, "-c", START_CODE], stdin=other.fileno(), stderr=subprocess.PIPE, text=True)
     buffer = StateBuffer(1 << 16, pinned=False)
     buffer.fill(state(1))
     connection.send((run, store.fence, Policy()))

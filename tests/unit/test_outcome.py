@@ -12,6 +12,7 @@ import pytest
 
 from gai_yolo.errors import Ending
 from gai_yolo.supervision import outcome
+from gai_yolo.supervision.outcome import Outcome
 from tests.harness import REPOSITORY, environment
 
 
@@ -25,8 +26,8 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_code_and_the_reason_are_told(path: Path) -> None:
     """Loss: torchrun makes every code a 1, and the launcher starts again what must not be, or does not what must."""
-    outcome.report(Ending.LEFT, "SIGTERM: left after step 7 \N{EM DASH} gesichert")
-    outcome.report(Ending.PEER_LOST, "peer lost")
+    outcome.report(Outcome(Ending.LEFT, "SIGTERM: left after step 7 \N{EM DASH} gesichert"))
+    outcome.report(Outcome(Ending.PEER_LOST, "peer lost"))
     said = json.loads(path.read_text())
     assert 0 <= time.monotonic() - said.pop("at") < 20
     assert said == {"code": 76, "reason": "peer lost", "ending": "peer lost"}
@@ -35,13 +36,13 @@ def test_the_code_and_the_reason_are_told(path: Path) -> None:
 
 def test_the_nodes_other_processes_tell_only_what_may_be_the_cause(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss: a process that ended because the first one did hides the cause; or the one that is the cause is not heard."""
-    outcome.report(Ending.NO_PROGRESS, "no progress")
+    outcome.report(Outcome(Ending.NO_PROGRESS, "no progress"))
     monkeypatch.setenv("LOCAL_RANK", "1")
-    outcome.report(Ending.PEER_LOST, "peer lost")
+    outcome.report(Outcome(Ending.PEER_LOST, "peer lost"))
     outcome.clear()
     assert json.loads(path.read_text())["code"] == 4
     assert [file.name for file in path.parent.iterdir()] == ["outcome.json"]
-    outcome.report(Ending.FAILED, "KeyError: 7")
+    outcome.report(Outcome(Ending.FAILED, "KeyError: 7"))
     assert json.loads(path.with_name("outcome.json.1").read_text())["ending"] == "failed"
     outcome.clear()
     assert [file.name for file in path.parent.iterdir()] == ["outcome.json"]
@@ -50,7 +51,7 @@ def test_the_nodes_other_processes_tell_only_what_may_be_the_cause(path: Path, m
 def test_what_a_former_process_said_is_forgotten(path: Path) -> None:
     """Loss: the process is killed, and its launcher believes what the one before it said."""
     outcome.clear()
-    outcome.report(Ending.FINISHED, "finished")
+    outcome.report(Outcome(Ending.FINISHED, "finished"))
     outcome.clear()
     assert not path.exists()
 
@@ -58,10 +59,10 @@ def test_what_a_former_process_said_is_forgotten(path: Path) -> None:
 def test_a_file_that_cannot_be_written_is_nobodys_loss(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss: a full disk replaces the exit code by a traceback."""
     monkeypatch.setenv(outcome.VARIABLE, str(path / "missing" / "file"))
-    outcome.report(Ending.FINISHED, "finished")
+    outcome.report(Outcome(Ending.FINISHED, "finished"))
     outcome.clear()
     monkeypatch.delenv(outcome.VARIABLE)
-    outcome.report(Ending.FINISHED, "finished")
+    outcome.report(Outcome(Ending.FINISHED, "finished"))
     outcome.clear()
     assert list(path.parent.iterdir()) == []
 

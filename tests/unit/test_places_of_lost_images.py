@@ -22,7 +22,7 @@ from gai_yolo.reporting.console import NullConsole
 from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.supervision.cloud.watch import CloudWatch
 from gai_yolo.supervision.notices import Notices
-from gai_yolo.supervision.watchdog import Watchdog
+from gai_yolo.supervision.watchdog import Limits, Watchdog
 from gai_yolo.training.context import JobContext
 
 FOLDERS = "abcd"
@@ -32,7 +32,7 @@ FOLDERS = "abcd"
 def context(tmp_path: Path, world: World) -> Iterator[JobContext]:
     notices = Notices(CloudWatch("none"))
     (tmp_path / "run").mkdir()
-    watchdog = Watchdog(notices, 15.0, 60.0, lambda *_: None)
+    watchdog = Watchdog(notices, Limits(), lambda *_: None)
     yield JobContext(world, RunFolder(tmp_path / "run"), NullConsole(), notices, watchdog, Recorder(0.0))
     notices.close()
 

@@ -24,7 +24,7 @@ from gai_yolo.store.run_record import RunRecord
 from gai_yolo.supervision import outcome
 from gai_yolo.supervision.cloud.watch import CloudWatch
 from gai_yolo.supervision.notices import Notice, Notices
-from gai_yolo.supervision.watchdog import Watchdog
+from gai_yolo.supervision.watchdog import Limits, Watchdog
 from gai_yolo.training.context import JobContext
 from tests.conftest import MakeState
 from tests.worlds import good, on_ranks
@@ -36,7 +36,7 @@ LOST = RuntimeError("[gloo/transport/tcp/pair.cc:1] Connection closed by peer")
 def test_a_job_whose_peer_is_lost_at_the_very_end_is_not_done(all_come: bool, tmp_path: Path, make_state: MakeState) -> None:
     """Loss: the launcher hears "done" and leaves rank 0's node alone, whose last checkpoint is on no disk; and the memory is given back."""
     folder, notices = RunFolder(tmp_path / "run"), Notices(CloudWatch("none"))
-    watchdog = Watchdog(notices, 15.0, 60.0, lambda *_: None)
+    watchdog = Watchdog(notices, Limits(), lambda *_: None)
     memory = NodeMemory(tmp_path, folder.path)
     memory.open()
     memory.keep(RunRecord("1-run"))

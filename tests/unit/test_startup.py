@@ -30,7 +30,7 @@ from gai_yolo.store.run_folder import RunFolder
 from gai_yolo.store.run_record import RunRecord, Settled
 from gai_yolo.supervision.cloud.watch import CloudWatch
 from gai_yolo.supervision.notices import Notices
-from gai_yolo.supervision.watchdog import Watchdog
+from gai_yolo.supervision.watchdog import Limits, Watchdog
 from gai_yolo.training.context import JobContext
 from tests.states import content_of, flip, manifest_of, published, store_at
 from tests.worlds import good, on_ranks, told_on_first
@@ -76,7 +76,7 @@ class Cluster:
         return Config.model_validate({"elastic": {"memory_folder": str(memory), **elastic}})
 
     def context(self, world: World, node: str) -> JobContext:
-        watchdog = Watchdog(self.notices, 15.0, 60.0, lambda *_: None)
+        watchdog = Watchdog(self.notices, Limits(), lambda *_: None)
         return JobContext(world, RunFolder(self.run(node)), NullConsole(), self.notices, watchdog, Recorder(0.0))
 
     def start(self, *arguments: Any, **options: Any) -> list[LoadedCheckpoint | None]:

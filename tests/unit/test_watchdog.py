@@ -14,7 +14,7 @@ import pytest
 from gai_yolo.errors import LEFT, RESTART, Ending
 from gai_yolo.goodput.record import Phase
 from gai_yolo.supervision.notices import Notice, Notices
-from gai_yolo.supervision.watchdog import FIRST_STEP_FACTOR, LOST_PATIENCE, TICK, Watchdog, activity_of
+from gai_yolo.supervision.watchdog import FIRST_STEP_FACTOR, LOST_PATIENCE, TICK, Limits, Watchdog, activity_of
 from tests.harness import REPOSITORY, environment
 
 GRACE, STEP_TIMEOUT, IDLE_TIMEOUT = 15.0, 60.0, 300.0
@@ -54,7 +54,8 @@ class Scene:
         self.looks = 0
         self.slept = 0.0
         """Seconds in which nothing runs, from the end of the next look on."""
-        self.dog = Watchdog(self.notices, grace, step_timeout, self.farewell, self.leave, clock, IDLE_TIMEOUT, self.activity)
+        limits = Limits(grace, step_timeout, IDLE_TIMEOUT)
+        self.dog = Watchdog(self.notices, limits, self.farewell, self.leave, clock, self.activity)
 
     def activity(self) -> float:
         """The last thing that a look asks for, whoever looks."""
@@ -453,12 +454,12 @@ import ctypes, sys
 from gai_yolo.supervision.cloud.watch import CloudWatch
 from gai_yolo.supervision.notices import Notices
 from gai_yolo.goodput.record import Phase
-from gai_yolo.supervision.watchdog import Watchdog
+from gai_yolo.supervision.watchdog import Limits, Watchdog
 
 def farewell(ending, reason, launcher_knows):
     print(ending.exit_code, reason, flush=True)
 
-dog = Watchdog(Notices(CloudWatch("none")), 2.0, 60.0, farewell)
+dog = Watchdog(Notices(CloudWatch("none")), Limits(2.0, 60.0), farewell)
 dog.rescue = lambda: []
 dog.enter(Phase.STEP)
 dog.start()

@@ -33,7 +33,7 @@ from gai_yolo.data.index import Category, Index
 from gai_yolo.errors import DataError
 from gai_yolo.sections import DataConfig, SplitConfig
 
-LOOKED_FOR = "annotations/train.json, annotations/instances_train*.json, train/_annotations.coco.json"
+USUAL_JSON = "annotations/train.json, annotations/instances_train*.json, train/_annotations.coco.json"
 MALFORMED = "malformed annotation"
 UNKNOWN_IMAGE = "annotation of an unknown image"
 DUPLICATE = "duplicate annotation id"
@@ -49,7 +49,7 @@ def read_coco(root: Path, config: DataConfig, split: Split, folders: Folders) ->
     place = config.train if split == "train" else config.val
     source = find_annotations(root, place, split, folders)
     if source is None:
-        raise DataError(f"{root}: found no COCO json of the {split} split (usual: {LOOKED_FOR}); set data.{split}.annotations.")
+        raise DataError(f"{root}: found no COCO json of the {split} split (usual: {USUAL_JSON}); set data.{split}.annotations.")
     content = _load(source, folders.doubt)
     categories = _categories(content["categories"], source)
     names = _file_names(content["images"], source)

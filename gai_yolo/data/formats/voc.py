@@ -28,7 +28,7 @@ from gai_yolo.data.formats.folders import IMAGE_SUFFIXES, NOT_READ, Folders, pla
 from gai_yolo.data.formats.problems import Problems
 from gai_yolo.data.formats.reading import Doubt
 from gai_yolo.data.formats.voc_images import Names, VocImages, is_bare, names_of
-from gai_yolo.data.formats.voc_xml import LOOKED_FOR, Place, VocFile, find_xml, parse_voc, place_in, relative
+from gai_yolo.data.formats.voc_xml import USUAL_XML, Place, VocFile, find_xml, parse_voc, place_in, relative
 from gai_yolo.data.index import Category, Index
 from gai_yolo.errors import DataError
 from gai_yolo.sections import DataConfig, SplitConfig
@@ -56,7 +56,7 @@ def read_voc(root: Path, config: DataConfig, split: Split, folders: Folders) -> 
     files: Files = {path: (parse_voc(path, folders.doubt), place_in(relative(path, root))) for path in find_xml(root, folders)}
     names = sorted({item.name for file, _ in files.values() for item in file.objects if item.name})
     if not names:
-        raise DataError(f"{root}: none of {len(files)} VOC xml files names an object (looked for {LOOKED_FOR}); correct data.path.")
+        raise DataError(f"{root}: none of {len(files)} VOC xml files names an object (looked for {USUAL_XML}); correct data.path.")
     problems = Problems()
     chosen = _choose(root, config, split, files, problems, folders)
     positions = {name: position for position, name in enumerate(names)}

@@ -12,7 +12,7 @@ from gai_yolo.data.formats.check import SPLIT_NAMES, Split, read_annotations
 from gai_yolo.data.formats.folders import Folders
 from gai_yolo.data.formats.reading import Doubt
 
-LOOKED_FOR = "*.xml in Annotations, annotations, voc, xml, xmls, train, valid or the folder itself"
+USUAL_XML = "*.xml in Annotations, annotations, voc, xml, xmls, train, valid or the folder itself"
 
 _XML_FOLDERS = ("Annotations", "annotations", "voc", "xml", "xmls", ".")
 _DECLARATION = re.compile(rb"""\s*<\?xml[^>]*encoding\s*=\s*["']([A-Za-z0-9._-]+)["']""")

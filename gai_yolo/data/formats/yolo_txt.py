@@ -41,7 +41,7 @@ from gai_yolo.data.index import Category, Index
 from gai_yolo.errors import DataError
 from gai_yolo.sections import DataConfig
 
-LOOKED_FOR = "data.yaml, or a single other *.yaml with `names` and `train`"
+USUAL_YAML = "data.yaml, or a single other *.yaml with `names` and `train`"
 NO_LABELS = "no label file at all"
 UNREADABLE_LABELS = "unreadable label file"
 NO_IMAGE = "label file without an image"

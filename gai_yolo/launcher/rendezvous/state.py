@@ -19,7 +19,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import RendezvousBa
 
 from gai_yolo.launcher.rendezvous.file_store import KeyValueStore
 
-FIELDS = {"round", "complete", "deadline", "closed", "participants", "wait_list", "redundancy_list", "last_heartbeats"}
+STATE_FIELDS = {"round", "complete", "deadline", "closed", "participants", "wait_list", "redundancy_list", "last_heartbeats"}
 NODE_FIELDS = {"addr", "pid", "local_id"}
 """What there is in PyTorch 2.11 to 2.15."""
 KNOWN_TORCH = "install 2.11 to 2.15, or a newer gai-yolo."
@@ -52,7 +52,7 @@ class _State(_Part):
 def unknown_torch() -> str | None:
     """Why this PyTorch's rendezvous cannot be used, for people; None: it can."""
     try:
-        known = vars(dynamic_rendezvous._RendezvousState()).keys() == FIELDS
+        known = vars(dynamic_rendezvous._RendezvousState()).keys() == STATE_FIELDS
         known = known and dynamic_rendezvous._NodeDesc.__dataclass_fields__.keys() == NODE_FIELDS
     except (AttributeError, TypeError):
         known = False
