@@ -138,7 +138,7 @@ def write_images(tmp_path: Path) -> WriteImages:
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder with a few images of the built-in data set, in its place: jobs read, look through and evaluate it in no time."""
+    """A cache folder with the built-in data set in its place, written once for all tests, with few images to evaluate."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shapes, "NUM_IMAGES", {"train": NUM_IMAGES, "val": NUM_VALIDATION_IMAGES})

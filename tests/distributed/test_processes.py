@@ -24,8 +24,8 @@ STEPS = 20
 SETTINGS = (
     # Of all images: 19 steps of four uneven micro-batches and one of a single image, for which most ranks have nothing.
     "training.max_batches_per_epoch=null",
-    "training.batch_size=7",
-    "training.micro_batch_size=2",
+    "training.batch_size=21",
+    "training.micro_batch_size=6",
     "evaluation.interval=1",
     # The first epoch with mosaic and mixup, the second without.
     "augment.close_mosaic=1",
@@ -35,7 +35,7 @@ SETTINGS = (
     "snapshots.interval_steps=2",
     "reporting.ledger=true",
 )
-assert NUM_IMAGES == 19 * 7 + 1
+assert NUM_IMAGES == 19 * 21 + 1
 STATE = ("weights", "batch_norm", "ema", "optimizer")
 
 

@@ -118,7 +118,7 @@ def test_two_processes_killed_before_anything_was_saved_are_one_run_with_the_one
 
 def test_killed_in_mid_epoch_trains_each_sample_once(tmp_path: Path, cache: Path) -> None:
     """Loss: samples trained twice or not at all after every preemption, which no loss curve shows."""
-    values = ("training.max_batches_per_epoch=null", "training.batch_size=4", "reporting.ledger=true", "snapshots.interval_steps=2")
+    values = ("training.max_batches_per_epoch=null", "training.batch_size=8", "reporting.ledger=true", "snapshots.interval_steps=2")
     arguments = [*CONFIG, *small(tmp_path / "killed", cache, *values)]
     folder, undisturbed = tmp_path / "killed" / "run", tmp_path / "undisturbed" / "run"
     job = Running("main.py", arguments)
