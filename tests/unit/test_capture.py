@@ -213,7 +213,7 @@ def test_another_process_reads_it_by_its_descriptor(buffer: StateBuffer, tmp_pat
     buffer.fill(state)
     path = tmp_path / "state.pt"
     command = [sys.executable, "-c", READER, str(buffer.content.tensors), str(buffer.content.skeleton), str(path)]
-    subprocess.run(command, stdin=buffer.descriptor, check=True, timeout=60, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    subprocess.run(command, stdin=buffer.descriptor, check=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert_equal(torch.load(path, weights_only=True), state)
 
 

@@ -147,7 +147,7 @@ def test_full_cache_disk_costs_speed_only(write_images: WriteImages, tmp_path: P
     """Loss: training ends because a cache is full, or fills the last of the disk with halves of files."""
     (record,) = write_images(1)
     command = [sys.executable, "-c", FULL_DISK, str(record.path), str(tmp_path / "cache")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert cached_files(tmp_path) == [], "no halves are left"
 

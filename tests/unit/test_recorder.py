@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -227,8 +228,8 @@ def test_a_folder_that_cannot_be_made_is_told_once(tmp_path: Path, told: list[st
 
 @pytest.fixture
 def hanging_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Makes paths whose opening hangs: named pipes that nobody reads; read at the end, so that nothing hangs on."""
-    pipes = []
+    """Makes paths whose opening hangs: named pipes that nobody reads; read at the end, so that nothing hangs on, or tells others' tests."""
+    pipes, before = [], threading.enumerate()
 
     def make(name: str) -> Path:
         path = tmp_path / name
@@ -237,8 +238,13 @@ def hanging_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         return path
 
     yield make
-    for path in pipes:
-        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+    readers = [os.open(path, os.O_RDONLY | os.O_NONBLOCK) for path in pipes]
+    for thread in threading.enumerate():
+        if thread not in before:
+            thread.join(20)
+            assert not thread.is_alive()
+    for reader in readers:
+        os.close(reader)
 
 
 def test_a_disk_that_hangs_holds_up_one_step_and_for_a_moment_only(hanging_disk: Callable[[str], Path]) -> None:
@@ -256,6 +262,7 @@ def test_a_disk_that_hangs_holds_up_one_step_and_for_a_moment_only(hanging_disk:
     assert took[0] >= STEP_PATIENCE
     assert sum(seconds >= STEP_PATIENCE for seconds in took) < 5, "others may be long because the machine is busy"
     assert recorder.record().useful_steps == 20
+    recorder.close()
 
 
 def test_a_file_that_nobody_asks_for_is_brought_up_to_date_each_second(tmp_path: Path) -> None:
