@@ -364,15 +364,13 @@ def test_manifest_that_lies_about_the_position_is_passed_over(run: Path, start: 
     assert "epoch 2/2" in out
 
 
-def test_too_little_room_is_told_at_the_start_with_the_numbers(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_room_is_told_at_the_start_with_the_numbers(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss: the disk is full after a night, which could have been known in the evening."""
     monkeypatch.setattr(FileSystem, "free_bytes", lambda _self, _folder: 1_000_000)
-    code, out, _ = start("training.max_batches_per_epoch=2", "experiment.name=other")
+    code, out, _ = start("training.max_batches_per_epoch=2", "experiment.name=other", "model.size=n")
     assert code == 0
     told = re.search(r"warning: \S+other: the checkpoints to come need about (\d+) MB, and 1 MB are free: make room", out)
-    size = (tmp_path / "other" / "checkpoints" / "epoch_002.pt").stat().st_size / 1e6
-    assert told is not None
-    assert 8 * size - 1 < int(told[1]) < 10 * size + 1, "four snapshots, two epochs, one best, best.pt and its next draft"
+    assert told is not None and 8 * 30 < int(told[1]) < 10 * 50, "four snapshots, two epochs, one best, best.pt and its next draft"
 
 
 def test_trouble_with_best_and_retention_holds_no_checkpoint_up(start: Start, tmp_path: Path) -> None:
