@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -44,11 +45,16 @@ def told_if_refused(
     then: str = "training goes on",
     extra: Mapping[str, bool] | None = None,
 ) -> Iterator[None]:
-    """A disk that refuses what the block does is told, with what follows from it, and that is all."""
+    """A disk that refuses what the block does is told, with what follows from it, and that is all.
+
+    Args:
+        path: what is written, whose name people know; of a folder the error names the file in it, if it knows one.
+    """
     try:
         yield
     except OSError as error:
-        logger.warning(f"{path}: {what} ({error.strerror}); {then}", extra=extra)
+        where = error.filename if error.filename and os.path.isdir(path) else path  # noqa: PTH112  # which never raises
+        logger.warning(f"{where}: {what} ({error.strerror}); {then}", extra=extra)
 
 
 class _Handler(logging.Handler):
