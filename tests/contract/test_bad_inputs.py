@@ -313,7 +313,7 @@ def test_weights_of_another_size_are_refused(data: DataSet, tmp_path: Path, caps
     path = tmp_path / "yolo12s.pt"
     torch.save(YOLO12("s", num_classes=2).state_dict(), path)
     assert train(tmp_path, data.write(), f"model.weights={path}") == 2
-    assert "not the weights of a YOLO12-n" in refused(capsys)
+    assert "not the weights of a YOLO12-debug" in refused(capsys)
 
 
 def test_every_shipped_configuration_is_valid() -> None:
