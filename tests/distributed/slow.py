@@ -10,8 +10,7 @@ from types import ModuleType
 
 from elastic_train import main
 from gai_yolo.evaluation import evaluator
-from gai_yolo.job import build as assembly
-from gai_yolo.job import run as job
+from gai_yolo.job import build, startup
 
 SECONDS, RANK = float(os.environ["SLOW_SECONDS"]), int(os.environ["RANK"])
 
@@ -30,7 +29,7 @@ def slow_down(module: ModuleType, name: str, rank: int) -> None:
 
 
 if __name__ == "__main__":
-    slow_down(job, "load_indexes", 1)
-    slow_down(assembly, "ImageSource", 0)  # filled when it is made
+    slow_down(startup, "load_indexes", 1)
+    slow_down(build, "ImageSource", 0)  # filled when it is made
     slow_down(evaluator, "coco_metrics", 0)
     sys.exit(main())
