@@ -46,7 +46,7 @@ while True:
 """
 PARTS = ("detection", "rendezvous", "imports", "load", "first step")
 SETTINGS = (
-    *("training.max_batches_per_epoch=100000", "training.epochs=2", "data.workers=1"),
+    *("model.size=n", "training.max_batches_per_epoch=100000", "training.epochs=2", "data.workers=1"),
     *("training.batch_size=12", "training.micro_batch_size=3", "elastic.memory_interval_steps=5", "elastic.memory_folder=/dev/shm"),
 )
 PATIENCE = 180.0

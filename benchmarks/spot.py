@@ -27,7 +27,7 @@ from tests.faults.metadata_servers import AwsServer
 from tests.harness import REPOSITORY, small
 
 SETTINGS = (
-    *("training.max_batches_per_epoch=400", "training.epochs=100", "data.workers=1", "evaluation.interval=1"),
+    *("model.size=n", "training.max_batches_per_epoch=400", "training.epochs=100", "data.workers=1", "evaluation.interval=1"),
     *("training.batch_size=12", "training.micro_batch_size=3", "elastic.memory_interval_steps=5", "elastic.memory_folder=/dev/shm"),
 )
 KINDS = ("power off", "SIGTERM", "notice")
