@@ -10,9 +10,9 @@ import errno
 from enum import StrEnum
 from typing import TypeVar
 
-HARDWARE, NO_PROGRESS, LEFT, RESTART, INTERRUPTED = 3, 4, 75, 76, 130
-"""Exit codes: another state than the others; nothing is gained by starting again; left after a notice, state saved; to be started again;
-Ctrl-C."""
+REFUSED, HARDWARE, NO_PROGRESS, LEFT, RESTART, INTERRUPTED = 2, 3, 4, 75, 76, 130
+"""Exit codes: a person has to mend something; another state than the others; nothing is gained by starting again; left after a notice, state
+saved; to be started again; Ctrl-C."""
 
 
 class Ending(StrEnum):
@@ -56,8 +56,8 @@ class Ending(StrEnum):
 _EXIT_CODES = {
     Ending.FINISHED: 0,
     Ending.FAILED: 1,
-    Ending.REFUSED: 2,
-    Ending.DIVERGED: 2,
+    Ending.REFUSED: REFUSED,
+    Ending.DIVERGED: REFUSED,
     Ending.HARDWARE: HARDWARE,
     Ending.NO_PROGRESS: NO_PROGRESS,
     Ending.LEFT: LEFT,
@@ -86,10 +86,12 @@ not be written to, and a file system that is mounted for reading only; a person 
 class Refusal(ValueError):
     """The user asked for something that cannot be done; nothing was lost or overwritten."""
 
-    exit_code = 2
     ending = Ending.REFUSED
-    told = False
-    """Whether it was printed already."""
+
+    @property
+    def exit_code(self) -> int:
+        """With which the process ends that nobody starts again."""
+        return REFUSED if self.is_transient else self.ending.exit_code
 
     @property
     def is_transient(self) -> bool:
@@ -143,7 +145,6 @@ class Stop(Refusal):
 class NoProgress(Stop):
     """The job was started again and again and has not made a step."""
 
-    exit_code = NO_PROGRESS
     ending = Ending.NO_PROGRESS
 
 

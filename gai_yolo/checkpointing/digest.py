@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gai_yolo.checkpointing.state import FIELDS, PARTS, TrainingState
 from gai_yolo.distributed.world import World
-from gai_yolo.errors import HARDWARE, Ending, Stop
+from gai_yolo.errors import Ending, Stop
 
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Whole numbers of as many bytes as an element has."""
@@ -23,7 +23,6 @@ WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 class RankDiffers(Stop):
     """A rank has another state than the others: broken hardware, or a bug."""
 
-    exit_code = HARDWARE
     ending = Ending.HARDWARE
 
 
@@ -113,8 +112,9 @@ def part_digests(content: Mapping[str, Any]) -> dict[str, str]:
     """
     parts: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
     for field in FIELDS:
-        for part, value in field.seen(content[field.name]).items() if field.seen else ():
-            parts[part].update(value)
+        if field.seen is not None and (field.is_required or field.name in content):  # what older checkpoints lack is no part of theirs
+            for part, value in field.seen(content[field.name]).items():
+                parts[part].update(value)
     digests = {}
     for part, values in parts.items():
         hasher = hashlib.sha256()

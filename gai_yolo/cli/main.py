@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 from gai_yolo.cli import digest, snapshots, status
 from gai_yolo.data_check import command as data_check
-from gai_yolo.errors import Refusal
+from gai_yolo.errors import REFUSED, Refusal
 from gai_yolo.launcher import arguments as launch_arguments
 from gai_yolo.launcher.supervisor import main as launch
 from gai_yolo.log import showing
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = error.filename or next(iter(getattr(given, "runs", [])), "output")
         print(f"error: {where}: {error.strerror or error}; nothing complete was lost.", file=sys.stderr)
-        return Refusal.exit_code
+        return REFUSED
     return code
 
 

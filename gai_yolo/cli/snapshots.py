@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gai_yolo.config import load_config
-from gai_yolo.errors import CheckpointError, Refusal
+from gai_yolo.errors import REFUSED, CheckpointError
 from gai_yolo.store.best import read_record
 from gai_yolo.store.catalogue import NO_MANIFEST, Catalogue
 from gai_yolo.store.manifest import FOLDERS, Kind, Manifest
@@ -71,7 +71,7 @@ def snapshots(given: argparse.Namespace) -> int:
     if given.command == "adopt":
         for row in bad:
             print(f"error: {row.note}", file=sys.stderr)
-        return Refusal.exit_code if bad else 0
+        return REFUSED if bad else 0
     return 1 if given.command == "verify" and bad else 0
 
 

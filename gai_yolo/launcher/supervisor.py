@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from gai_yolo.errors import Ending, Refusal, is_transient
+from gai_yolo.errors import REFUSED, Ending, Refusal, is_transient
 from gai_yolo.launcher import on_stderr
 from gai_yolo.launcher.arguments import LaunchError, Settings, settings_from
 from gai_yolo.launcher.command import agent_command, agent_environment
@@ -159,7 +159,7 @@ class Launcher:
         except JobDone:
             return self._history.judge(End(CLOSED, 0.0))
         except StoreRefused as error:
-            return Verdict(LaunchError.exit_code, f"--rendezvous {self._rendezvous.address(target)}: {error.strerror}.")
+            return Verdict(REFUSED, f"--rendezvous {self._rendezvous.address(target)}: {error.strerror}.")
         except (OSError, ValueError) as error:
             logger.warning(f"{self._rendezvous.address(target)}: {getattr(error, 'strerror', None) or error}")
             return self._history.judge(End(RENDEZVOUS_LOST, 0.0, told=self._signals.told))

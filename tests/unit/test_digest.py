@@ -140,7 +140,7 @@ def test_two_ranks_that_differ_are_both_named(make_state: MakeState) -> None:
     """Loss: the healthy machine is blamed by the toss of a coin."""
     with pytest.raises(RankDiffers, match=r"^the ranks do not agree: rank 0 on \S+ has \w{8}, rank 1 on node1 has bad"):
         DivergenceAlarm(Cluster(["bad"]), 1).compare(make_state())
-    assert RankDiffers.exit_code == 3
+    assert RankDiffers("").exit_code == 3
 
 
 def test_a_single_process_has_nobody_to_compare_with(make_state: MakeState) -> None:

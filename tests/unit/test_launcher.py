@@ -685,4 +685,4 @@ def test_agent_does_not_start_workers_that_have_refused(meet: Callable[[], Store
 
 def test_launch_error_is_a_refusal() -> None:
     """Exit code 2 is what the table says."""
-    assert LaunchError.exit_code == 2
+    assert LaunchError("").exit_code == 2
