@@ -11,8 +11,8 @@ from enum import StrEnum
 from typing import TypeVar
 
 REFUSED, HARDWARE, NO_PROGRESS, LEFT, RESTART, INTERRUPTED = 2, 3, 4, 75, 76, 130
-"""Exit codes: a person has to mend something; another state than the others; nothing is gained by starting again; left after a notice, state
-saved; to be started again; Ctrl-C."""
+"""Exit codes: a person has to mend something; another state than the others; nothing is gained by starting again; left after a notice,
+state saved; to be started again; Ctrl-C."""
 
 
 class Ending(StrEnum):
