@@ -25,8 +25,8 @@ SEEDS = range(int(os.environ.get("GAI_YOLO_SCHEDULES", "1")))
 ONLY = [name for name in os.environ.get("GAI_YOLO_ONLY", "").split(",") if name]
 """Names of faults: these alone, in the order of KINDS, on whichever storage is tested."""
 STEPS_PER_EPOCH = 16
-STEP_SECONDS = 0.3
-"""Added to each step."""
+STEP_SECONDS, LONG_STEP_SECONDS = 0.3, 1.0
+"""Added to each step of a schedule of chosen faults, and of one that has many: no fault may take the rest of the run."""
 LOCKED_SECONDS = 5.0
 """A lock is held in a schedule of chosen faults."""
 UNDISTURBED = "undisturbed"
@@ -115,9 +115,10 @@ def check_schedule(seed: int, storage: Storage, folder: Path, cache: Path, strik
         job.locked_seconds = LOCKED_SECONDS if strikes else job.locked_seconds
         epochs = max(math.ceil(sum(kind.steps for kind in kinds) / STEPS_PER_EPOCH), 3)
         job.length = (f"training.max_batches_per_epoch={STEPS_PER_EPOCH}", f"training.epochs={epochs}")
+        job.length += ("evaluation.interval=1",)  # one kind strikes while rank 0 scores
         alone = stack.enter_context(undisturbed(job))
         for node in cluster.nodes:
-            node.slow_down(STEP_SECONDS)
+            node.slow_down(STEP_SECONDS if strikes else LONG_STEP_SECONDS)
         for node in cluster.nodes[: rng.choice([2, 3])]:
             job.boot(node)
         fired: list[str] = []
