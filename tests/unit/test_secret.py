@@ -33,8 +33,8 @@ from gai_yolo.launcher.rendezvous.channel import (
     GREETING_BYTES,
     HEAD_BYTES,
     MOST_MESSAGE_BYTES,
+    NO_PROOF,
     NONCE_BYTES,
-    REFUSED,
     Channel,
     Greeting,
     Stranger,
@@ -107,7 +107,7 @@ def connect(endpoint: Endpoint) -> socket.socket:
 def is_hung_up(client: socket.socket) -> bool:
     """Whether the server ends a connection, without another word than that the secret is wrong."""
     try:
-        return client.recv(len(REFUSED) + 1, socket.MSG_WAITALL) in (b"", REFUSED)
+        return client.recv(len(NO_PROOF) + 1, socket.MSG_WAITALL) in (b"", NO_PROOF)
     except ConnectionError:
         return True
 

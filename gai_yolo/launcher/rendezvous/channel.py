@@ -25,7 +25,7 @@ GREETING_BYTES = len(GREETING) + 2 * NONCE_BYTES + 1
 ANSWER_BYTES = 2 * NONCE_BYTES + 1 + 2 * MAC_BYTES + 1
 PROOF_BYTES = 2 * MAC_BYTES + 1
 MESSAGE_LENGTH = struct.Struct(">I")
-REFUSED = b"-" * (PROOF_BYTES - 1) + b"\n"
+NO_PROOF = b"-" * (PROOF_BYTES - 1) + b"\n"
 """In place of the server's proof, so that people can be told what is wrong. Who merely hangs up may be busy."""
 HEAD_BYTES = MESSAGE_LENGTH.size + MAC_BYTES
 MOST_MESSAGE_BYTES = 8 << 20
@@ -153,7 +153,7 @@ class Channel:
         nonce = secrets.token_hex(NONCE_BYTES).encode()
         self._socket.sendall(nonce + b" " + secret.mac("client", match[1], nonce).hex().encode() + b"\n")
         proof = self._read(PROOF_BYTES, deadline)
-        if proof == REFUSED:
+        if proof == NO_PROOF:
             raise Stranger("its launcher has another secret than this one")
         if not secret.verifies(_unhex(proof[:-1]), "server", match[1], nonce):
             raise Stranger("who answers there does not know this job's secret")

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gai_yolo.distributed.network import listen
-from gai_yolo.launcher.rendezvous.channel import ANSWER_BYTES, HEAD_BYTES, REFUSED, Channel, Greeting, Stranger
+from gai_yolo.launcher.rendezvous.channel import ANSWER_BYTES, HEAD_BYTES, NO_PROOF, Channel, Greeting, Stranger
 from gai_yolo.launcher.rendezvous.file_store import InMemoryKeyValueStore, pack, unpack
 from gai_yolo.launcher.rendezvous.requests import ANSWERS, REQUESTS, Add, Count, Read, Request, Swap, Write
 from gai_yolo.launcher.rendezvous.secret import Secret
@@ -161,7 +161,7 @@ class KeyValueServer:
                 answer = await reader.readexactly(ANSWER_BYTES)
             proof, messages = greeting.accept(answer)
         except Stranger:
-            writer.write(REFUSED)
+            writer.write(NO_PROOF)
             raise
         finally:
             self._strangers.pop(task, None)
