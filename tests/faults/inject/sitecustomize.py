@@ -27,75 +27,73 @@ def role(path):
     return name
 
 
-def install(faults):
-    descriptors = {}
-    count = 0
-    kinds = {}
+class Injector:
+    """Counts the calls of the writer that concern one folder, and strikes at some of them."""
 
-    def strike(name, path):
-        nonlocal count
-        count += 1
+    def __init__(self, faults):
+        self.faults, self.descriptors, self.count, self.kinds = faults, {}, 0, {}
+
+    def install(self):
+        os.open = self.opening(os.open)
+        for name in ("rename", "link", "unlink"):
+            setattr(os, name, self.by_path(name, getattr(os, name)))
+        for name in ("write", "fsync", "close"):
+            setattr(os, name, self.by_descriptor(name, getattr(os, name)))
+
+    def strike(self, name, path):
+        self.count += 1
         # Cleaning up behind a failed try is not retention.
         temp = name == "unlink" and os.path.basename(str(path)).startswith(".")
         what = f"{name} {'draft' if temp else role(path)}"
-        kinds[what] = kinds.get(what, 0) + 1
-        struck = count in faults["at"] or [what, kinds[what]] in faults["at"]
-        with open(faults["log"], "a") as log:
+        self.kinds[what] = self.kinds.get(what, 0) + 1
+        struck = self.count in self.faults["at"] or [what, self.kinds[what]] in self.faults["at"]
+        with open(self.faults["log"], "a") as log:
             log.write(f"{os.getpid()} {int(struck)} {what}\n")
         if not struck:
             return
-        if faults["action"] == "kill":
+        if self.faults["action"] == "kill":
             os.killpg(0, signal.SIGKILL)
             signal.pause()
-        elif faults["action"] == "stop":
+        elif self.faults["action"] == "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
         else:
-            raise OSError(faults["action"], os.strerror(faults["action"]), str(path))
+            raise OSError(self.faults["action"], os.strerror(self.faults["action"]), str(path))
 
-    def concerns(path):
-        return str(path).startswith(faults["root"])
+    def concerns(self, path):
+        return str(path).startswith(self.faults["root"])
 
-    def by_path(name):
-        original = getattr(os, name)
+    def opening(self, original):
+        def call(path, flags, *arguments, **more):
+            ours = self.concerns(path) and flags & (os.O_CREAT | os.O_DIRECTORY)
+            if ours:
+                self.strike("open", path)
+            descriptor = original(path, flags, *arguments, **more)
+            if ours:
+                self.descriptors[descriptor] = path
+            return descriptor
 
+        return call
+
+    def by_path(self, name, original):
         def call(*arguments, **more):
             path = arguments[-1]
-            if more.get("dir_fd") in descriptors:
-                path = f"{descriptors[more['dir_fd']]}/{path}"
-            if concerns(path):
-                strike(name, path)
+            if more.get("dir_fd") in self.descriptors:
+                path = f"{self.descriptors[more['dir_fd']]}/{path}"
+            if self.concerns(path):
+                self.strike(name, path)
             return original(*arguments, **more)
 
-        setattr(os, name, call)
+        return call
 
-    def by_descriptor(name):
-        original = getattr(os, name)
-
+    def by_descriptor(self, name, original):
         def call(descriptor, *arguments):
-            if descriptor in descriptors:
-                strike(name, descriptors[descriptor])
+            if descriptor in self.descriptors:
+                self.strike(name, self.descriptors[descriptor])
                 if name == "close":
-                    del descriptors[descriptor]
+                    del self.descriptors[descriptor]
             return original(descriptor, *arguments)
 
-        setattr(os, name, call)
-
-    original_open = os.open
-
-    def open_(path, flags, *arguments, **more):
-        ours = concerns(path) and flags & (os.O_CREAT | os.O_DIRECTORY)
-        if ours:
-            strike("open", path)
-        descriptor = original_open(path, flags, *arguments, **more)
-        if ours:
-            descriptors[descriptor] = path
-        return descriptor
-
-    os.open = open_
-    for name in ("rename", "link", "unlink"):
-        by_path(name)
-    for name in ("write", "fsync", "close"):
-        by_descriptor(name)
+        return call
 
 
 def trace(options):
@@ -122,6 +120,6 @@ def read(variable):
 
 is_writer = any(WRITER in part for part in sys.orig_argv)
 if "GAI_YOLO_FAULTS" in os.environ and is_writer:
-    install(read("GAI_YOLO_FAULTS"))
+    Injector(read("GAI_YOLO_FAULTS")).install()
 if "GAI_YOLO_STRACE" in os.environ and not is_writer:
     trace(read("GAI_YOLO_STRACE"))
