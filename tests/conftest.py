@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from gai_yolo.checkpointing import writer_start
 from gai_yolo.checkpointing.state import TrainingState
 from gai_yolo.data import shapes
 from gai_yolo.data.batch import Batch
@@ -23,6 +24,7 @@ from gai_yolo.log import showing
 from gai_yolo.sections import TrainingConfig
 from gai_yolo.training.optimizer import make_optimizer, make_schedule
 from tests.harness import NUM_IMAGES, NUM_VALIDATION_IMAGES
+from tests.zygote import zygote
 
 for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
     if signal.getsignal(number) == signal.SIG_IGN:
@@ -55,6 +57,16 @@ def one_thread() -> None:
     """Tests share the machine, and a sum over threads may round differently."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def writers_are_forked() -> Iterator[None]:
+    """Those of jobs that are run in this process, which has threads, so that it makes none itself: they need not import PyTorch."""
+    forks = zygote()
+    with pytest.MonkeyPatch.context() as patch:
+        if forks is not None:
+            patch.setattr(writer_start, "fork_writer", forks.fork_writer)
+        yield
 
 
 @pytest.fixture

@@ -17,16 +17,17 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+from gai_yolo.checkpointing import writer_process
+from gai_yolo.checkpointing.writer_start import Started, be_writer
 from gai_yolo.launcher.fork_server import ForkServer, Script, be_server, fork_workers, preload
 from gai_yolo.processes import die_with_parent
 from gai_yolo.supervision import outcome
-from tests import spare_writer
 
 REPOSITORY = Path(__file__).parents[1]
 AFTER_START = (
@@ -50,7 +51,7 @@ TORCHRUN = ["-m", "torch.distributed.run"]
 class Forked:
     """A job; as much of `subprocess.Popen` as tests use."""
 
-    def __init__(self, control: socket.socket, stdout: IO[str], stderr: IO[str] | None) -> None:
+    def __init__(self, control: socket.socket, stdout: IO[str] | None = None, stderr: IO[str] | None = None) -> None:
         self._control = control
         said = b""
         while not said.endswith(b"\n"):
@@ -106,15 +107,28 @@ class Zygote:
         Args:
             apart: errors have a stream of their own.
         """
-        ours, control = socket.socketpair()
         streams = [os.pipe() for _ in range(2 if apart else 1)]
-        said = json.dumps({"words": command[1:], "environment": dict(environment)}).encode()
-        with control:
-            socket.send_fds(self._channel, [said], [control.fileno(), streams[0][1], streams[-1][1]])
+        control = self._ask({"words": command[1:], "environment": dict(environment)}, [streams[0][1], streams[-1][1]])
         for _, writing in streams:
             os.close(writing)
         stdout, *rest = [os.fdopen(reading, "r", errors="replace") for reading, _ in streams]
-        return Forked(ours, stdout, rest[0] if rest else None)
+        return Forked(control, stdout, rest[0] if rest else None)
+
+    def fork_writer(self, _: Callable[[], None]) -> Started | None:
+        """A writer for a job that is run in this process, which has threads; as `writer_start.fork_writer`."""
+        if not self.can_start(environment := {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": self.environment["PYTHONPATH"]}):
+            return None
+        own, other = socket.socketpair()
+        with other:
+            control = self._ask({"words": [], "environment": environment}, [1, 2, other.fileno()])
+        writer: Any = Forked(control)
+        return writer, own
+
+    def _ask(self, wanted: dict[str, Any], descriptors: list[int]) -> socket.socket:
+        ours, control = socket.socketpair()
+        with control:
+            socket.send_fds(self._channel, [json.dumps(wanted).encode()], [control.fileno(), *descriptors])
+        return ours
 
 
 @cache
@@ -123,22 +137,12 @@ def zygote() -> Zygote | None:
     return Zygote() if sys.platform == "linux" else None
 
 
-class WithSpareWriter(Script):
-    """A job's script, whose writer is forked, too."""
-
-    def run(self) -> None:
-        """Run it as the main program of this process."""
-        if not self.is_module and Path(self.name).name != "keeper.py":  # neither a launcher nor a keeper has one
-            spare_writer.offer()
-        super().run()
-
-
 def twin(requests: Connection, command: Sequence[str]) -> Pid:
     """A fork server that is itself a fork of the agent, made before the agent has threads."""
     agent = os.getpid()
     pid = os.fork()
     if pid == 0:
-        script = WithSpareWriter(command[2:])
+        script = Script(command[2:])
         be_server(requests, agent, script, lambda: be_child_of(agent, script))
         sys.exit()
     return Pid(pid)
@@ -183,7 +187,7 @@ def run_job(words: list[str]) -> None:
         sys.argv = words[1:]
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     else:
-        script = WithSpareWriter(words)
+        script = Script(words)
         script.prepare()
         follow_python_path()
         script.run()
@@ -207,7 +211,7 @@ def main() -> None:
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # those who wait are not waited for
     while True:
-        said, descriptors, _, _ = socket.recv_fds(channel, 1 << 20, 3)
+        said, descriptors, _, _ = socket.recv_fds(channel, 1 << 20, 4)
         if not said:
             return
         if os.fork() == 0:
@@ -224,11 +228,13 @@ def main() -> None:
                 os.close(descriptor)
             wait_for_job(control, job)
             os._exit(0)
-    for target, descriptor in enumerate(descriptors[1:], start=1):
+    for target, descriptor in enumerate(descriptors[1:3], start=1):
         os.dup2(descriptor, target)
         os.close(descriptor)
     os.environ.clear()
     os.environ.update(wanted["environment"])
+    if not wanted["words"]:
+        be_writer(socket.socket(fileno=descriptors[3]), writer_process.main)
     gc.unfreeze()
     run_job(wanted["words"])
 

@@ -121,6 +121,11 @@ class TrainingState:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"the checkpoint does not fit this model and optimizer ({reason}).") from None
 
+    @property
+    def is_on_gpu(self) -> bool:
+        """Whether the weights are there."""
+        return next(self.model.parameters()).is_cuda
+
     def expected_bytes(self) -> int:
         """Size of a snapshot, a little too large rather than too small, also before the optimizer has state of its own."""
         weights = sum(tensor.numel() * tensor.element_size() for tensor in self.model.state_dict().values())

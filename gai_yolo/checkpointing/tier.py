@@ -18,7 +18,9 @@ import torch
 from gai_yolo.checkpointing.background_writer import HANGING, BackgroundWriter
 from gai_yolo.checkpointing.capture import StateBuffer
 from gai_yolo.checkpointing.schedule import Cost, Schedule
+from gai_yolo.checkpointing.state import TrainingState
 from gai_yolo.checkpointing.writer_process import Answer, Job, WriterProcess
+from gai_yolo.checkpointing.writer_start import SpareWriter
 from gai_yolo.config import Config
 from gai_yolo.errors import CheckpointError, transient
 from gai_yolo.store.manifest import Manifest
@@ -139,21 +141,25 @@ class DiskTier(Tier):
     Args:
         store: with the right to publish.
         config: settled.
-        step: from which the run goes on.
-        best_since: as in `Policy`.
-        size: bytes of a state, about.
-        pinned: whether the state is on a GPU.
+        state: from which the run goes on.
+        spare: is the first writer.
         alive: is called while the training thread waits here for a disk.
     """
 
     def __init__(
-        self, store: Store, config: Config, step: int, best_since: int, size: int, pinned: bool, alive: Callable[[], None] = lambda: None
+        self,
+        store: Store,
+        config: Config,
+        state: TrainingState,
+        spare: SpareWriter | None = None,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(lambda: nullcontext(store), Schedule.of_disk(config.snapshots, step, size), "due", policy=None)
-        self._config, self._size, self._pinned = config, size, pinned
-        policy = Policy(config.snapshots.keep, config.snapshots.keep_epochs, config.snapshots.keep_every, best_since)
-        self.writer = BackgroundWriter(lambda: WriterProcess(store.run, store.fence, policy), self._written, alive=alive)
-        self.writer.spare.append(StateBuffer(size, pinned))  # now, so that the first capture does not wait for memory
+        snapshots, size = config.snapshots, state.expected_bytes()
+        super().__init__(lambda: nullcontext(store), Schedule.of_disk(snapshots, state.step, size), "due", policy=None)
+        self._config, self._size, self._pinned = config, size, state.is_on_gpu
+        policy = Policy(snapshots.keep, snapshots.keep_epochs, snapshots.keep_every, state.best_since)
+        self.writer = BackgroundWriter(lambda: WriterProcess(store.run, store.fence, policy, spare), self._written, alive=alive)
+        self.writer.spare.append(StateBuffer(size, self._pinned))  # now, so that the first capture does not wait for memory
         self._is_given_up = False
         self.count, self.write_seconds = 0, 0.0
         """Checkpoints that are complete on the disk, and the seconds that writing them took beside the training."""

@@ -1,5 +1,5 @@
 """The process that writes checkpoints: serialises, hashes, syncs, publishes and prunes, at low priority; and the training process's handle
-of it, which starts it with one end of a pipe as standard input.
+of it.
 
 It serves one request after the other and ends when the training process has gone; what it has been handed by then it still
 finishes, unless another start has raised the fence. `best.pt` is for when there is nothing else to write: a checkpoint that comes
@@ -12,7 +12,6 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -22,6 +21,7 @@ from pathlib import Path
 import torch
 
 from gai_yolo.checkpointing.capture import Content, StateBuffer, open_state
+from gai_yolo.checkpointing.writer_start import SpareWriter, Started, start_writer
 from gai_yolo.errors import Refusal, RunFolderBusy
 from gai_yolo.store.best import BestCopy
 from gai_yolo.store.filesystem import REAL
@@ -32,15 +32,6 @@ from gai_yolo.store.store import Store
 
 KILLED_WITHIN = 1.0
 """Seconds; a process that waits for a dead disk does not end when it is killed."""
-START_CODE = """
-import signal
-# Before the seconds that importing torch takes: Ctrl-C, a launcher's SIGTERM, a scheduler's SIGUSR1 and a terminal's SIGHUP reach the
-# whole process group, and the training process says when to stop.
-for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
-    signal.signal(number, signal.SIG_IGN)
-from gai_yolo.checkpointing.writer_process import main
-main()
-"""
 
 
 @dataclass(frozen=True)
@@ -100,21 +91,26 @@ class Job:
 class WriterProcess:
     """The other process and the line to it.
 
+    Args:
+        spare: whose fork it is to be, if that is still there.
+
     Raises:
         OSError: it cannot be started.
     """
 
-    def __init__(self, run: Path, fence: Fence, policy: Policy) -> None:
-        own, other = socket.socketpair()
-        # Modules are found as here, however this process was started, and not (-P) in the current folder; never touches a GPU.
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
-        environment.update(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
-        with other:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", START_CODE], stdin=other.fileno(), stdout=subprocess.DEVNULL, env=environment
-            )
-        self._run, self._socket, self._connection = run, own, Connection(os.dup(own.fileno()))
-        self._connection.send((run.absolute(), fence, policy))
+    def __init__(self, run: Path, fence: Fence, policy: Policy, spare: SpareWriter | None = None) -> None:
+        self._run, begin = run, (run.absolute(), fence, policy)
+        forked = spare.take() if spare is not None else None
+        with contextlib.suppress(OSError):  # somebody has killed it
+            if forked is not None:
+                self._open(forked, begin)
+                return
+        self._open(start_writer(), begin)
+
+    def _open(self, started: Started, begin: object) -> None:
+        self._process, self._socket = started
+        self._connection = Connection(os.dup(self._socket.fileno()))
+        self._connection.send(begin)
 
     def send(self, job: Job) -> None:
         """Hand over a checkpoint. Raises `OSError` if the process has died."""
@@ -170,7 +166,10 @@ def main() -> None:
     os.nice(19)
     torch.set_num_threads(1)
     line, connection = socket.socket(fileno=0), Connection(os.dup(0))
-    run, fence, policy = connection.recv()
+    try:
+        run, fence, policy = connection.recv()
+    except (EOFError, OSError):
+        return  # a spare one that nobody has needed
     store = Store(run, fence)
     best, best_is_due = BestCopy(store, policy.best_since), True  # a start that was killed may have left it undone
     while True:

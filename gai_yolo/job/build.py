@@ -147,8 +147,7 @@ def make_disk_tier(config: Config, state: TrainingState, context: JobContext) ->
             f"{store.run}: the checkpoints to come need about {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free: make room, or keep "
             "fewer (training.checkpoint_interval, snapshots.keep_epochs, snapshots.keep)"
         )
-    pinned = context.world.device.type == "cuda"
-    return DiskTier(store, config, state.step, state.best_since, size, pinned, context.watchdog.progress)
+    return DiskTier(store, config, state, context.spare_writer, context.watchdog.progress)
 
 
 def make_memory_tier(config: Config, state: TrainingState, context: JobContext, memory: Store) -> Tier | None:

@@ -8,7 +8,9 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from gai_yolo.checkpointing import writer_process
 from gai_yolo.checkpointing.state import TrainingState
+from gai_yolo.checkpointing.writer_start import SpareWriter
 from gai_yolo.config import Config, load_config
 from gai_yolo.distributed.environment import check_environment, environment_local_rank, environment_rank
 from gai_yolo.distributed.world import World, fix_arithmetic
@@ -46,9 +48,11 @@ def run_job(path: Path, overrides: Sequence[str], options: Options) -> int:
         config = load_config(path, overrides)
         folder = RunFolder(config.run_folder)  # it may be refused, before anything runs that would have to be ended
         with contextlib.ExitStack() as stack:
+            spare = SpareWriter(writer_process.main) if environment_rank() == 0 else None  # while there are no threads
+            stack.enter_context(contextlib.closing(spare) if spare else contextlib.nullcontext())
             notices, watchdog = begin_to_watch(config, folder, end, stack)
             stack.enter_context(end.told())  # while it is watched, and before what follows is let go
-            context = join_world(config, folder, end, notices, watchdog, stack)
+            context = join_world(config, folder, end, (notices, watchdog, spare), stack)
             environment = compare_nodes(config, options, context)
             stack.enter_context(locked(context))
             if options.tensorboard and context.world.is_first:
@@ -83,15 +87,20 @@ def begin_to_watch(config: Config, folder: RunFolder, end: JobEnd, stack: contex
 
 
 def join_world(
-    config: Config, folder: RunFolder, end: JobEnd, notices: Notices, watchdog: Watchdog, stack: contextlib.ExitStack
+    config: Config,
+    folder: RunFolder,
+    end: JobEnd,
+    helpers: tuple[Notices, Watchdog, SpareWriter | None],
+    stack: contextlib.ExitStack,
 ) -> JobContext:
     """Meet the other processes, with whom there is long work from now on."""
+    notices, watchdog, spare = helpers
     if config.training.exact:
         fix_arithmetic()
     for one in (end.recorder, watchdog):
         one.enter(Phase.RENDEZVOUS)
     world = stack.enter_context(among_others(config))
-    context = JobContext(world, folder, end.console, notices, watchdog, end.recorder)
+    context = JobContext(world, folder, end.console, notices, watchdog, end.recorder, spare)
     watchdog.others = world
     context.enter(Phase.LOAD)
     return context

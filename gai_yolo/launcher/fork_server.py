@@ -25,8 +25,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, ClassVar
 
-from gai_yolo.launcher.processes import ForkedChild, reap_orphans
-from gai_yolo.processes import adopt_orphans, children_of, die_with_parent, name_of, set_name
+from gai_yolo.launcher.processes import reap_orphans
+from gai_yolo.processes import ForkedChild, adopt_orphans, children_of, die_with_parent, has_one_thread, name_of, set_name
 
 OF_WORKER = re.compile(
     "(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|OMP_NUM_THREADS|TORCH_NCCL_ASYNC_ERROR_HANDLING|TORCHELASTIC_.*"
@@ -109,7 +109,7 @@ def forks_well() -> bool:
     if pid == 0:
         torch = sys.modules.get("torch")  # one that does not say it may have touched a GPU
         os._exit(int(torch is not None and getattr(torch.cuda, "_is_in_bad_fork", lambda: True)()))
-    return os.waitpid(pid, 0)[1] == 0 and len(list(Path("/proc/self/task").iterdir())) == 1
+    return os.waitpid(pid, 0)[1] == 0 and has_one_thread()
 
 
 def be_server(requests: Connection, agent: int, script: Script, prepare: Callable[[], None]) -> None:

@@ -13,8 +13,6 @@ from gai_yolo.processes import children_of
 
 CHILD_TICK = 0.1
 """Seconds between two looks at a child."""
-WORKER_TICK = 0.02
-"""The same, where a start waits for the child."""
 REAPED_WITHIN = 10.0
 """Seconds that a killed process may take to end, as it may while a device or a network disk does not answer."""
 
@@ -49,38 +47,6 @@ class Child:
                 self._process.kill()
                 return self._process.wait()
             time.sleep(CHILD_TICK)
-        return code
-
-
-class ForkedChild:
-    """A child of this process that another process has made for it (`fork_server.py`); as much of `subprocess.Popen` as torchrun uses."""
-
-    def __init__(self, pid: int, args: Sequence[str]) -> None:
-        self.pid, self.args = pid, args
-        self.returncode: int | None = None
-
-    def poll(self) -> int | None:
-        """Exit code, minus a signal's number, or None while it runs."""
-        if self.returncode is None:
-            try:
-                pid, status = os.waitpid(self.pid, os.WNOHANG)
-            except ChildProcessError:
-                self.returncode = 255  # somebody else has waited for it; how it ended is not known
-            else:
-                self.returncode = os.waitstatus_to_exitcode(status) if pid else None
-        return self.returncode
-
-    def wait(self, timeout: float = float("inf")) -> int:
-        """The same, once it has ended.
-
-        Raises:
-            subprocess.TimeoutExpired: it has not, after so many seconds.
-        """
-        deadline = time.monotonic() + timeout
-        while (code := self.poll()) is None:
-            if time.monotonic() > deadline:
-                raise subprocess.TimeoutExpired(self.args, timeout)
-            time.sleep(WORKER_TICK)
         return code
 
 

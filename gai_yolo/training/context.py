@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gai_yolo.checkpointing.writer_start import SpareWriter
 from gai_yolo.distributed.world import World
 from gai_yolo.goodput.record import Phase
 from gai_yolo.goodput.recorder import Recorder
@@ -25,6 +26,8 @@ class JobContext:
     notices: Notices
     watchdog: Watchdog
     recorder: Recorder
+    spare_writer: SpareWriter | None = None
+    """On rank 0, where forks are made."""
 
     def enter(self, phase: Phase) -> None:
         """What this process does from now on, for its record and its watchdog."""

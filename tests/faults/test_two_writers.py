@@ -50,8 +50,8 @@ class OldWriter:
             try:
                 os.setsid()
                 os.environ.update(extra)
-                sys.orig_argv = ["gai_yolo.checkpointing.writer_process"]  # what the fault injection looks for
                 runpy.run_path(str(INJECT / "sitecustomize.py"))
+                os.nice(0)  # what the fault injection waits for
                 os.write(writing, self._publish(Store(run_folder, fence)).encode())
             finally:
                 os._exit(0)

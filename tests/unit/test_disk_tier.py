@@ -29,7 +29,8 @@ from gai_yolo.checkpointing.recovery import newest
 from gai_yolo.checkpointing.schedule import bytes_to_come
 from gai_yolo.checkpointing.state import CHECKPOINT_FORMAT, TrainingState
 from gai_yolo.checkpointing.tier import DiskTier
-from gai_yolo.checkpointing.writer_process import START_CODE, Answer, Request, serve
+from gai_yolo.checkpointing.writer_process import Answer, Request, serve
+from gai_yolo.checkpointing.writer_start import START_CODE
 from gai_yolo.config import Config, fingerprint
 from gai_yolo.errors import CheckpointError
 from gai_yolo.store.catalogue import Catalogue
@@ -606,8 +607,7 @@ class Saving:
     """A saver with the disk only, and its writer process."""
 
     def __init__(self, run: Path, config: Config, state: TrainingState) -> None:
-        size = state.expected_bytes()
-        self.disk = DiskTier(store_of(run), config, state.step, state.best_since, size, pinned=False)
+        self.disk = DiskTier(store_of(run), config, state)
         self.manager = CheckpointManager(config, state, state.capture, IDENTITY, [self.disk])
         self.state = state
 

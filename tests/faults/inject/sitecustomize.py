@@ -118,8 +118,23 @@ def read(variable):
         return json.load(file)
 
 
-is_writer = any(WRITER in part for part in sys.orig_argv)
-if "GAI_YOLO_FAULTS" in os.environ and is_writer:
-    Injector(read("GAI_YOLO_FAULTS")).install()
-if "GAI_YOLO_STRACE" in os.environ and not is_writer:
+def wait_for_writer(injector):
+    """The writer, be it a fork or a process of its own, is who gives way to all others."""
+    original = os.nice
+
+    def nice(increment):
+        injector.install()
+        return original(increment)
+
+    os.nice = nice
+
+
+def refuse():
+    raise BlockingIOError("a writer of its own is to be started, which can be traced")
+
+
+if "GAI_YOLO_FAULTS" in os.environ:
+    wait_for_writer(Injector(read("GAI_YOLO_FAULTS")))
+if "GAI_YOLO_STRACE" in os.environ and not any(WRITER in part for part in sys.orig_argv):
     trace(read("GAI_YOLO_STRACE"))
+    os.fork = refuse
