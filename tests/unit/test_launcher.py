@@ -24,8 +24,9 @@ from gai_yolo.launcher.command import BACKEND, agent_command, agent_environment,
 from gai_yolo.launcher.rendezvous.channel import GREETING_BYTES
 from gai_yolo.launcher.rendezvous.client import is_here
 from gai_yolo.launcher.rendezvous.election import LOST_AFTER, OUTVOTED_AFTER, EndpointElection, Look, Target
-from gai_yolo.launcher.rendezvous.file_store import FileKeyValueStore, InMemoryKeyValueStore, KeyValueStore
+from gai_yolo.launcher.rendezvous.file_store import FileKeyValueStore
 from gai_yolo.launcher.rendezvous.handler import StopStarting, StoreLost, StoreRendezvous, TorchStore, make_rendezvous
+from gai_yolo.launcher.rendezvous.key_values import InMemoryKeyValueStore, KeyValueStore
 from gai_yolo.launcher.rendezvous.run_name import JobDone, agree_on_run, claim_run, close_run, numbered, random_name
 from gai_yolo.launcher.rendezvous.secret import SECRET_FILE_VARIABLE, SECRET_VARIABLE, Secret
 from gai_yolo.launcher.rendezvous.tcp_store import LIVE_SECONDS, Endpoint, KeyValueServer, TcpKeyValueStore

@@ -46,10 +46,10 @@ from gai_yolo.launcher.rendezvous.file_store import (
     SLOT_BYTES,
     SLOT_HEADER,
     FileKeyValueStore,
-    InMemoryKeyValueStore,
     StoreRefused,
 )
 from gai_yolo.launcher.rendezvous.handler import StoreRendezvous, make_rendezvous
+from gai_yolo.launcher.rendezvous.key_values import InMemoryKeyValueStore
 from gai_yolo.launcher.rendezvous.secret import (
     SECRET_FILE_VARIABLE,
     SECRET_VARIABLE,
@@ -669,8 +669,10 @@ def test_unknown_way_of_starting_workers_is_refused(monkeypatch: pytest.MonkeyPa
 )
 def test_value_of_another_form_is_no_state(value: bytes) -> None:
     """Loss: an agent that dies of a state it does not understand, with a traceback."""
+    store = InMemoryKeyValueStore()
+    store.write({"torch.rendezvous.run": value})
     with pytest.raises(RendezvousStateError, match="no state of torchrun"):
-        StateBackend(InMemoryKeyValueStore({"torch.rendezvous.run": value}), "run").get_state()
+        StateBackend(store, "run").get_state()
 
 
 def test_pickle_in_the_store_is_not_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,8 @@ from typing import Protocol
 from gai_yolo.distributed.network import all_addresses, is_loopback, own_addresses, source_address
 from gai_yolo.launcher.rendezvous.channel import Stranger
 from gai_yolo.launcher.rendezvous.election import EndpointElection, Look, Target
-from gai_yolo.launcher.rendezvous.file_store import FileKeyValueStore, KeyValueStore
+from gai_yolo.launcher.rendezvous.file_store import FileKeyValueStore
+from gai_yolo.launcher.rendezvous.key_values import KeyValueStore
 from gai_yolo.launcher.rendezvous.run_name import claim_run
 from gai_yolo.launcher.rendezvous.secret import Secret
 from gai_yolo.launcher.rendezvous.tcp_store import Endpoint, KeyValueServer, TcpKeyValueStore

@@ -22,7 +22,8 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRende
 
 from gai_yolo.launcher.arguments import parse_rendezvous
 from gai_yolo.launcher.command import BACKEND
-from gai_yolo.launcher.rendezvous.file_store import FileKeyValueStore, KeyValueStore
+from gai_yolo.launcher.rendezvous.file_store import FileKeyValueStore
+from gai_yolo.launcher.rendezvous.key_values import KeyValueStore
 from gai_yolo.launcher.rendezvous.run_name import close_run
 from gai_yolo.launcher.rendezvous.secret import given_secret, secret_for
 from gai_yolo.launcher.rendezvous.state import StateBackend

@@ -10,7 +10,7 @@ import re
 import secrets
 from collections.abc import Callable
 
-from gai_yolo.launcher.rendezvous.file_store import KeyValueStore
+from gai_yolo.launcher.rendezvous.key_values import KeyValueStore
 
 UNNAMED = "gai-yolo"
 """Job id where none was given."""

@@ -17,7 +17,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, NonNegativeInt
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousStateError, dynamic_rendezvous
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import RendezvousBackend
 
-from gai_yolo.launcher.rendezvous.file_store import KeyValueStore
+from gai_yolo.launcher.rendezvous.key_values import KeyValueStore
 
 STATE_FIELDS = {"round", "complete", "deadline", "closed", "participants", "wait_list", "redundancy_list", "last_heartbeats"}
 NODE_FIELDS = {"addr", "pid", "local_id"}

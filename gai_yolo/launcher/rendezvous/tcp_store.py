@@ -15,14 +15,21 @@ import socket
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from gai_yolo.distributed.network import listen
 from gai_yolo.launcher.rendezvous.channel import ANSWER_BYTES, HEAD_BYTES, NO_PROOF, Channel, Greeting, Stranger
-from gai_yolo.launcher.rendezvous.file_store import InMemoryKeyValueStore, pack, unpack
-from gai_yolo.launcher.rendezvous.requests import ANSWERS, REQUESTS, Add, Count, Read, Request, Swap, Write
+from gai_yolo.launcher.rendezvous.key_values import (
+    ANSWERS,
+    REQUESTS,
+    Answer,
+    Count,
+    InMemoryKeyValueStore,
+    KeyValueStore,
+    Request,
+    answer_of,
+)
 from gai_yolo.launcher.rendezvous.secret import Secret
 
 LIVE_SECONDS = 4.0
@@ -193,27 +200,18 @@ class KeyValueServer:
         now = self._clock()
         return sum(now - at < LIVE_SECONDS for at in self._seen[job].values())
 
-    def _answer(self, asked: Request) -> int | str | list[str | None] | None:
+    def _answer(self, asked: Request | Count) -> Answer:
         with self._lock:
-            match asked:
-                case Read():
-                    return [None if value is None else value.decode("latin-1") for value in self._store.read(asked.names)]
-                case Write():
-                    self._store.write(unpack(asked.notes))
-                    return None
-                case Add():
-                    return self._store.add(asked.name, asked.amount)
-                case Swap():
-                    return self._store.swap(asked.name, asked.expected.encode("latin-1"), asked.value.encode("latin-1")).decode("latin-1")
-                case Count():
-                    if asked.do == "beat":
-                        self._seen[asked.job][asked.launcher] = self._clock()
-                    else:
-                        self._seen[asked.job].pop(asked.launcher, None)
-                    return self._count(asked.job)
+            if not isinstance(asked, Count):
+                return self._store.answer(asked)
+            if asked.do == "beat":
+                self._seen[asked.job][asked.launcher] = self._clock()
+            else:
+                self._seen[asked.job].pop(asked.launcher, None)
+            return self._count(asked.job)
 
 
-class TcpKeyValueStore:
+class TcpKeyValueStore(KeyValueStore):
     """A store that is served elsewhere. It lives as long as its connection: who finds the server gone, or started anew with an
     empty store, has lost what it stood on.
 
@@ -230,39 +228,7 @@ class TcpKeyValueStore:
         self._lock = threading.Lock()
         self._channel: Channel | None = Channel((endpoint.host, endpoint.port), secret, timeout)
 
-    def read(self, keys: Sequence[str]) -> list[bytes | None]:
-        """See `KeyValueStore`."""
-        answer = self._ask(Read(do="read", names=list(keys)))
-        if not isinstance(answer, list):
-            raise ValueError("an answer of another kind")
-        return [None if value is None else value.encode("latin-1") for value in answer]
-
-    def write(self, values: Mapping[str, bytes]) -> None:
-        """See `KeyValueStore`."""
-        self._ask(Write(do="write", notes=pack(values)))
-
-    def add(self, key: str, amount: int) -> int:
-        """See `KeyValueStore`."""
-        return _number(self._ask(Add(do="add", name=key, amount=amount)))
-
-    def swap(self, key: str, expected: bytes, value: bytes) -> bytes:
-        """See `KeyValueStore`."""
-        found = self._ask(Swap(do="swap", name=key, expected=expected.decode("latin-1"), value=value.decode("latin-1")))
-        if not isinstance(found, str):
-            raise ValueError("an answer of another kind")
-        return found.encode("latin-1")
-
-    def launchers(self, job: str, me: str, goes_by_it: bool) -> int:
-        """How many launchers of a job go by this store; this one from now on, or no more."""
-        return _number(self._ask(Count(do="beat" if goes_by_it else "leave", job=job, launcher=me)))
-
-    def close(self) -> None:
-        """Give the connection up."""
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
-
-    def _ask(self, asked: Request) -> Any:
+    def answer(self, asked: Request | Count) -> Answer:
         with self._lock:
             if self._channel is None:
                 raise ConnectionError(f"the connection to {self._endpoint} was lost")
@@ -272,8 +238,12 @@ class TcpKeyValueStore:
                 self.close()
                 raise
 
+    def launchers(self, job: str, me: str, goes_by_it: bool) -> int:
+        """How many launchers of a job go by this store; this one from now on, or no more."""
+        return answer_of(int, self.answer(Count(do="beat" if goes_by_it else "leave", job=job, launcher=me)))
 
-def _number(answer: Any) -> int:
-    if not isinstance(answer, int):
-        raise ValueError("an answer of another kind")
-    return answer
+    def close(self) -> None:
+        """Give the connection up."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None

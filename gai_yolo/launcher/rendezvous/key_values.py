@@ -1,0 +1,167 @@
+"""Key-value stores in which the nodes of a job write for each other, changed by one node at a time; here what may be asked of one, and one
+in memory.
+
+A store is asked by requests, which also travel as JSON and are checked before anything is done. The names of the fields are what is sent,
+and stay as they are: nodes of two versions may meet.
+"""
+
+from __future__ import annotations
+
+import errno
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+T = TypeVar("T")
+
+MOST_STORE_BYTES = 64 << 20
+"""Of all keys and values of a store in memory."""
+
+Value = Annotated[str, Field(pattern=r"^[\x00-\xff]*$")]
+"""Bytes as JSON can hold them: in Latin-1."""
+Answer = int | str | list[str | None] | None
+
+
+class Asked(BaseModel):
+    """Anything else than one of these is not answered."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Read(Asked):
+    """The values of some keys."""
+
+    do: Literal["read"] = "read"
+    names: list[str]
+
+
+class Write(Asked):
+    """Set values by key."""
+
+    do: Literal["write"] = "write"
+    notes: dict[str, Value]
+
+
+class Add(Asked):
+    """Add to a value that is a number."""
+
+    do: Literal["add"] = "add"
+    name: str
+    amount: int
+
+
+class Swap(Asked):
+    """Change a value if it is what is expected."""
+
+    do: Literal["swap"] = "swap"
+    name: str
+    expected: Value
+    value: Value
+
+
+class Count(Asked):
+    """Sign of life of a launcher, or its farewell; for a store that a launcher serves."""
+
+    do: Literal["beat", "leave"]
+    job: str
+    launcher: str
+
+
+Request = Read | Write | Add | Swap
+REQUESTS: TypeAdapter[Request | Count] = TypeAdapter(Annotated[Request | Count, Field(discriminator="do")])
+ANSWERS: TypeAdapter[Answer] = TypeAdapter(Answer)
+
+
+class KeyValueStore(ABC):
+    """Every call is atomic: no other node's call comes in between.
+
+    Raises:
+        OSError: from every call: the store cannot be reached, or not in time. What was asked for may have been done.
+    """
+
+    @abstractmethod
+    def answer(self, asked: Request) -> Answer:
+        """Do what is asked."""
+
+    def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        """The values of these keys; None where there is none."""
+        values = answer_of(list, self.answer(Read(names=list(keys))))
+        return [None if value is None else value.encode("latin-1") for value in values]
+
+    def write(self, values: Mapping[str, bytes]) -> None:
+        """Set values by key."""
+        self.answer(Write(notes={key: value.decode("latin-1") for key, value in values.items()}))
+
+    def add(self, key: str, amount: int) -> int:
+        """Add to a number, 0 at first; returns the sum."""
+        return answer_of(int, self.answer(Add(name=key, amount=amount)))
+
+    def swap(self, key: str, expected: bytes, value: bytes) -> bytes:
+        """Set a value if `expected` stands there (empty: nothing); returns what stands there afterwards."""
+        asked = Swap(name=key, expected=expected.decode("latin-1"), value=value.decode("latin-1"))
+        return answer_of(str, self.answer(asked)).encode("latin-1")
+
+
+class InMemoryKeyValueStore(KeyValueStore):
+    """A store of one process."""
+
+    def __init__(self, content: dict[str, str] | None = None) -> None:
+        self.content = {} if content is None else content
+        self._size = sum(map(_size_of, self.content.items()))
+
+    def answer(self, asked: Request) -> Answer:
+        match asked:
+            case Read():
+                return [self.content.get(name) for name in asked.names]
+            case Write():
+                for name, value in asked.notes.items():
+                    self._set(name, value)
+                return None
+            case Add():
+                total = int(self.content.get(asked.name, "0")) + asked.amount
+                self._set(asked.name, str(total))
+                return total
+            case Swap():
+                if self.content.get(asked.name, "") == asked.expected:
+                    self._set(asked.name, asked.value)
+                return self.content.get(asked.name, "")
+
+    def _set(self, key: str, value: str) -> None:
+        if key not in self.content:
+            forget_old_rounds(self.content, key)
+            self._size = sum(map(_size_of, self.content.items()))
+        self._size += _size_of((key, value)) - (_size_of((key, self.content[key])) if key in self.content else 0)
+        if self._size > MOST_STORE_BYTES:
+            raise OSError(errno.EFBIG, "too many keys")
+        self.content[key] = value
+
+
+def answer_of(kind: type[T], answer: Any) -> T:
+    """The answer, if it is of the right kind; raises `ValueError` otherwise."""
+    if not isinstance(answer, kind):
+        raise ValueError("an answer of another kind")
+    return answer
+
+
+def _size_of(item: tuple[str, str]) -> int:
+    return len(item[0]) + len(item[1])
+
+
+def forget_old_rounds(content: dict[str, str], key: str) -> None:
+    """Drop what belongs to rendezvous rounds before the last one: torchrun's keys are `torch.rendezvous.RUN.ROUND/...`, and it
+    leaves them."""
+    run, number = _round_of(key)
+    if number is None:
+        return
+    for other in list(content):
+        its_run, its_number = _round_of(other)
+        if its_number is not None and its_run == run and its_number < number - 1:
+            del content[other]
+
+
+def _round_of(key: str) -> tuple[str, int | None]:
+    head, slash, _ = key.partition("/")
+    run, _, number = head.rpartition(".")
+    return (run, int(number)) if slash and head.startswith("torch.rendezvous.") and number.isdigit() else (head, None)
