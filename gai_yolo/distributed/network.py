@@ -8,6 +8,7 @@ import socket
 import struct
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,22 @@ ANYWHERE = "192.0.2.1"
 """An address that no machine has (RFC 5737): the way there is the default route."""
 ANY_PORT = 9
 SIOCGIFADDR = 0x8915
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a service is reached."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it can be reached from its own machine only."""
+        return self.host == "localhost" or is_loopback(self.host)
 
 
 def interface_for_peers(first_host: str) -> str | None:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
 
+from gai_yolo.distributed.network import Endpoint
 from gai_yolo.errors import Refusal, refused_by
 from gai_yolo.launcher.rendezvous.file_store import StoreRefused, check_store
 from gai_yolo.launcher.rendezvous.secret import HOW_TO_MAKE, SECRET_VARIABLE, Secret, given_secret, secret_for
-from gai_yolo.launcher.rendezvous.tcp_store import Endpoint
 from gai_yolo.launcher.verdict import EXIT_CODES
 
 RENDEZVOUS = {

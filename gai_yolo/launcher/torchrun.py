@@ -26,7 +26,7 @@ from torch.distributed.elastic.rendezvous import (
 from gai_yolo.errors import Ending
 from gai_yolo.launcher.command import BACKEND, JOB_VARIABLE, threads_each
 from gai_yolo.launcher.fork_server import ForkServer, fork_workers
-from gai_yolo.launcher.rendezvous.handler import StopStarting, StoreLost, StoreRendezvous, make_rendezvous
+from gai_yolo.launcher.rendezvous.handler import StopStarting, StoreLost, StoreRendezvous
 from gai_yolo.launcher.rendezvous.state import KNOWN_TORCH, unknown_torch
 from gai_yolo.launcher.verdict import (
     CLOSED,
@@ -65,7 +65,7 @@ def run(arguments: Sequence[str], server: ForkServer | None = None) -> int:
         return FAILED
 
     def make(parameters: RendezvousParameters) -> StoreRendezvous:
-        rendezvous.append(make_rendezvous(parameters, os.environ[JOB_VARIABLE], RestartCounter(outcome, time.monotonic, exit_codes)))
+        rendezvous.append(StoreRendezvous(parameters, os.environ[JOB_VARIABLE], RestartCounter(outcome, time.monotonic, exit_codes)))
         return rendezvous[0]
 
     rendezvous_handler_registry.register(BACKEND, make)

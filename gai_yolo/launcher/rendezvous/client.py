@@ -8,18 +8,18 @@ import logging
 import secrets
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
-from gai_yolo.distributed.network import all_addresses, is_loopback, own_addresses, source_address
+from gai_yolo.distributed.network import Endpoint, all_addresses, is_loopback, own_addresses, source_address
 from gai_yolo.launcher.rendezvous.channel import Stranger
 from gai_yolo.launcher.rendezvous.election import EndpointElection, Look, Target
 from gai_yolo.launcher.rendezvous.file_store import FileKeyValueStore
 from gai_yolo.launcher.rendezvous.key_values import KeyValueStore
 from gai_yolo.launcher.rendezvous.run_name import claim_run
 from gai_yolo.launcher.rendezvous.secret import Secret
-from gai_yolo.launcher.rendezvous.tcp_store import Endpoint, KeyValueServer, TcpKeyValueStore
+from gai_yolo.launcher.rendezvous.tcp_store import KeyValueServer, TcpKeyValueStore
 from gai_yolo.log import ONCE
 
 logger = logging.getLogger(__name__)
@@ -32,18 +32,22 @@ HOST_LINGER = 60.0
 """Seconds that a host waits, after the job's success, for the others to hear of it."""
 
 
-class RendezvousClient(Protocol):
+class RendezvousClient(ABC):
     """A file, or endpoints."""
 
+    @abstractmethod
     def target(self) -> Target | None:
         """Where this node's agent is to go now; None: nowhere. To be asked often."""
 
+    @abstractmethod
     def address(self, target: Target) -> str:
         """What the agent is told."""
 
+    @abstractmethod
     def local_address(self, target: Target) -> str | None:
         """Under which name the other nodes reach this one; None: its host name."""
 
+    @abstractmethod
     def store(self, target: Target) -> KeyValueStore:
         """The key-value store there.
 
@@ -58,39 +62,29 @@ class RendezvousClient(Protocol):
         """Leave. After the job's success (`done`) a host waits for the others while `go_on` says so."""
 
 
-class FileRendezvousClient:
+class FileRendezvousClient(RendezvousClient):
     """All nodes share a file."""
 
     def __init__(self, path: Path, secret: Secret, local_address: str | None) -> None:
         self._path, self._secret, self._local_address = path, secret, local_address
 
     def target(self) -> Target | None:
-        """See `RendezvousClient`."""
         return Target(0, 0, answers=True)
 
     def address(self, target: Target) -> str:
-        """See `RendezvousClient`."""
         del target
         return str(self._path.resolve())
 
     def local_address(self, target: Target) -> str | None:
-        """See `RendezvousClient`."""
         del target
         return self._local_address
 
     def store(self, target: Target) -> KeyValueStore:
-        """See `RendezvousClient`."""
         del target
         return FileKeyValueStore(self._path, self._secret)
 
-    def remember(self, run: str) -> None:
-        """The file remembers."""
 
-    def close(self, done: bool, go_on: Callable[[], bool]) -> None:
-        """Nothing to give back."""
-
-
-class EndpointRendezvousClient:
+class EndpointRendezvousClient(RendezvousClient):
     """One key-value store or more, each served by the launcher on its host.
 
     The stores are served and looked at by threads of this process: an agent that imports torch, hangs or is killed has nothing to
@@ -118,7 +112,6 @@ class EndpointRendezvousClient:
             watcher.start()
 
     def target(self) -> Target | None:
-        """See `RendezvousClient`."""
         now = time.monotonic()
         if now >= self._next_look:
             self._next_look = now + LOOK_EVERY
@@ -133,7 +126,6 @@ class EndpointRendezvousClient:
         return self._target
 
     def address(self, target: Target) -> str:
-        """See `RendezvousClient`."""
         return str(self._endpoints[target.index])
 
     def local_address(self, target: Target) -> str | None:
@@ -146,7 +138,6 @@ class EndpointRendezvousClient:
         return source_address(endpoint.host, endpoint.port)
 
     def store(self, target: Target) -> KeyValueStore:
-        """See `RendezvousClient`."""
         return TcpKeyValueStore(self._endpoints[target.index], self._secret, LOOK_WITHIN)
 
     def remember(self, run: str) -> None:
@@ -155,7 +146,6 @@ class EndpointRendezvousClient:
             watcher.run_name = run
 
     def close(self, done: bool, go_on: Callable[[], bool]) -> None:
-        """See `RendezvousClient`."""
         for watcher in self._watchers:
             watcher.goes_by_it = False
             watcher.stopped.set()

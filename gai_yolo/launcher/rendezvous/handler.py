@@ -71,16 +71,13 @@ class TorchStore(dist.Store):  # type: ignore[name-defined, misc]
         self._store, self._patience = store, timedelta(seconds=patience)
 
     def set(self, key: str, value: str | bytes) -> None:
-        """Set a value."""
         self.multi_set([key], [value])
 
     def get(self, key: str) -> bytes:
-        """Wait for a value and read it."""
         (value,) = self.multi_get([key])
         return value
 
     def add(self, key: str, amount: int) -> int:
-        """Add to a number."""
         with _lost():
             return self._store.add(key, amount)
 
@@ -90,20 +87,16 @@ class TorchStore(dist.Store):  # type: ignore[name-defined, misc]
             return self._store.swap(key, _bytes(expected), _bytes(value))
 
     def check(self, keys: Sequence[str]) -> bool:
-        """Whether all these keys are there."""
         with _lost():
             return None not in self._store.read(keys)
 
     def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:
-        """Wait until all these keys are there."""
         self._wait(keys, BARRIER if timeout is None else timeout)
 
     def multi_get(self, keys: Sequence[str]) -> list[bytes]:
-        """Wait for values and read them."""
         return self._wait(keys, self._patience)
 
     def multi_set(self, keys: Sequence[str], values: Sequence[str | bytes]) -> None:
-        """Set values."""
         with _lost():
             self._store.write({key: _bytes(value) for key, value in zip(keys, values, strict=True)})
 
@@ -131,24 +124,26 @@ class StoreRendezvous(RendezvousHandler):
     Args:
         job: its id.
         restarts: says whether workers may be started.
+
+    Raises:
+        StoreLost: there is nobody at its endpoint.
     """
 
     def __init__(self, parameters: RendezvousParameters, job: str, restarts: RestartCounter) -> None:
-        self._store = _store_at(parameters.endpoint)
         self._job, self._restarts = job, restarts
         self._run = parameters.run_id
-        # Kept: where C++ alone holds a store of Python's, its methods are gone.
-        self._torch_store = TorchStore(self._store, parameters.get_as_int("read_timeout") or 20)
-        self._handler: DynamicRendezvousHandler = create_handler(self._torch_store, StateBackend(self._store, self._run), parameters)
+        with _lost():
+            self._store = _store_at(parameters.endpoint)
+            # Kept: where C++ alone holds a store of Python's, its methods are gone.
+            self._torch_store = TorchStore(self._store, parameters.get_as_int("read_timeout") or 20)
+            self._handler: DynamicRendezvousHandler = create_handler(self._torch_store, StateBackend(self._store, self._run), parameters)
         self._resized = False
 
     def get_backend(self) -> str:
-        """Its name."""
         return BACKEND
 
     @property
     def use_agent_store(self) -> bool:
-        """See the base class."""
         return self._handler.use_agent_store
 
     def next_rendezvous(self) -> RendezvousInfo:
@@ -174,7 +169,6 @@ class StoreRendezvous(RendezvousHandler):
         return number
 
     def is_closed(self) -> bool:
-        """See the base class."""
         return self._handler.is_closed()
 
     def set_closed(self) -> None:
@@ -183,7 +177,6 @@ class StoreRendezvous(RendezvousHandler):
         self._handler.set_closed()
 
     def get_run_id(self) -> str:
-        """See the base class."""
         return self._run
 
     def shutdown(self) -> bool:
@@ -198,16 +191,6 @@ class StoreRendezvous(RendezvousHandler):
 
             self._handler._stop_heartbeats()
             self._handler._op_executor.run(_RendezvousExitOp(), time.monotonic() + LEAVE_WITHIN)
-
-
-def make_rendezvous(parameters: RendezvousParameters, job: str, restarts: RestartCounter) -> StoreRendezvous:
-    """For torchrun's registry.
-
-    Raises:
-        StoreLost: there is nobody at its endpoint.
-    """
-    with _lost():
-        return StoreRendezvous(parameters, job, restarts)
 
 
 def _store_at(address: str) -> KeyValueStore:

@@ -26,7 +26,7 @@ KNOWN_TORCH = "install 2.11 to 2.15, or a newer gai-yolo."
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, from_attributes=True)
 
 
 class _Node(_Part):
@@ -68,10 +68,10 @@ def encode(state: Any) -> bytes:
         complete=state.complete,
         deadline=state.deadline,
         closed=state.closed,
-        participants=[(_node(node), rank) for node, rank in state.participants.items()],
-        wait_list=[_node(node) for node in sorted(state.wait_list)],
-        redundancy_list=[_node(node) for node in sorted(state.redundancy_list)],
-        last_heartbeats=[(_node(node), at) for node, at in state.last_heartbeats.items()],
+        participants=list(state.participants.items()),
+        wait_list=sorted(state.wait_list),
+        redundancy_list=sorted(state.redundancy_list),
+        last_heartbeats=list(state.last_heartbeats.items()),
     )
     return content.model_dump_json().encode()
 
@@ -104,7 +104,6 @@ class StateBackend(RendezvousBackend):
 
     @property
     def name(self) -> str:
-        """See the base class."""
         return "gai-yolo"
 
     def get_state(self) -> tuple[bytes, Any] | None:
@@ -130,10 +129,6 @@ def _pickled(value: bytes) -> bytes:
         return pickle.dumps(decode(value))
     except ValidationError as error:
         raise RendezvousStateError(f"the rendezvous holds no state of torchrun ({error.error_count()} faults)") from None
-
-
-def _node(node: Any) -> _Node:
-    return _Node(addr=node.addr, pid=node.pid, local_id=node.local_id)
 
 
 def _desc(node: _Node) -> Any:

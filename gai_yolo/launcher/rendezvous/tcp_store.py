@@ -16,9 +16,8 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from gai_yolo.distributed.network import listen
+from gai_yolo.distributed.network import Endpoint, listen
 from gai_yolo.launcher.rendezvous.channel import ANSWER_BYTES, HEAD_BYTES, NO_PROOF, Channel, Greeting, Stranger
 from gai_yolo.launcher.rendezvous.key_values import (
     ANSWERS,
@@ -45,22 +44,6 @@ MOST_CONNECTIONS = 20_000
 SPARE_FILES = 128
 """Files that are left to the rest of this process."""
 BACKLOG = 256
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Where a store is served."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether it can be reached from its own machine only."""
-        return self.host in ("localhost", "::1") or self.host.startswith("127.")
 
 
 class KeyValueServer:
@@ -162,7 +145,7 @@ class KeyValueServer:
         assert task is not None
         self._admit(task, str(writer.get_extra_info("peername")[0]))
         try:
-            greeting = Greeting.new(self._secret)
+            greeting = Greeting(self._secret)
             writer.write(greeting.line)
             async with asyncio.timeout(PROVEN_WITHIN):  # not wait_for, which before Python 3.12 may swallow being cancelled
                 answer = await reader.readexactly(ANSWER_BYTES)
