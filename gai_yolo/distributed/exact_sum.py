@@ -110,7 +110,8 @@ class GradientSum:
         self._gradients = [torch.empty_like(parameter) for parameter in parameters]
         self._factors: list[float] = []
         self._limit = 0.0
-        self._above = torch.zeros(1, dtype=torch.bool, device=device)
+        self.above = torch.zeros(1, dtype=torch.bool, device=device)
+        """`(1,)`: whether an element that this rank has added in this step was not below what was expected, or no number."""
         self._taken, self._hook_counts = 0, True
         self._sent: list[_Sent] = []
 
@@ -127,7 +128,7 @@ class GradientSum:
         # Powers of two that float32 can hold; multiplying by them is exact.
         self._factors = [2.0 ** max(-100, min(100, bits - HEADROOM_BITS - exponent)) / loss_scale for exponent in expected(exponents)]
         self._limit = 2.0**bits
-        self._above = torch.zeros_like(self._above)
+        self.above = torch.zeros_like(self.above)
         self._taken, self._hook_counts = 0, True
         self._sent = []
 
@@ -181,11 +182,6 @@ class GradientSum:
         done.set_result(flat)
         return done
 
-    @property
-    def above(self) -> Tensor:
-        """`(1,)` bool: whether an element that this rank has added was not below what was expected, or no number."""
-        return self._above
-
     def finish(self) -> None:
         """End the step: the gradients of the parameters are the sums; worthless if `above` holds on any rank."""
         if self._world_size == 1:
@@ -203,7 +199,7 @@ class GradientSum:
         parts = list(torch.split(flat, [self._sizes[number] for number in numbers]))
         torch._foreach_mul_(parts, [self._factors[number] for number in numbers])
         low, high = torch.aminmax(flat)  # no numbers where there is one that is none
-        self._above |= ~((low > -self._limit) & (high < self._limit))
+        self.above |= ~((low > -self._limit) & (high < self._limit))
 
     def _decode(self, words: Tensor, numbers: Sequence[int]) -> None:
         gradients = [memory_order(self._gradients[number]) for number in numbers]

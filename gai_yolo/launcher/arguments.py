@@ -119,7 +119,11 @@ def settings_from(given: argparse.Namespace) -> Settings:
     if not command:
         raise LaunchError("what to run is missing; end the line with -- elastic_train.py --config configs/config.yaml.")
     script, *arguments = command
-    (_check_module if module else _check_script)(script)
+    # A module is looked for as python -m does, from the current folder, without running a package's code.
+    if module and PathFinder.find_spec(script.partition(".")[0], [str(Path.cwd()), *sys.path]) is None:
+        raise LaunchError(f"-m {script}: there is no such module.")
+    if not module and not Path(script).is_file():
+        raise LaunchError(f"{script}: there is no such script in {Path.cwd()}.")
     min_nodes, max_nodes = parse_nodes(given.nodes)
     rendezvous = None if given.rendezvous is None else parse_rendezvous(given.rendezvous)
     if rendezvous is None and max_nodes > 1:
@@ -217,14 +221,3 @@ def _check_file(path: Path) -> Path:
     except OSError as error:
         raise refused_by(error, LaunchError(f"--rendezvous {path}: cannot be read ({error.strerror}).")) from None
     return path
-
-
-def _check_script(script: str) -> None:
-    if not Path(script).is_file():
-        raise LaunchError(f"{script}: there is no such script in {Path.cwd()}.")
-
-
-def _check_module(name: str) -> None:
-    # Looked for as python -m does, from the current folder, without running a package's code.
-    if PathFinder.find_spec(name.partition(".")[0], [str(Path.cwd()), *sys.path]) is None:
-        raise LaunchError(f"-m {name}: there is no such module.")

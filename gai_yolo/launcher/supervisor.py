@@ -195,7 +195,7 @@ class Launcher:
                 code = agent.end(AGENT_PATIENCE, lambda: self._signals.hurry)
                 break
             time.sleep(CHILD_TICK)
-        seconds = agent.seconds
+        seconds = time.monotonic() - agent.started
         killed_by_us = code == -signal.SIGKILL and (moved or self._signals.told is not None)
         end_orphans(KILLED_PATIENCE if killed_by_us else AGENT_PATIENCE, lambda: self._signals.hurry)
         return End(code, seconds, read_outcome(self._outcome), self._signals.told, moved)

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -78,7 +78,7 @@ def run(arguments: Sequence[str], server: ForkServer | None = None) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_each(available_cores(), processes)))
     _quieten_tracebacks()
     interruption = SignalToException(outcome)
-    code = _end_of(lambda: _run(given, server))
+    code = _run(given, server)
     interruption.is_over()
     for one in rendezvous:
         _say_good_bye(one, succeeded=code == DONE)
@@ -125,16 +125,12 @@ class SignalToException:
             raise SignalException(f"signal {number}", signal.SIGTERM)
 
 
-def _run(given: argparse.Namespace, server: ForkServer | None) -> None:
-    if server is not None:
-        server.wait()  # before the rendezvous: the other nodes compute until this one has joined them
-    torchrun.run(given)  # type: ignore[no-untyped-call]
-
-
-def _end_of(action: Callable[[], Any]) -> int:
+def _run(given: argparse.Namespace, server: ForkServer | None) -> int:
     """Run it, and say how it ended."""
     try:
-        action()
+        if server is not None:
+            server.wait()  # before the rendezvous: the other nodes compute until this one has joined them
+        torchrun.run(given)  # type: ignore[no-untyped-call]
     except SignalException:
         return TERMINATED
     except StopStarting as stop:

@@ -103,12 +103,13 @@ class History:
                 self._obstacles, self._told_obstacle = 0, ""  # another one
             return self._wait_for(end.outcome.reason)
         self._obstacles, self._told_obstacle = 0, ""
-        self._vain = self._vain + _times(end) if _is_vain(end) else 0
+        ends = MOST_AT_ONCE if end.code == IN_VAIN else 1
+        self._vain = self._vain + ends if _is_vain(end) else 0
         self._vain_seconds = self._vain_seconds + end.seconds if self._vain else 0.0
         if self._vain >= MOST_VAIN_ENDS and self._vain_seconds >= LEAST_VAIN_SECONDS:
-            return Verdict(
-                FAILED, f"{_who_failed(end)} {self._vain} times in a row within {SOON_SECONDS:.0f} s of its start; its messages are above"
-            )
+            who = "the script" if end.code == IN_VAIN or end.outcome else "torchrun"
+            times = f"{self._vain} times in a row within {SOON_SECONDS:.0f} s of its start"
+            return Verdict(FAILED, f"{who} ended {times}; its messages are above")
         self._failures = 1 if end.seconds > LASTED else self._failures + 1
         wait = backoff(self._failures)
         self._vain_seconds += wait if self._vain else 0.0
@@ -128,14 +129,6 @@ def _is_vain(end: End) -> bool:
     if end.code in (RENDEZVOUS_LOST, KILLED_AT_ONCE, OBSTRUCTED) or end.code < 0 or (end.code != IN_VAIN and end.seconds >= SOON_SECONDS):
         return False
     return end.outcome is None or end.outcome.ending == Ending.FAILED
-
-
-def _times(end: End) -> int:
-    return MOST_AT_ONCE if end.code == IN_VAIN else 1
-
-
-def _who_failed(end: End) -> str:
-    return "the script ended" if end.code == IN_VAIN or end.outcome else "torchrun ended"
 
 
 def _final(end: End) -> Verdict | None:
@@ -171,14 +164,10 @@ def backoff(failures: int) -> float:
 
 def read_outcome(path: Path) -> Outcome | None:
     """What workers have said, or None: what the first of them says that tells of itself, else what the node's first process says."""
-    first, found = None, []
-    for one in _paths(path):
-        said = _read(one)
-        if said is not None:
-            first = said[1] if one == path else first
-            found.append(said)
-    causes = [outcome for _, outcome in sorted(found, key=lambda said: said[0]) if outcome.ending not in OF_ANOTHER]
-    return causes[0] if causes else first
+    said = {one: found for one in _paths(path) if (found := _read(one)) is not None}
+    causes = [found for found in said.values() if found[1].ending not in OF_ANOTHER]
+    _, outcome = min(causes, key=lambda found: found[0]) if causes else said.get(path, (0.0, None))
+    return outcome
 
 
 def clear_outcome(path: Path) -> None:
@@ -235,12 +224,12 @@ class RestartCounter:
         soon = self._started is not None and self._clock() - self._started < SOON_SECONDS
         if self._has_waited and not resized and (soon or has_waited):
             return OBSTRUCTED  # what is said stays for the launcher; also if imports and index take long each time
-        if not soon or resized:
+        if not soon or resized or (outcome is not None and outcome.ending != Ending.FAILED):
             self._failures = self._kills = 0
-        elif outcome is None or outcome.ending == Ending.FAILED:
-            self._count(have_failed(self._exit_codes()))
+        elif have_failed(self._exit_codes()):
+            self._failures, self._kills = self._failures + 1, 0
         else:
-            self._failures = self._kills = 0
+            self._failures, self._kills = 0, self._kills + 1
         if self._failures >= MOST_AT_ONCE:
             return IN_VAIN
         clear_outcome(self._outcome)
@@ -249,9 +238,6 @@ class RestartCounter:
     def begun(self) -> None:
         """Workers are started now."""
         self._started = self._clock()
-
-    def _count(self, failed: bool) -> None:
-        self._failures, self._kills = (self._failures + 1, 0) if failed else (0, self._kills + 1)
 
 
 def have_failed(exit_codes: Sequence[int]) -> bool:
@@ -262,15 +248,16 @@ def have_failed(exit_codes: Sequence[int]) -> bool:
     return any(code > 0 and code not in (LEFT, RESTART, INTERRUPTED) for code in exit_codes)
 
 
+_TOLD = {
+    IN_VAIN: "the script ends as soon as it is started",
+    KILLED_AT_ONCE: "processes are killed as soon as they are started",
+    RENDEZVOUS_LOST: "the rendezvous was lost",
+}
+
+
 def _told_end(end: End) -> str:
     if end.outcome is not None and end.code in (FAILED, TERMINATED, IN_VAIN):
         return end.outcome.reason
-    if end.code == IN_VAIN:
-        return "the script ends as soon as it is started"
-    if end.code == KILLED_AT_ONCE:
-        return "processes are killed as soon as they are started"
     if end.code < 0:
         return f"torchrun was killed by {signal.Signals(-end.code).name}"
-    if end.code == RENDEZVOUS_LOST:
-        return "the rendezvous was lost"
-    return f"torchrun ended with code {end.code}"
+    return _TOLD.get(end.code, f"torchrun ended with code {end.code}")

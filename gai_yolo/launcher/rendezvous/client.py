@@ -55,10 +55,10 @@ class RendezvousClient(ABC):
             OSError: it cannot be reached.
         """
 
-    def remember(self, run: str) -> None:
+    def remember(self, run: str) -> None:  # noqa: B027  # a file remembers by itself
         """The run that this launcher is in."""
 
-    def close(self, done: bool, go_on: Callable[[], bool]) -> None:
+    def close(self, done: bool, go_on: Callable[[], bool]) -> None:  # noqa: B027  # nor is there anything to give back
         """Leave. After the job's success (`done`) a host waits for the others while `go_on` says so."""
 
 

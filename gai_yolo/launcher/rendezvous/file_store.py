@@ -108,19 +108,13 @@ class FileKeyValueStore(KeyValueStore):
         _write(file, SLOT_HEADER.pack(number, len(data), mac) + data, FIRST_SLOT + (number % 2) * SLOT_BYTES)
 
 
-def check_store(path: Path, secret: Secret | None = None) -> None:
-    """Refuse a file that cannot be this job's store.
-
-    Args:
-        secret: with which it must have been written; None: that is not looked at.
+def check_store(path: Path) -> None:
+    """Refuse a file that cannot be a job's store; with which secret it was written is not looked at.
 
     Raises:
         StoreRefused: see there.
         OSError: it cannot be read.
     """
-    if secret is not None:
-        FileKeyValueStore(path, secret).read([])
-        return
     with path.open("rb") as file:
         _check_access(path, os.fstat(file.fileno()))
         _check_kind(file.read(len(FILE_MAGIC)), path)

@@ -105,7 +105,7 @@ def secret_for(rendezvous: Path | Sequence[Endpoint], given: Secret | None) -> S
     if given is not None:
         return given
     if isinstance(rendezvous, Path):
-        return shared_secret(secret_file_of(rendezvous))
+        return shared_secret(rendezvous.with_name(f"{rendezvous.name}.secret"))
     if not all(endpoint.is_loopback for endpoint in rendezvous):
         raise SecretError(
             "--rendezvous: between hosts the launchers need a secret that they share, or whoever reaches the port is one of them; make one "
@@ -120,11 +120,6 @@ def secret_for(rendezvous: Path | Sequence[Endpoint], given: Secret | None) -> S
             raise
         reason = getattr(error, "strerror", None) or error
         raise SecretError(f"~/.cache/gai-yolo: cannot keep a secret for this user's jobs ({reason}); give --secret-file.") from None
-
-
-def secret_file_of(rendezvous: Path) -> Path:
-    """Beside the file in which the nodes meet."""
-    return rendezvous.with_name(f"{rendezvous.name}.secret")
 
 
 def shared_secret(path: Path) -> Secret:
