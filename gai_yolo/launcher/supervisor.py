@@ -24,21 +24,10 @@ from gai_yolo.launcher.rendezvous.election import Target
 from gai_yolo.launcher.rendezvous.file_store import StoreRefused
 from gai_yolo.launcher.rendezvous.run_name import UNNAMED, JobDone, agree_on_run, numbered, random_name
 from gai_yolo.launcher.rendezvous.secret import Secret, SecretError, read_secret, secret_for
-from gai_yolo.launcher.verdict import (
-    CLOSED,
-    FAILED,
-    OBSTRUCTED,
-    RENDEZVOUS_LOST,
-    End,
-    History,
-    Verdict,
-    clear_outcome,
-    code_when_told,
-    read_outcome,
-)
+from gai_yolo.launcher.verdict import CLOSED, FAILED, OBSTRUCTED, RENDEZVOUS_LOST, End, History, Verdict, code_when_told
 from gai_yolo.log import showing
 from gai_yolo.processes import adopt_orphans
-from gai_yolo.supervision.outcome import Outcome
+from gai_yolo.supervision.outcome import Outcome, clear_outcome, read_outcome
 from gai_yolo.supervision.streams import forgive_lost_streams
 
 logger = logging.getLogger(__name__)

@@ -16,34 +16,17 @@ import torch
 import torch.distributed.run as torchrun
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.elastic.rendezvous import (
-    RendezvousClosedError,
-    RendezvousError,
-    RendezvousParameters,
-    rendezvous_handler_registry,
-)
+from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousError, RendezvousParameters, rendezvous_handler_registry
 
-from gai_yolo.errors import Ending
+from gai_yolo.errors import LAST_WORDS, Ending
 from gai_yolo.launcher.command import BACKEND, JOB_VARIABLE, threads_each
 from gai_yolo.launcher.fork_server import ForkServer, fork_workers
 from gai_yolo.launcher.rendezvous.handler import StopStarting, StoreLost, StoreRendezvous
 from gai_yolo.launcher.rendezvous.state import KNOWN_TORCH, unknown_torch
-from gai_yolo.launcher.verdict import (
-    CLOSED,
-    DONE,
-    FAILED,
-    KILLED_AT_ONCE,
-    LAST_WORDS,
-    RENDEZVOUS_LOST,
-    TERMINATED,
-    RestartCounter,
-    clear_outcome,
-    have_failed,
-    read_outcome,
-)
+from gai_yolo.launcher.verdict import CLOSED, DONE, FAILED, KILLED_AT_ONCE, RENDEZVOUS_LOST, TERMINATED, RestartCounter, have_failed
 from gai_yolo.machine import available_cores
 from gai_yolo.supervision.outcome import VARIABLE as OUTCOME_VARIABLE
-from gai_yolo.supervision.outcome import Outcome, write_outcome
+from gai_yolo.supervision.outcome import Outcome, clear_outcome, read_outcome, write_outcome
 
 logger = logging.getLogger(__name__)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gai_yolo.errors import HARDWARE, INTERRUPTED, LEFT, OF_ANOTHER, RESTART, Ending
-from gai_yolo.supervision.outcome import Outcome
+from gai_yolo.errors import HARDWARE, INTERRUPTED, LAST_WORDS, LEFT, RESTART, Ending
+from gai_yolo.supervision.outcome import Outcome, clear_outcome, read_outcome
 
 EXIT_CODES = """\
 exit codes:
@@ -29,11 +28,8 @@ share that does not answer) is waited for, and one line says for what; a process
 DONE, FAILED, RENDEZVOUS_LOST, IN_VAIN, CLOSED, KILLED_AT_ONCE, OBSTRUCTED, TERMINATED = 0, 1, 69, 70, 71, 72, 73, 143
 """Exit codes of the agent; nobody but the launcher sees them. 70: the script fails as soon as it is started; 71: other nodes
 have finished the run; 72: processes are killed as soon as they are started; 73: they wait for something."""
-LAST_WORDS = frozenset({Ending.FINISHED, Ending.REFUSED, Ending.DIVERGED, Ending.HARDWARE, Ending.NO_PROGRESS, Ending.INTERRUPTED})
-"""Endings of workers that must not be started again by their agent. `LEFT` is not among them: workers also leave when the agent ends
-them because a node has come or gone."""
 FINAL = LAST_WORDS - {Ending.FINISHED, Ending.HARDWARE}
-"""Those after which the launcher ends, too."""
+"""Those of `LAST_WORDS` after which the launcher ends, too."""
 
 SOON_SECONDS = 30.0
 """Seconds; who ends earlier may have ended as it was started."""
@@ -153,48 +149,13 @@ def code_when_told(told: signal.Signals, outcome: Outcome | None) -> Verdict:
         # Workers are told by SIGTERM, whatever this process was told by.
         return Verdict(INTERRUPTED, outcome.reason.replace(signal.SIGTERM.name, "Ctrl-C", 1))
     if outcome is not None and outcome.ending in (Ending.HARDWARE, Ending.LEFT):
-        return Verdict(outcome.code, outcome.reason)
+        return Verdict(outcome.ending.exit_code, outcome.reason)
     return Verdict(INTERRUPTED if told == signal.SIGINT else TERMINATED, f"ended by {told.name}")
 
 
 def backoff(failures: int) -> float:
     """Seconds to wait after so many failures in a row."""
     return float(min(2 ** min(failures - 1, 10), MOST_BACKOFF))
-
-
-def read_outcome(path: Path) -> Outcome | None:
-    """What workers have said, or None: what the first of them says that tells of itself, else what the node's first process says."""
-    said = {one: found for one in _paths(path) if (found := _read(one)) is not None}
-    causes = [found for found in said.values() if found[1].ending not in OF_ANOTHER]
-    _, outcome = min(causes, key=lambda found: found[0]) if causes else said.get(path, (0.0, None))
-    return outcome
-
-
-def clear_outcome(path: Path) -> None:
-    """Forget what workers have said."""
-    for one in _paths(path):
-        one.unlink(missing_ok=True)
-
-
-def _paths(path: Path) -> list[Path]:
-    """Where a node's processes say how they end."""
-    return [path, *path.parent.glob(f"{path.name}.*[0-9]")]
-
-
-def _read(path: Path) -> tuple[float, Outcome] | None:
-    """What one process has said, and when, in seconds of the monotonic clock."""
-    try:
-        said = json.loads(path.read_text())
-        code = int(said["code"])
-        given = said.get("ending")
-        ending = Ending(given) if given in list(Ending) else _OF_CODE.get(code, Ending.UNKNOWN)
-        return float(said.get("at", 0.0)), Outcome(ending, str(said["reason"]))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
-
-
-_OF_CODE = {ending.exit_code: ending for ending in LAST_WORDS - {Ending.DIVERGED} | {Ending.LEFT}}
-"""For scripts that say no more than a code."""
 
 
 class RestartCounter:

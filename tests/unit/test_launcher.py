@@ -45,11 +45,9 @@ from gai_yolo.launcher.verdict import (
     History,
     RestartCounter,
     backoff,
-    clear_outcome,
-    read_outcome,
 )
 from gai_yolo.supervision.outcome import VARIABLE as OUTCOME_VARIABLE
-from gai_yolo.supervision.outcome import Outcome, write_outcome
+from gai_yolo.supervision.outcome import Outcome, clear_outcome, read_outcome, write_outcome
 
 BY_SIGTERM = -signal.SIGTERM
 BY_SIGKILL = -signal.SIGKILL

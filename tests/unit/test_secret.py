@@ -65,8 +65,9 @@ from gai_yolo.launcher.rendezvous.state import StateBackend, decode, encode, unk
 from gai_yolo.launcher.rendezvous.tcp_store import MOST_STRANGERS, KeyValueServer, TcpKeyValueStore
 from gai_yolo.launcher.supervisor import Launcher
 from gai_yolo.launcher.torchrun import run as be_agent
-from gai_yolo.launcher.verdict import FAILED, RestartCounter, read_outcome
+from gai_yolo.launcher.verdict import FAILED, RestartCounter
 from gai_yolo.supervision.outcome import VARIABLE as OUTCOME_VARIABLE
+from gai_yolo.supervision.outcome import read_outcome
 
 SECRET, ANOTHER = Secret("0123456789abcdef" * 2), Secret("fedcba9876543210" * 2)
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give files away")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
@@ -69,8 +69,8 @@ class Count(Asked):
     launcher: str
 
 
-Request = Read | Write | Add | Swap
-REQUESTS: TypeAdapter[Request | Count] = TypeAdapter(Annotated[Request | Count, Field(discriminator="do")])
+Request = Read | Write | Add | Swap | Count
+REQUESTS: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="do")])
 ANSWERS: TypeAdapter[Answer] = TypeAdapter(Answer)
 
 
@@ -87,7 +87,7 @@ class KeyValueStore(ABC):
 
     def read(self, keys: Sequence[str]) -> list[bytes | None]:
         """The values of these keys; None where there is none."""
-        values = answer_of(list, self.answer(Read(names=list(keys))))
+        values = self._ask(list, Read(names=list(keys)))
         return [None if value is None else value.encode("latin-1") for value in values]
 
     def write(self, values: Mapping[str, bytes]) -> None:
@@ -96,12 +96,18 @@ class KeyValueStore(ABC):
 
     def add(self, key: str, amount: int) -> int:
         """Add to a number, 0 at first; returns the sum."""
-        return answer_of(int, self.answer(Add(name=key, amount=amount)))
+        return self._ask(int, Add(name=key, amount=amount))
 
     def swap(self, key: str, expected: bytes, value: bytes) -> bytes:
         """Set a value if `expected` stands there (empty: nothing); returns what stands there afterwards."""
         asked = Swap(name=key, expected=expected.decode("latin-1"), value=value.decode("latin-1"))
-        return answer_of(str, self.answer(asked)).encode("latin-1")
+        return self._ask(str, asked).encode("latin-1")
+
+    def _ask(self, kind: type[T], asked: Request) -> T:
+        answer = self.answer(asked)
+        if not isinstance(answer, kind):
+            raise ValueError("an answer of another kind")
+        return answer
 
 
 class InMemoryKeyValueStore(KeyValueStore):
@@ -127,6 +133,8 @@ class InMemoryKeyValueStore(KeyValueStore):
                 if self.content.get(asked.name, "") == asked.expected:
                     self._set(asked.name, asked.value)
                 return self.content.get(asked.name, "")
+            case Count():
+                raise ValueError("launchers are counted where they are served")
 
     def _set(self, key: str, value: str) -> None:
         if key not in self.content:
@@ -136,13 +144,6 @@ class InMemoryKeyValueStore(KeyValueStore):
         if self._size > MOST_STORE_BYTES:
             raise OSError(errno.EFBIG, "too many keys")
         self.content[key] = value
-
-
-def answer_of(kind: type[T], answer: Any) -> T:
-    """The answer, if it is of the right kind; raises `ValueError` otherwise."""
-    if not isinstance(answer, kind):
-        raise ValueError("an answer of another kind")
-    return answer
 
 
 def _size_of(item: tuple[str, str]) -> int:

@@ -19,16 +19,7 @@ from collections.abc import Callable, Sequence
 
 from gai_yolo.distributed.network import Endpoint, listen
 from gai_yolo.launcher.rendezvous.channel import ANSWER_BYTES, HEAD_BYTES, NO_PROOF, Channel, Greeting, Stranger
-from gai_yolo.launcher.rendezvous.key_values import (
-    ANSWERS,
-    REQUESTS,
-    Answer,
-    Count,
-    InMemoryKeyValueStore,
-    KeyValueStore,
-    Request,
-    answer_of,
-)
+from gai_yolo.launcher.rendezvous.key_values import ANSWERS, REQUESTS, Answer, Count, InMemoryKeyValueStore, KeyValueStore, Request
 from gai_yolo.launcher.rendezvous.secret import Secret
 
 LIVE_SECONDS = 4.0
@@ -183,7 +174,7 @@ class KeyValueServer:
         now = self._clock()
         return sum(now - at < LIVE_SECONDS for at in self._seen[job].values())
 
-    def _answer(self, asked: Request | Count) -> Answer:
+    def _answer(self, asked: Request) -> Answer:
         with self._lock:
             if not isinstance(asked, Count):
                 return self._store.answer(asked)
@@ -211,7 +202,7 @@ class TcpKeyValueStore(KeyValueStore):
         self._lock = threading.Lock()
         self._channel: Channel | None = Channel((endpoint.host, endpoint.port), secret, timeout)
 
-    def answer(self, asked: Request | Count) -> Answer:
+    def answer(self, asked: Request) -> Answer:
         with self._lock:
             if self._channel is None:
                 raise ConnectionError(f"the connection to {self._endpoint} was lost")
@@ -223,7 +214,7 @@ class TcpKeyValueStore(KeyValueStore):
 
     def launchers(self, job: str, me: str, goes_by_it: bool) -> int:
         """How many launchers of a job go by this store; this one from now on, or no more."""
-        return answer_of(int, self.answer(Count(do="beat" if goes_by_it else "leave", job=job, launcher=me)))
+        return self._ask(int, Count(do="beat" if goes_by_it else "leave", job=job, launcher=me))
 
     def close(self) -> None:
         """Give the connection up."""
