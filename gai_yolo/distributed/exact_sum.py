@@ -10,7 +10,6 @@ flagged, and the flags are added up like everything else: all ranks see them in 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -113,7 +112,7 @@ class GradientSum:
         self.above = torch.zeros(1, dtype=torch.bool, device=device)
         """`(1,)`: whether an element that this rank has added in this step was not below what was expected, or no number."""
         self._taken, self._hook_counts = 0, True
-        self._sent: list[_Sent] = []
+        self._sent: list[tuple[dist.Work, Tensor, list[int]]] = []  # buckets on their way, and their parameters in the order of the bucket
 
     def begin(self, exponents: Sequence[int], num_micro_batches: int, loss_scale: float = 1.0) -> None:
         """Begin a step, or begin it anew.
@@ -177,7 +176,7 @@ class GradientSum:
             torch._foreach_add_(list(parts), [sums[number] for number in numbers])
         work = dist.all_reduce(words, async_op=True)
         assert work is not None
-        self._sent.append(_Sent(work, words, numbers))
+        self._sent.append((work, words, numbers))
         done: Future[Tensor] = Future()
         done.set_result(flat)
         return done
@@ -186,9 +185,9 @@ class GradientSum:
         """End the step: the gradients of the parameters are the sums; worthless if `above` holds on any rank."""
         if self._world_size == 1:
             self._decode(self._sums, range(len(self._sizes)))
-        for sent in self._sent:
-            sent.work.wait()
-            self._decode(sent.words, sent.numbers)
+        for work, words, numbers in self._sent:
+            work.wait()
+            self._decode(words, numbers)
         self._sent = []
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
@@ -205,16 +204,6 @@ class GradientSum:
         gradients = [memory_order(self._gradients[number]) for number in numbers]
         torch._foreach_copy_(gradients, list(torch.split(words, [self._sizes[number] for number in numbers])))
         torch._foreach_mul_(gradients, [1 / self._factors[number] for number in numbers])
-
-
-@dataclass(frozen=True)
-class _Sent:
-    """A bucket on its way."""
-
-    work: dist.Work
-    words: Tensor
-    numbers: list[int]
-    """Positions of the parameters, in the order of the bucket."""
 
 
 def exponents_of(magnitudes: Tensor) -> list[int]:

@@ -65,8 +65,7 @@ class World:
         """Number of this machine among the job's."""
         self.device = _choose_device(device, self.local_rank, local_world_size)
         self.local_world_size = local_world_size
-        self.threads = max(1, available_cores() // local_world_size) if threads == "auto" else threads
-        torch.set_num_threads(self.threads)
+        self.set_threads(max(1, available_cores() // local_world_size) if threads == "auto" else threads)
         self._owns_group = False
         if self.world_size > 1 or "TORCHELASTIC_RUN_ID" in os.environ:
             if self.world_size > local_world_size and (interface := interface_for_peers(os.environ["MASTER_ADDR"])):

@@ -124,7 +124,7 @@ def settings_from(given: argparse.Namespace) -> Settings:
         raise LaunchError(f"-m {script}: there is no such module.")
     if not module and not Path(script).is_file():
         raise LaunchError(f"{script}: there is no such script in {Path.cwd()}.")
-    min_nodes, max_nodes = parse_nodes(given.nodes)
+    min_nodes, max_nodes = _parse_nodes(given.nodes)
     rendezvous = None if given.rendezvous is None else parse_rendezvous(given.rendezvous)
     if rendezvous is None and max_nodes > 1:
         raise LaunchError(f"--nodes {given.nodes}: several machines need a place to meet; give --rendezvous a shared file or host:port.")
@@ -143,7 +143,7 @@ def settings_from(given: argparse.Namespace) -> Settings:
         processes=given.processes_per_node,
         rendezvous=rendezvous,
         secret=secret,
-        rendezvous_settings=RENDEZVOUS | parse_settings(given.rendezvous_conf),
+        rendezvous_settings=RENDEZVOUS | _parse_settings(given.rendezvous_conf),
         job=given.job_id,
         max_restarts=given.max_restarts,
         host_name=given.host_name,
@@ -155,12 +155,8 @@ def settings_from(given: argparse.Namespace) -> Settings:
     )
 
 
-def parse_nodes(text: str) -> tuple[int, int]:
-    """`2` or `1:4` as the least and the greatest number of nodes.
-
-    Raises:
-        LaunchError: it is neither.
-    """
+def _parse_nodes(text: str) -> tuple[int, int]:
+    """`2` or `1:4` as the least and the greatest number of nodes."""
     match = re.fullmatch(r"(\d+)(?::(\d+))?", text)
     least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not 1 <= least <= most:
@@ -182,12 +178,8 @@ def parse_rendezvous(text: str) -> Path | tuple[Endpoint, ...]:
     return endpoints
 
 
-def parse_settings(text: str) -> dict[str, int]:
-    """`key=value,...` with the keys of `RENDEZVOUS`.
-
-    Raises:
-        LaunchError: another key, or no whole number from 1.
-    """
+def _parse_settings(text: str) -> dict[str, int]:
+    """`key=value,...` with the keys of `RENDEZVOUS`."""
     found = {}
     for part in filter(None, text.split(",")):
         key, _, value = part.partition("=")

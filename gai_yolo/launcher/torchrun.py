@@ -117,7 +117,7 @@ def _run(given: argparse.Namespace, server: ForkServer | None) -> int:
     except SignalException:
         return TERMINATED
     except StopStarting as stop:
-        return stop.code
+        return int(stop.args[0])
     except RendezvousClosedError:
         return CLOSED
     except (RendezvousError, StoreLost) as error:

@@ -45,15 +45,7 @@ class StoreLost(RuntimeError):
 
 
 class StopStarting(Exception):
-    """Workers must not be started again.
-
-    Args:
-        code: with which the agent is to end.
-    """
-
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
+    """Workers must not be started again; its argument is the code with which the agent is to end."""
 
 
 class TorchStore(dist.Store):  # type: ignore[name-defined, misc]

@@ -8,6 +8,7 @@ and stay as they are: nodes of two versions may meet.
 from __future__ import annotations
 
 import errno
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, TypeVar
@@ -16,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 T = TypeVar("T")
 
+ROUND = re.compile(r"(torch\.rendezvous(?:\.[^/]*)?)\.(\d+)/")
+"""Torchrun's keys are `torch.rendezvous.RUN.ROUND/...`."""
 MOST_STORE_BYTES = 64 << 20
 """Of all keys and values of a store in memory."""
 
@@ -151,18 +154,9 @@ def _size_of(item: tuple[str, str]) -> int:
 
 
 def forget_old_rounds(content: dict[str, str], key: str) -> None:
-    """Drop what belongs to rendezvous rounds before the last one: torchrun's keys are `torch.rendezvous.RUN.ROUND/...`, and it
-    leaves them."""
-    run, number = _round_of(key)
-    if number is None:
-        return
-    for other in list(content):
-        its_run, its_number = _round_of(other)
-        if its_number is not None and its_run == run and its_number < number - 1:
+    """Drop what belongs to rendezvous rounds before the last one: torchrun leaves its keys."""
+    latest = ROUND.match(key)
+    for other in list(content) if latest else ():
+        its = ROUND.match(other)
+        if latest and its and its[1] == latest[1] and int(its[2]) < int(latest[2]) - 1:
             del content[other]
-
-
-def _round_of(key: str) -> tuple[str, int | None]:
-    head, slash, _ = key.partition("/")
-    run, _, number = head.rpartition(".")
-    return (run, int(number)) if slash and head.startswith("torch.rendezvous.") and number.isdigit() else (head, None)

@@ -53,7 +53,7 @@ class KeyValueServer:
     ) -> None:
         self._store, self._secret, self._clock = InMemoryKeyValueStore(), secret, clock
         self._seen: dict[str, dict[str, float]] = defaultdict(dict)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._strangers: dict[asyncio.Task[None], str] = {}
         self._members = 0
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -95,7 +95,8 @@ class KeyValueServer:
     def launchers(self, job: str) -> int:
         """How many launchers of a job go by it."""
         with self._lock:
-            return self._count(job)
+            now = self._clock()
+            return sum(now - at < LIVE_SECONDS for at in self._seen[job].values())
 
     def close(self) -> None:
         """Take no more connections, and end those that there are."""
@@ -170,10 +171,6 @@ class KeyValueServer:
             oldest.cancel()
         self._strangers[task] = address
 
-    def _count(self, job: str) -> int:
-        now = self._clock()
-        return sum(now - at < LIVE_SECONDS for at in self._seen[job].values())
-
     def _answer(self, asked: Request) -> Answer:
         with self._lock:
             if not isinstance(asked, Count):
@@ -182,7 +179,7 @@ class KeyValueServer:
                 self._seen[asked.job][asked.launcher] = self._clock()
             else:
                 self._seen[asked.job].pop(asked.launcher, None)
-            return self._count(asked.job)
+            return self.launchers(asked.job)
 
 
 class TcpKeyValueStore(KeyValueStore):
