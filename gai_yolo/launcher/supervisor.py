@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 import logging
 import os
 import secrets
@@ -47,29 +46,26 @@ def main(given: argparse.Namespace) -> int:
         LaunchError: what the user must mend.
     """
     forgive_lost_streams()  # a log on a full disk, a terminal that is gone: neither ends a job
+    is_waiting = False
     with showing(on_stderr):
-        return _launch(given)
-
-
-def _launch(given: argparse.Namespace) -> int:
-    for attempt in itertools.count(1):
-        try:
-            settings = settings_from(given)
-            with tempfile.TemporaryDirectory(prefix="gai-yolo-launch-", ignore_cleanup_errors=True) as folder:
-                secret = secret_for(Path(folder) / "rendezvous" if settings.rendezvous is None else settings.rendezvous, settings.secret)
-                return Launcher(settings, secret, Path(folder)).run()
-        except Refusal as refusal:
-            if not refusal.is_transient:
-                raise
-            obstacle = str(refusal)
-        except OSError as error:
-            obstacle = f"{error.filename or tempfile.gettempdir()}: {error.strerror or error}."
-            if not is_transient(error):
-                raise LaunchError(obstacle) from None
-        if attempt == 1:
-            logger.info(f"waiting: {obstacle} Trying again every {START_AGAIN:.0f} s.")
-        time.sleep(START_AGAIN)
-    raise AssertionError("not reached")
+        while True:
+            try:
+                settings = settings_from(given)
+                with tempfile.TemporaryDirectory(prefix="gai-yolo-launch-", ignore_cleanup_errors=True) as folder:
+                    secret = secret_for(settings.rendezvous or Path(folder) / "rendezvous", settings.secret)
+                    return Launcher(settings, secret, Path(folder)).run()
+            except Refusal as refusal:
+                if not refusal.is_transient:
+                    raise
+                obstacle = str(refusal)
+            except OSError as error:
+                obstacle = f"{error.filename or tempfile.gettempdir()}: {error.strerror or error}."
+                if not is_transient(error):
+                    raise LaunchError(obstacle) from None
+            if not is_waiting:
+                logger.info(f"waiting: {obstacle} Trying again every {START_AGAIN:.0f} s.")
+            is_waiting = True
+            time.sleep(START_AGAIN)
 
 
 class Signals:
@@ -94,11 +90,7 @@ class Signals:
 
 
 class Launcher:
-    """Keeps one agent going.
-
-    Args:
-        folder: of this launcher alone.
-    """
+    """Keeps one agent going; the folder is of this launcher alone."""
 
     def __init__(self, settings: Settings, secret: Secret, folder: Path) -> None:
         self._settings, self._secret, self._folder = settings, secret, folder
@@ -113,7 +105,6 @@ class Launcher:
             adopt_orphans()
 
     def run(self) -> int:
-        """See `main`."""
         code = FAILED
         try:
             while True:

@@ -32,11 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(arguments: Sequence[str], server: ForkServer | None = None) -> int:
-    """Be torchrun's agent; returns an exit code of `verdict.py`.
-
-    Args:
-        server: gives the workers, where it can.
-    """
+    """Be torchrun's agent, whose workers the server gives where it can; returns an exit code of `verdict.py`."""
     outcome = Path(os.environ[OUTCOME_VARIABLE])
     rendezvous: list[StoreRendezvous] = []
     try:

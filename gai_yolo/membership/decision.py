@@ -119,12 +119,8 @@ def _order(claim: Claim) -> tuple[str, ...]:
 
 
 def _best(candidates: Sequence[Claim]) -> Claim | None:
-    """The claim that is gone on with. Who has gone back meant it; otherwise the most progress counts. An empty folder never counts, unless
-    all are empty.
-
-    Args:
-        candidates: sorted.
-    """
+    """Which of the sorted claims is gone on with. Who has gone back meant it; otherwise the most progress counts. An empty folder never
+    counts, unless all are empty."""
     named = Counter(claim.record.run_id for claim in candidates if claim.record.run_id)
     ordered = sorted(candidates, key=lambda claim: (-named[claim.record.run_id], claim.record.run_id))
     holders = [claim for claim in ordered if claim.progress is not None]

@@ -46,11 +46,6 @@ class Environment:
     def __init__(self, facts: Facts, processor: Facts, record: Facts | None) -> None:
         self._facts, self._processor, self._record = {**facts}, processor, record
 
-    @classmethod
-    def of(cls, config: Config, world: World, record: Facts | None) -> Environment:
-        """That of this process."""
-        return cls(shared_facts(config, world), processor_facts(world), record)
-
     def check(self, world: World, exact: bool) -> None:
         """Compare what is known before anything is read. A collective; raises as `must_agree`.
 

@@ -45,11 +45,6 @@ class Membership:
     memory: NodeMemory | None
     """Of this node, on the rank that keeps the node's state there."""
 
-    def release(self) -> None:
-        """Let another process keep it."""
-        if self.memory is not None:
-            self.memory.release()
-
 
 @dataclass(frozen=True)
 class Claims:
@@ -193,11 +188,7 @@ def join_folder(context: JobContext, record: RunRecord, fate: Fate) -> Path | No
 
 
 def join_memory(context: JobContext, memory: NodeMemory, record: RunRecord, fate: Fate, home: Path) -> NodeMemory:
-    """The same for this node's memory.
-
-    Args:
-        home: folder of the run that its states belong to.
-    """
+    """The same for this node's memory, whose states belong to the run in the folder `home`."""
     aside = memory.set_aside(fate.beyond) if fate.aside or fate.beyond is not None else None
     if aside is not None:
         size = sum(path.stat().st_size for path in aside.rglob("*") if path.is_file())
@@ -238,10 +229,7 @@ def is_anchored(context: JobContext, record: RunRecord) -> bool:
 
 
 def remember(context: JobContext, run: Membership, found: LoadedCheckpoint | None, identity: dict[str, Any]) -> None:
-    """Make what holds for the rest of the run durable on every node, before the first step. A collective.
-
-    Args:
-        run: with what is settled.
+    """Make what holds for the rest of the run, what is settled included, durable on every node, before the first step. A collective.
 
     Raises:
         Refusal: on all ranks: nothing was saved yet, and a node can keep the record neither on its disk nor in its memory.

@@ -8,7 +8,6 @@ import logging
 import secrets
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -32,60 +31,40 @@ HOST_LINGER = 60.0
 """Seconds that a host waits, after the job's success, for the others to hear of it."""
 
 
-class RendezvousClient(ABC):
-    """A file, or endpoints."""
-
-    @abstractmethod
-    def target(self) -> Target | None:
-        """Where this node's agent is to go now; None: nowhere. To be asked often."""
-
-    @abstractmethod
-    def address(self, target: Target) -> str:
-        """What the agent is told."""
-
-    @abstractmethod
-    def local_address(self, target: Target) -> str | None:
-        """Under which name the other nodes reach this one; None: its host name."""
-
-    @abstractmethod
-    def store(self, target: Target) -> KeyValueStore:
-        """The key-value store there.
-
-        Raises:
-            OSError: it cannot be reached.
-        """
-
-    def remember(self, run: str) -> None:  # noqa: B027  # a file remembers by itself
-        """The run that this launcher is in."""
-
-    def close(self, done: bool, go_on: Callable[[], bool]) -> None:  # noqa: B027  # nor is there anything to give back
-        """Leave. After the job's success (`done`) a host waits for the others while `go_on` says so."""
-
-
-class FileRendezvousClient(RendezvousClient):
+class FileRendezvousClient:
     """All nodes share a file."""
 
     def __init__(self, path: Path, secret: Secret, local_address: str | None) -> None:
         self._path, self._secret, self._local_address = path, secret, local_address
 
     def target(self) -> Target | None:
+        """Where this node's agent is to go now; None: nowhere. To be asked often."""
         return Target(0, 0, answers=True)
 
     def address(self, target: Target) -> str:
+        """What the agent is told."""
         del target
         return str(self._path.resolve())
 
     def local_address(self, target: Target) -> str | None:
+        """Under which name the other nodes reach this one; None: its host name."""
         del target
         return self._local_address
 
     def store(self, target: Target) -> KeyValueStore:
+        """The key-value store there; raises `OSError` if it cannot be reached."""
         del target
         return FileKeyValueStore(self._path, self._secret)
 
+    def remember(self, run: str) -> None:
+        """The run that this launcher is in; the file remembers."""
 
-class EndpointRendezvousClient(RendezvousClient):
-    """One key-value store or more, each served by the launcher on its host.
+    def close(self, done: bool, go_on: Callable[[], bool]) -> None:
+        """Leave. After the job's success (`done`) a host waits for the others while `go_on` says so."""
+
+
+class EndpointRendezvousClient:
+    """One key-value store or more, each served by the launcher on its host; asked as `FileRendezvousClient` is.
 
     The stores are served and looked at by threads of this process: an agent that imports torch, hangs or is killed has nothing to
     do with them, and they end when the launcher does, as when the node is lost.
@@ -129,7 +108,7 @@ class EndpointRendezvousClient(RendezvousClient):
         return str(self._endpoints[target.index])
 
     def local_address(self, target: Target) -> str | None:
-        """See `RendezvousClient`: the name by which an endpoint calls this machine, or the address from which it reaches the endpoint."""
+        """The name by which an endpoint calls this machine, or the address from which it reaches the endpoint."""
         if self._host_name is not None:
             return self._host_name
         if self._own:
@@ -141,7 +120,7 @@ class EndpointRendezvousClient(RendezvousClient):
         return TcpKeyValueStore(self._endpoints[target.index], self._secret, LOOK_WITHIN)
 
     def remember(self, run: str) -> None:
-        """See `RendezvousClient`: a store that starts anew is told."""
+        """The run that this launcher is in: a store that starts anew is told."""
         for watcher in self._watchers:
             watcher.run_name = run
 
@@ -156,6 +135,9 @@ class EndpointRendezvousClient(RendezvousClient):
             time.sleep(0.1)
         for host in self._hosts:
             host.close()
+
+
+RendezvousClient = FileRendezvousClient | EndpointRendezvousClient
 
 
 class Host(threading.Thread):

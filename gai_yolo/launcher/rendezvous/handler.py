@@ -113,10 +113,6 @@ class StoreRendezvous(RendezvousHandler):
     """torchrun's own rendezvous with another end: it is closed when the workers have succeeded, and only then. torchrun closes it, for
     all nodes, whenever an agent fails.
 
-    Args:
-        job: its id.
-        restarts: says whether workers may be started.
-
     Raises:
         StoreLost: there is nobody at its endpoint.
     """
@@ -125,7 +121,11 @@ class StoreRendezvous(RendezvousHandler):
         self._job, self._restarts = job, restarts
         self._run = parameters.run_id
         with _lost():
-            self._store = _store_at(parameters.endpoint)
+            where = parse_rendezvous(parameters.endpoint)
+            secret = secret_for(where, given_secret(None, os.environ))
+            self._store: KeyValueStore = (
+                FileKeyValueStore(where, secret) if isinstance(where, Path) else TcpKeyValueStore(where[0], secret, STORE_ANSWERS_WITHIN)
+            )
             # Kept: where C++ alone holds a store of Python's, its methods are gone.
             self._torch_store = TorchStore(self._store, parameters.get_as_int("read_timeout") or 20)
             self._handler: DynamicRendezvousHandler = create_handler(self._torch_store, StateBackend(self._store, self._run), parameters)
@@ -183,12 +183,6 @@ class StoreRendezvous(RendezvousHandler):
 
             self._handler._stop_heartbeats()
             self._handler._op_executor.run(_RendezvousExitOp(), time.monotonic() + LEAVE_WITHIN)
-
-
-def _store_at(address: str) -> KeyValueStore:
-    where = parse_rendezvous(address)
-    secret = secret_for(where, given_secret(None, os.environ))
-    return FileKeyValueStore(where, secret) if isinstance(where, Path) else TcpKeyValueStore(where[0], secret, STORE_ANSWERS_WITHIN)
 
 
 @contextlib.contextmanager

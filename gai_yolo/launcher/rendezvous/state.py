@@ -93,11 +93,7 @@ def decode(data: bytes) -> Any:
 
 
 class StateBackend(RendezvousBackend):
-    """Where torchrun keeps its state.
-
-    Args:
-        run: name of the run.
-    """
+    """Where torchrun keeps its state of a run."""
 
     def __init__(self, store: KeyValueStore, run: str) -> None:
         self._store, self._key = store, f"torch.rendezvous.{run}"
@@ -113,11 +109,7 @@ class StateBackend(RendezvousBackend):
         return (_pickled(value), value) if value else None
 
     def set_state(self, state: bytes, token: Any | None = None) -> tuple[bytes, Any, bool] | None:
-        """See the base class.
-
-        Args:
-            state: a pickle that torchrun has just made in this process.
-        """
+        """See the base class; `state` is a pickle that torchrun has just made in this process."""
         wanted = encode(pickle.loads(state))
         with _reached():
             value = self._store.swap(self._key, token or b"", wanted)
