@@ -37,10 +37,7 @@ class Endpoint:
 def interface_for_peers(first_host: str) -> str | None:
     """Name of the interface that gloo has to be told (`GLOO_SOCKET_IFNAME`), because it would tell other machines the address that this
     one's own name leads to, and that is a loopback one, as on Debian (127.0.1.1). None: that address is right, or nothing better is known.
-
-    Args:
-        first_host: name or address of rank 0's machine; may be this one.
-    """
+    `first_host` is the name or address of rank 0's machine, which may be this one."""
     own = ""
     with contextlib.suppress(OSError, UnicodeError):
         own = socket.gethostbyname(socket.gethostname())
@@ -84,8 +81,7 @@ def source_address(host: str, port: int) -> str | None:
         for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM):
             with socket.socket(family, kind, protocol) as probe:
                 probe.connect(address)  # sends nothing
-                found: str = probe.getsockname()[0]
-                return found
+                return str(probe.getsockname()[0])
     return None
 
 

@@ -71,11 +71,7 @@ class ForkedChild:
 
 
 def reap_orphans(own: Sequence[int] = ()) -> None:
-    """Take note of the ends of adopted children, which would stay as zombies.
-
-    Args:
-        own: children that somebody else waits for.
-    """
+    """Take note of the ends of adopted children, which would stay as zombies, but for those of `own`, which somebody else waits for."""
     if not hasattr(os, "waitid"):
         return  # macOS with an old Python; where orphans cannot be adopted, either
     with contextlib.suppress(ChildProcessError):

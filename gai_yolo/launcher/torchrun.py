@@ -96,8 +96,7 @@ class SignalToException:
             clear_outcome(self._outcome)
             write_outcome(self._outcome, self._said)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        del frame
+    def _note(self, number: int, _frame: FrameType | None) -> None:
         if not self._seen:
             self._seen = True
             self._said = read_outcome(self._outcome)

@@ -121,7 +121,6 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> None:
-        """Begin to look."""
         self._thread.start()
 
     def enter(self, phase: Phase) -> None:
@@ -156,7 +155,6 @@ class Watchdog:
             self._active_at = self._clock()
 
     def stop(self) -> None:
-        """Look no more."""
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join()

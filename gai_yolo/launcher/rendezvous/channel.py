@@ -128,7 +128,6 @@ class Channel:
         return self._messages.unwrap(head, self._read(self._messages.length(head), deadline))
 
     def close(self) -> None:
-        """Give the connection up."""
         self._socket.close()
 
     def _greet(self, secret: Secret) -> Messages:

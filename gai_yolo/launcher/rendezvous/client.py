@@ -41,19 +41,16 @@ class FileRendezvousClient:
         """Where this node's agent is to go now; None: nowhere. To be asked often."""
         return Target(0, 0, answers=True)
 
-    def address(self, target: Target) -> str:
+    def address(self, _target: Target) -> str:
         """What the agent is told."""
-        del target
         return str(self._path.resolve())
 
-    def local_address(self, target: Target) -> str | None:
+    def local_address(self, _target: Target) -> str | None:
         """Under which name the other nodes reach this one; None: its host name."""
-        del target
         return self._local_address
 
-    def store(self, target: Target) -> KeyValueStore:
+    def store(self, _target: Target) -> KeyValueStore:
         """The key-value store there; raises `OSError` if it cannot be reached."""
-        del target
         return FileKeyValueStore(self._path, self._secret)
 
     def remember(self, run: str) -> None:
@@ -197,11 +194,9 @@ class Host(threading.Thread):
         return own + (self._ways or list(dict.fromkeys(address for address in all_addresses() if not is_loopback(address))))
 
     def launchers(self, job: str) -> int:
-        """How many launchers of a job go by this store."""
         return 0 if self._server is None else self._server.launchers(job)
 
     def close(self) -> None:
-        """Serve no more."""
         with self._lock:
             self._closed.set()
             if self._server is not None:

@@ -61,9 +61,8 @@ def numbered(job: str) -> Callable[[str | None], str]:
     return name
 
 
-def random_name(before: str | None) -> str:
+def random_name(_before: str | None) -> str:
     """Names for who did not."""
-    del before
     return f"{UNNAMED}-{secrets.token_hex(4)}"
 
 

@@ -69,7 +69,6 @@ class KeyValueServer:
 
     @property
     def addresses(self) -> list[str]:
-        """On which it listens."""
         return [str(one.getsockname()[0]) for one in self._sockets]
 
     def listen(self, addresses: Sequence[str]) -> list[str]:
@@ -126,7 +125,6 @@ class KeyValueServer:
             self._servers.append(await asyncio.start_server(self._meet, sock=one, backlog=BACKLOG))
 
     async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection."""
         # A client that goes in the middle of a message, or sends something else, is no news.
         with contextlib.suppress(OSError, EOFError, ValueError, asyncio.CancelledError, KeyError):
             await self._talk(reader, writer)
@@ -214,7 +212,6 @@ class TcpKeyValueStore(KeyValueStore):
         return self._ask(int, Count(do="beat" if goes_by_it else "leave", job=job, launcher=me))
 
     def close(self) -> None:
-        """Give the connection up."""
         if self._channel is not None:
             self._channel.close()
             self._channel = None
