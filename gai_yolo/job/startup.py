@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -224,13 +224,10 @@ def check_progress(records: Sequence[Record], step: int) -> None:
 def find(options: Options, context: JobContext, memory: NodeMemory | None, exact: bool) -> LoadedCheckpoint | None:
     """The state to go on from, on every rank; `exact` is `training.exact`. A collective; raises as `agree`."""
     world = context.world
-    disk = Catalogue(context.folder.path, patience=START_PATIENCE)
-    tiers: Mapping[str, Catalogue] = {**({"memory": memory.store} if memory else {}), "disk": disk}
-    paths = world.gather(memory.path if memory else None)
-    of_node = paths[world.rank - world.local_rank]
-    if memory is None and of_node is not None:
-        # Ranks of a node read what its first one keeps.
-        tiers = {"memory": Catalogue(of_node), **tiers}
+    tiers: dict[str, Catalogue] = {"disk": Catalogue(context.folder.path, patience=START_PATIENCE)}
+    of_node = world.gather(memory.path if memory else None)[world.rank - world.local_rank]
+    if of_node is not None:  # ranks of a node read what its first one keeps
+        tiers = {"memory": memory.store if memory else Catalogue(of_node), **tiers}
     found, any_passed_over = agree(world, tiers, alike=exact)
     if found is None and any_passed_over:
         logger.warning(f"NO COMPLETE CHECKPOINT IS LEFT in {context.folder.path}: training starts at epoch 1")

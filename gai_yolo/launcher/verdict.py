@@ -94,11 +94,10 @@ class History:
             return Verdict(HARDWARE, end.outcome.reason)
         if end.moved:
             return Verdict(None, "")
+        if said != Ending.WAITING or end.seconds > LASTED:  # nothing in the way, or something else
+            self._obstacles, self._told_obstacle = 0, ""
         if said == Ending.WAITING and end.outcome:
-            if end.seconds > LASTED:
-                self._obstacles, self._told_obstacle = 0, ""  # another one
             return self._wait_for(end.outcome.reason)
-        self._obstacles, self._told_obstacle = 0, ""
         ends = MOST_AT_ONCE if end.code == IN_VAIN else 1
         self._vain = self._vain + ends if _is_vain(end) else 0
         self._vain_seconds = self._vain_seconds + end.seconds if self._vain else 0.0
