@@ -76,10 +76,8 @@ def count_processes(setting: str) -> int:
 
 class SignalToException:
     """Turns the first signal into torchrun's exception, which ends the workers with SIGTERM and waits for them. It ignores those that
-    follow: torchrun would leave its wait, and its workers.
-
-    Args:
-        outcome: what stands there at the signal outlives what other workers say because they are ended.
+    follow: torchrun would leave its wait, and its workers. What stands in the file `outcome` at the signal outlives what other workers say
+    because they are ended.
     """
 
     def __init__(self, outcome: Path) -> None:

@@ -141,10 +141,8 @@ class Host(threading.Thread):
     """Serves the key-value store of one of this machine's endpoints for as long as the job runs, or tries to.
 
     Where the machine is reached is looked at again and again: a job that is started at boot is there before the network. In a thread of its
-    own, since a name server that is away keeps who asks for many seconds, and a launcher that was told to end has 30.
-
-    Args:
-        others: the endpoints that are not this machine's.
+    own, since a name server that is away keeps who asks for many seconds, and a launcher that was told to end has 30. `others` are the
+    endpoints that are not this machine's.
     """
 
     def __init__(self, endpoint: Endpoint, others: Sequence[Endpoint], secret: Secret) -> None:

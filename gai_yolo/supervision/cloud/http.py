@@ -102,9 +102,8 @@ class HttpClient:
         try:
             answer = question.answers.get(timeout=seconds)
         except queue.Empty:
-            if (
-                question.socket is not None
-            ):  # its thread is to end, too: who says "100 Continue" without end would have a core of this machine
+            # Its thread is to end, too: who says "100 Continue" without end would have a core of this machine.
+            if question.socket is not None:
                 with contextlib.suppress(OSError):  # it is closed already
                     question.socket.shutdown(socket.SHUT_RDWR)
             raise TimeoutError("no answer in time") from None
