@@ -172,11 +172,8 @@ class RestartCounter:
         self._has_waited = False
 
     def before(self, resized: bool) -> int | None:
-        """To be called before workers are started: the code with which the agent is to end instead, or None.
-
-        Args:
-            resized: it was the agent that ended the workers, because a node waits.
-        """
+        """To be called before workers are started: the code with which the agent is to end instead, or None. `resized`: it was the agent
+        that ended the former ones, because a node waits."""
         outcome = read_outcome(self._outcome)
         if outcome is not None and outcome.ending in LAST_WORDS:
             return FAILED

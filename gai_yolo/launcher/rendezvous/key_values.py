@@ -155,8 +155,9 @@ def _size_of(item: tuple[str, str]) -> int:
 
 def forget_old_rounds(content: dict[str, str], key: str) -> None:
     """Drop what belongs to rendezvous rounds before the last one: torchrun leaves its keys."""
-    latest = ROUND.match(key)
-    for other in list(content) if latest else ():
+    if (latest := ROUND.match(key)) is None:
+        return
+    for other in list(content):
         its = ROUND.match(other)
-        if latest and its and its[1] == latest[1] and int(its[2]) < int(latest[2]) - 1:
+        if its and its[1] == latest[1] and int(its[2]) < int(latest[2]) - 1:
             del content[other]
