@@ -63,6 +63,9 @@ _EXIT_CODES = {
     Ending.LEFT: LEFT,
     Ending.INTERRUPTED: INTERRUPTED,
 }
+LAST_WORDS = frozenset({Ending.FINISHED, Ending.REFUSED, Ending.DIVERGED, Ending.HARDWARE, Ending.NO_PROGRESS, Ending.INTERRUPTED})
+"""Endings of workers that must not be started again by their agent. `LEFT` is not among them: workers also leave when the agent ends
+them because a node has come or gone."""
 OF_ANOTHER = frozenset({Ending.PEER_LEFT, Ending.PEER_LOST})
 """Endings that tell of something that happened to another process."""
 OWN_REASONS = frozenset({Ending.FAILED, Ending.HUNG, Ending.WAITING})

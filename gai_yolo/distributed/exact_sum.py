@@ -10,7 +10,6 @@ flagged, and the flags are added up like everything else: all ranks see them in 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -110,9 +109,10 @@ class GradientSum:
         self._gradients = [torch.empty_like(parameter) for parameter in parameters]
         self._factors: list[float] = []
         self._limit = 0.0
-        self._above = torch.zeros(1, dtype=torch.bool, device=device)
+        self.above = torch.zeros(1, dtype=torch.bool, device=device)
+        """`(1,)`: whether an element that this rank has added in this step was not below what was expected, or no number."""
         self._taken, self._hook_counts = 0, True
-        self._sent: list[_Sent] = []
+        self._sent: list[tuple[dist.Work, Tensor, list[int]]] = []  # buckets on their way, and their parameters in the order of the bucket
 
     def begin(self, exponents: Sequence[int], num_micro_batches: int, loss_scale: float = 1.0) -> None:
         """Begin a step, or begin it anew.
@@ -127,7 +127,7 @@ class GradientSum:
         # Powers of two that float32 can hold; multiplying by them is exact.
         self._factors = [2.0 ** max(-100, min(100, bits - HEADROOM_BITS - exponent)) / loss_scale for exponent in expected(exponents)]
         self._limit = 2.0**bits
-        self._above = torch.zeros_like(self._above)
+        self.above = torch.zeros_like(self.above)
         self._taken, self._hook_counts = 0, True
         self._sent = []
 
@@ -176,23 +176,18 @@ class GradientSum:
             torch._foreach_add_(list(parts), [sums[number] for number in numbers])
         work = dist.all_reduce(words, async_op=True)
         assert work is not None
-        self._sent.append(_Sent(work, words, numbers))
+        self._sent.append((work, words, numbers))
         done: Future[Tensor] = Future()
         done.set_result(flat)
         return done
-
-    @property
-    def above(self) -> Tensor:
-        """`(1,)` bool: whether an element that this rank has added was not below what was expected, or no number."""
-        return self._above
 
     def finish(self) -> None:
         """End the step: the gradients of the parameters are the sums; worthless if `above` holds on any rank."""
         if self._world_size == 1:
             self._decode(self._sums, range(len(self._sizes)))
-        for sent in self._sent:
-            sent.work.wait()
-            self._decode(sent.words, sent.numbers)
+        for work, words, numbers in self._sent:
+            work.wait()
+            self._decode(words, numbers)
         self._sent = []
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
@@ -203,22 +198,12 @@ class GradientSum:
         parts = list(torch.split(flat, [self._sizes[number] for number in numbers]))
         torch._foreach_mul_(parts, [self._factors[number] for number in numbers])
         low, high = torch.aminmax(flat)  # no numbers where there is one that is none
-        self._above |= ~((low > -self._limit) & (high < self._limit))
+        self.above |= ~((low > -self._limit) & (high < self._limit))
 
     def _decode(self, words: Tensor, numbers: Sequence[int]) -> None:
         gradients = [memory_order(self._gradients[number]) for number in numbers]
         torch._foreach_copy_(gradients, list(torch.split(words, [self._sizes[number] for number in numbers])))
         torch._foreach_mul_(gradients, [1 / self._factors[number] for number in numbers])
-
-
-@dataclass(frozen=True)
-class _Sent:
-    """A bucket on its way."""
-
-    work: dist.Work
-    words: Tensor
-    numbers: list[int]
-    """Positions of the parameters, in the order of the bucket."""
 
 
 def exponents_of(magnitudes: Tensor) -> list[int]:

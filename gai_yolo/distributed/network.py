@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
 import struct
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 ANYWHERE = "192.0.2.1"
 """An address that no machine has (RFC 5737): the way there is the default route."""
@@ -17,15 +18,30 @@ ANY_PORT = 9
 SIOCGIFADDR = 0x8915
 
 
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a service is reached."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it can be reached from its own machine only."""
+        return self.host == "localhost" or is_loopback(self.host)
+
+
 def interface_for_peers(first_host: str) -> str | None:
     """Name of the interface that gloo has to be told (`GLOO_SOCKET_IFNAME`), because it would tell other machines the address that this
     one's own name leads to, and that is a loopback one, as on Debian (127.0.1.1). None: that address is right, or nothing better is known.
-
-    Args:
-        first_host: name or address of rank 0's machine; may be this one.
-    """
-    own = _resolve(socket.gethostname())
-    if own is None or not is_loopback(own):
+    `first_host` is the name or address of rank 0's machine, which may be this one."""
+    own = ""
+    with contextlib.suppress(OSError, UnicodeError):
+        own = socket.gethostbyname(socket.gethostname())
+    if not is_loopback(own):
         return None
     return choose_interface(interface_addresses(), [way for host in (first_host, ANYWHERE) if (way := source_address(host, ANY_PORT))])
 
@@ -65,14 +81,7 @@ def source_address(host: str, port: int) -> str | None:
         for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM):
             with socket.socket(family, kind, protocol) as probe:
                 probe.connect(address)  # sends nothing
-                found: str = probe.getsockname()[0]
-                return found
-    return None
-
-
-def _resolve(host: str) -> str | None:
-    with contextlib.suppress(OSError, UnicodeError):
-        return socket.gethostbyname(host)
+                return str(probe.getsockname()[0])
     return None
 
 
@@ -110,38 +119,21 @@ def listen(addresses: Sequence[str], port: int, backlog: int, held: Sequence[soc
         OSError: the port is taken on one of them, or none of them can be bound.
     """
     made: list[socket.socket] = []
-    obstacle: OSError | None = None
-    try:
+    obstacle: int | None = None
+    with contextlib.ExitStack() as stack:
         for host in addresses:
-            for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
+            for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
                 if address in [one.getsockname() for one in (*held, *made)]:
                     continue
                 try:
-                    made.append(_listener(family, kind, protocol, address, backlog))
+                    made.append(stack.enter_context(socket.create_server(address, family=family, backlog=backlog)))
                 except OSError as error:
+                    obstacle = error.errno
                     # EADDRINUSE: another process serves there, and a second server beside it would divide those who come.
                     # All else is of this address: EADDRNOTAVAIL, where it went in this moment, or IPv6 still looks for its double.
-                    if error.errno == errno.EADDRINUSE:
+                    if obstacle == errno.EADDRINUSE:
                         raise
-                    obstacle = error
         if obstacle is not None and not made:
-            raise obstacle
-    except BaseException:
-        for one in made:
-            one.close()
-        raise
-    return made
-
-
-def _listener(family: int, kind: int, protocol: int, address: Any, backlog: int) -> socket.socket:
-    made = socket.socket(family, kind, protocol)
-    try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        made.bind(address)
-        made.listen(backlog)
-    except BaseException:
-        made.close()
-        raise
+            raise OSError(obstacle, os.strerror(obstacle))
+        stack.pop_all()
     return made

@@ -60,21 +60,18 @@ class World:
         self.rank = environment_rank()
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self.local_rank = environment_local_rank()
-        local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self.local_world_size = local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self.node = number_in(os.environ, "GROUP_RANK", self.rank // local_world_size)
         """Number of this machine among the job's."""
         self.device = _choose_device(device, self.local_rank, local_world_size)
-        self.local_world_size = local_world_size
-        self.threads = max(1, available_cores() // local_world_size) if threads == "auto" else threads
-        torch.set_num_threads(self.threads)
-        self._owns_group = False
-        if self.world_size > 1 or "TORCHELASTIC_RUN_ID" in os.environ:
+        self.set_threads(max(1, available_cores() // local_world_size) if threads == "auto" else threads)
+        self._owns_group = self.world_size > 1 or "TORCHELASTIC_RUN_ID" in os.environ
+        if self._owns_group:
             if self.world_size > local_world_size and (interface := interface_for_peers(os.environ["MASTER_ADDR"])):
                 os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
             store = self._store(timedelta(seconds=timeout))
             dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world_size, timeout=timedelta(seconds=timeout))
-            self._owns_group = True
             if self.world_size > 1:
                 # A group of their own: beats come from another thread than the other collectives.
                 self._beats = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)))
@@ -91,7 +88,6 @@ class World:
         return dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)  # type: ignore[attr-defined]
 
     def set_threads(self, threads: int) -> None:
-        """Compute with so many threads from now on."""
         self.threads = threads
         torch.set_num_threads(threads)
 

@@ -136,8 +136,7 @@ def kept_safe(parts: TrainingParts) -> Iterator[None]:
         with context.world.leaving_on_error():
             yield
     except (Departure, DataError, RuntimeError) as error:
-        is_lost = isinstance(error, RuntimeError)
-        if is_lost and not is_lost_peer(error):
+        if isinstance(error, RuntimeError) and not is_lost_peer(error):
             raise
         patience = LEAVING_PATIENCE
         notice = context.notices.pending()  # asked before the state is saved: meanwhile an agent ends those that a dead one has left

@@ -118,11 +118,8 @@ def assemble(run: KnownRun, loaders: tuple[TrainingLoader, EvaluationLoader], st
 def make_loaders(
     run: KnownRun, context: JobContext, found: LoadedCheckpoint | None, stack: contextlib.ExitStack
 ) -> tuple[TrainingLoader, EvaluationLoader]:
-    """What brings the data; the training workers begin at once with what comes after the state that was found.
-
-    Args:
-        stack: ends their processes.
-    """
+    """What brings the data, in processes that the stack ends; the training workers begin at once with what comes after the state that was
+    found."""
     config, world, plan = run.config, context.world, run.plan
     workers, pin_memory = config.data.workers, world.device.type == "cuda"
     train_images, val_images = world.together(lambda: [make_images(config.data, index) for index in run.indexes])

@@ -95,7 +95,7 @@ class JobEnd:
             time.sleep(PAUSE)  # torchrun has no pause between two starts; all processes of a node are here, and none ends the others
         if isinstance(error, Departure) and not error.launcher_knows:
             outcome.end_agent()
-        return outcome_of(error).code
+        return outcome_of(error).ending.exit_code
 
     def _say(self, error: BaseException, found: Outcome) -> None:
         if isinstance(error, Refusal):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -74,10 +75,9 @@ def roll_back(folder: RunFolder, where: str) -> Rollback:
     position = found.manifest.position
     aside = free_name(folder.path / ASIDE, "")
     moved = move_beyond(folder.path, position, aside)
-    try:
+    record = None
+    with contextlib.suppress(RecordError):
         record = folder.record()
-    except RecordError:
-        record = None
     record = record or RunRecord(f"1-{os.urandom(8).hex()}")
     turns = record.turns or (Turn(START, settings_of(found.content)),)
     back = Turn(position, turns[-1].settings, os.urandom(6).hex())

@@ -35,11 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_job(path: Path, overrides: Sequence[str], options: Options) -> int:
-    """Train, evaluate and save as configured, going on from the newest complete checkpoint of the run; returns the exit code.
-
-    Args:
-        path, overrides: of the configuration.
-    """
+    """Train, evaluate and save as configured, going on from the newest complete checkpoint of the run; returns the exit code."""
     end = JobEnd(Recorder(process_started()))
     with showing(end.show), end.told():
         check_environment(os.environ)
@@ -60,7 +56,8 @@ def run_job(path: Path, overrides: Sequence[str], options: Options) -> int:
             indexes = read_data(config, options, context)
             environment.check_data(context.world, indexes)
             membership = open_run(config, options, context)
-            stack.callback(membership.release)
+            if membership.memory is not None:
+                stack.callback(membership.memory.release)
             run = KnownRun(config, indexes, membership, read_all_records(context))
             state = train_to_the_end(run, options, environment, context)
             finish(state, config, membership, context)

@@ -35,10 +35,7 @@ def settle(
     """Fix the micro-batch size, the threads of a process and the kind of optimizer, if the configuration leaves them open.
 
     Later starts take what the checkpoint says, so that neither another machine nor more epochs change them; and before there is one, what
-    the run record says, as long as nobody has changed the settings that it follows from.
-
-    Args:
-        known: of the run record.
+    the run record says (`known`), as long as nobody has changed the settings that it follows from.
     """
     training, known = config.training, known or {}
     recorded = found.content.get("config", {}).get("training", {}) if found else {}

@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from gai_yolo.goodput.record import Record, compact_records, keep_records, next_
 from gai_yolo.goodput.recorder import Identity, process_started
 from gai_yolo.log import OF_NODE, told_if_refused
 from gai_yolo.membership.decision import decide
-from gai_yolo.membership.environment import Environment, read_record
+from gai_yolo.membership.environment import Environment, processor_facts, read_record, shared_facts
 from gai_yolo.membership.join import Membership, gather_claims, join
 from gai_yolo.membership.lost_images import as_it_began
 from gai_yolo.store.catalogue import START_PATIENCE, Catalogue
@@ -52,7 +52,8 @@ def compare_nodes(config: Config, options: Options, context: JobContext) -> Envi
         Departure: on the other nodes.
     """
     is_new = options.fresh and not knows_of_start_over(context)  # what is known of the old run is no rule for the new one
-    environment = Environment.of(config, context.world, None if is_new else read_record(context.folder.environment))
+    record = None if is_new else read_record(context.folder.environment)
+    environment = Environment(shared_facts(config, context.world), processor_facts(context.world), record)
     environment.check(context.world, config.training.exact)
     if config.training.threads == "auto":
         # Bits depend on it, and a node with other cores would choose another number.
@@ -190,11 +191,7 @@ def read_all_records(context: JobContext) -> list[Record]:
 
 
 def open_record(context: JobContext, records: Sequence[Record]) -> None:
-    """Begin to write this start's record, and keep those of the other nodes. A collective.
-
-    Args:
-        records: of earlier starts.
-    """
+    """Begin to write this start's record, and keep those of earlier starts that other nodes have. A collective."""
     world, folder = context.world, context.folder.goodput
     start = world.gather(os.urandom(4).hex())[0]
     node, number = f"{socket.gethostname()}-{world.node}", next_number(records)
@@ -213,10 +210,7 @@ def open_record(context: JobContext, records: Sequence[Record]) -> None:
 
 
 def check_progress(records: Sequence[Record], step: int) -> None:
-    """Wait where starts from this step came to nothing again and again; on all ranks alike.
-
-    Args:
-        records: of earlier starts.
+    """Wait where earlier starts from this step came to nothing again and again; on all ranks alike.
 
     Raises:
         NoProgress: as `judge_progress`.
@@ -228,19 +222,12 @@ def check_progress(records: Sequence[Record], step: int) -> None:
 
 
 def find(options: Options, context: JobContext, memory: NodeMemory | None, exact: bool) -> LoadedCheckpoint | None:
-    """The state to go on from, on every rank. A collective; raises as `agree`.
-
-    Args:
-        exact: `training.exact`.
-    """
+    """The state to go on from, on every rank; `exact` is `training.exact`. A collective; raises as `agree`."""
     world = context.world
-    disk = Catalogue(context.folder.path, patience=START_PATIENCE)
-    tiers: Mapping[str, Catalogue] = {**({"memory": memory.store} if memory else {}), "disk": disk}
-    paths = world.gather(memory.path if memory else None)
-    of_node = paths[world.rank - world.local_rank]
-    if memory is None and of_node is not None:
-        # Ranks of a node read what its first one keeps.
-        tiers = {"memory": Catalogue(of_node), **tiers}
+    tiers: dict[str, Catalogue] = {"disk": Catalogue(context.folder.path, patience=START_PATIENCE)}
+    of_node = world.gather(memory.path if memory else None)[world.rank - world.local_rank]
+    if of_node is not None:  # ranks of a node read what its first one keeps
+        tiers = {"memory": memory.store if memory else Catalogue(of_node), **tiers}
     found, any_passed_over = agree(world, tiers, alike=exact)
     if found is None and any_passed_over:
         logger.warning(f"NO COMPLETE CHECKPOINT IS LEFT in {context.folder.path}: training starts at epoch 1")

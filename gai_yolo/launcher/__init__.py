@@ -11,8 +11,9 @@
     rendezvous/
         client.py       which file or endpoint this node's agent goes by
         election.py     which of several endpoints, as pure decisions
-        file_store.py   a key-value store in a file that all nodes share
-        tcp_store.py    the same over TCP; requests.py: what may be asked
+        key_values.py   key-value stores: what may be asked of one
+        file_store.py   one in a file that all nodes share
+        tcp_store.py    the same over TCP
         channel.py      a connection between two who know the job's secret
         secret.py       that secret: where it comes from, and who else could read it
         run_name.py     which run of a job this is

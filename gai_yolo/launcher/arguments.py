@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
 
+from gai_yolo.distributed.network import Endpoint
 from gai_yolo.errors import Refusal, refused_by
 from gai_yolo.launcher.rendezvous.file_store import StoreRefused, check_store
 from gai_yolo.launcher.rendezvous.secret import HOW_TO_MAKE, SECRET_VARIABLE, Secret, given_secret, secret_for
-from gai_yolo.launcher.rendezvous.tcp_store import Endpoint
 from gai_yolo.launcher.verdict import EXIT_CODES
 
 RENDEZVOUS = {
@@ -119,8 +119,12 @@ def settings_from(given: argparse.Namespace) -> Settings:
     if not command:
         raise LaunchError("what to run is missing; end the line with -- elastic_train.py --config configs/config.yaml.")
     script, *arguments = command
-    (_check_module if module else _check_script)(script)
-    min_nodes, max_nodes = parse_nodes(given.nodes)
+    # A module is looked for as python -m does, from the current folder, without running a package's code.
+    if module and PathFinder.find_spec(script.partition(".")[0], [str(Path.cwd()), *sys.path]) is None:
+        raise LaunchError(f"-m {script}: there is no such module.")
+    if not module and not Path(script).is_file():
+        raise LaunchError(f"{script}: there is no such script in {Path.cwd()}.")
+    min_nodes, max_nodes = _parse_nodes(given.nodes)
     rendezvous = None if given.rendezvous is None else parse_rendezvous(given.rendezvous)
     if rendezvous is None and max_nodes > 1:
         raise LaunchError(f"--nodes {given.nodes}: several machines need a place to meet; give --rendezvous a shared file or host:port.")
@@ -139,7 +143,7 @@ def settings_from(given: argparse.Namespace) -> Settings:
         processes=given.processes_per_node,
         rendezvous=rendezvous,
         secret=secret,
-        rendezvous_settings=RENDEZVOUS | parse_settings(given.rendezvous_conf),
+        rendezvous_settings=RENDEZVOUS | _parse_settings(given.rendezvous_conf),
         job=given.job_id,
         max_restarts=given.max_restarts,
         host_name=given.host_name,
@@ -151,12 +155,8 @@ def settings_from(given: argparse.Namespace) -> Settings:
     )
 
 
-def parse_nodes(text: str) -> tuple[int, int]:
-    """`2` or `1:4` as the least and the greatest number of nodes.
-
-    Raises:
-        LaunchError: it is neither.
-    """
+def _parse_nodes(text: str) -> tuple[int, int]:
+    """`2` or `1:4` as the least and the greatest number of nodes."""
     match = re.fullmatch(r"(\d+)(?::(\d+))?", text)
     least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not 1 <= least <= most:
@@ -178,12 +178,8 @@ def parse_rendezvous(text: str) -> Path | tuple[Endpoint, ...]:
     return endpoints
 
 
-def parse_settings(text: str) -> dict[str, int]:
-    """`key=value,...` with the keys of `RENDEZVOUS`.
-
-    Raises:
-        LaunchError: another key, or no whole number from 1.
-    """
+def _parse_settings(text: str) -> dict[str, int]:
+    """`key=value,...` with the keys of `RENDEZVOUS`."""
     found = {}
     for part in filter(None, text.split(",")):
         key, _, value = part.partition("=")
@@ -217,14 +213,3 @@ def _check_file(path: Path) -> Path:
     except OSError as error:
         raise refused_by(error, LaunchError(f"--rendezvous {path}: cannot be read ({error.strerror}).")) from None
     return path
-
-
-def _check_script(script: str) -> None:
-    if not Path(script).is_file():
-        raise LaunchError(f"{script}: there is no such script in {Path.cwd()}.")
-
-
-def _check_module(name: str) -> None:
-    # Looked for as python -m does, from the current folder, without running a package's code.
-    if PathFinder.find_spec(name.partition(".")[0], [str(Path.cwd()), *sys.path]) is None:
-        raise LaunchError(f"-m {name}: there is no such module.")

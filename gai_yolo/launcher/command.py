@@ -53,11 +53,7 @@ def agent_command(settings: Settings, address: str, run: str, local_address: str
 
 
 def worker_command(arguments: Sequence[str]) -> list[str]:
-    """The command line with which torchrun starts a worker.
-
-    Args:
-        arguments: of the agent, as `agent_command` makes them: options have the form `--name=value`.
-    """
+    """The command line with which torchrun starts a worker, by the agent's arguments: their options have the form `--name=value`."""
     at = next(index for index, word in enumerate(arguments) if not word.startswith("--"))
     return [sys.executable, "-u", *(["-m"] if "--module" in arguments[:at] else []), *arguments[at:]]
 

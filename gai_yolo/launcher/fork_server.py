@@ -43,11 +43,7 @@ FORKED_WITHIN = 120.0
 
 
 class Script:
-    """What to run, as in `python PATH ARGUMENTS`, or `python -m MODULE ARGUMENTS`.
-
-    Args:
-        words: what follows `python`.
-    """
+    """What to run: what follows `python`, `PATH ARGUMENTS` or `-m MODULE ARGUMENTS`."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self.is_module = words[0] == "-m"
@@ -114,11 +110,7 @@ def forks_well() -> bool:
 
 def be_server(requests: Connection, agent: int, script: Script, prepare: Callable[[], None]) -> None:
     """Be the server until the agent hangs up, and, in its forks, the script. A request is a worker's environment, the answer its process
-    id, or 0 where a fork would not be as good as a new process.
-
-    Args:
-        prepare: imports.
-    """
+    id, or 0 where a fork would not be as good as a new process. `prepare` imports."""
     die_with_parent(agent, signal.SIGKILL)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whoever has started all this may have it ignored, and nobody could be waited for
     handlers = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS_FOR_WORKERS}

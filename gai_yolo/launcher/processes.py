@@ -17,45 +17,27 @@ REAPED_WITHIN = 10.0
 """Seconds that a killed process may take to end, as it may while a device or a network disk does not answer."""
 
 
-class Child:
+class Child(subprocess.Popen[bytes]):
     """A process in a session of its own: a terminal's Ctrl-C reaches it through this process alone."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        self._process = subprocess.Popen(command, env=dict(environment), start_new_session=True)
-        self._started = time.monotonic()
-
-    @property
-    def pid(self) -> int:
-        """Process id."""
-        return self._process.pid
-
-    @property
-    def seconds(self) -> float:
-        """Since the start."""
-        return time.monotonic() - self._started
-
-    def poll(self) -> int | None:
-        """Exit code, minus a signal's number, or None while it runs."""
-        return self._process.poll()
+        super().__init__(command, env=dict(environment), start_new_session=True)
+        self.started = time.monotonic()
 
     def end(self, patience: float, hurry: Callable[[], bool]) -> int:
         """Send SIGTERM, once; SIGKILL when the patience (seconds) is over, or `hurry` says so. Returns as `poll`."""
-        self._process.terminate()
+        self.terminate()
         deadline = time.monotonic() + patience
         while (code := self.poll()) is None:
             if time.monotonic() > deadline or hurry():
-                self._process.kill()
-                return self._process.wait()
+                self.kill()
+                return self.wait()
             time.sleep(CHILD_TICK)
         return code
 
 
 def reap_orphans(own: Sequence[int] = ()) -> None:
-    """Take note of the ends of adopted children, which would stay as zombies.
-
-    Args:
-        own: children that somebody else waits for.
-    """
+    """Take note of the ends of adopted children, which would stay as zombies, but for those of `own`, which somebody else waits for."""
     if not hasattr(os, "waitid"):
         return  # macOS with an old Python; where orphans cannot be adopted, either
     with contextlib.suppress(ChildProcessError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 import logging
 import os
 import secrets
@@ -24,21 +23,10 @@ from gai_yolo.launcher.rendezvous.election import Target
 from gai_yolo.launcher.rendezvous.file_store import StoreRefused
 from gai_yolo.launcher.rendezvous.run_name import UNNAMED, JobDone, agree_on_run, numbered, random_name
 from gai_yolo.launcher.rendezvous.secret import Secret, SecretError, read_secret, secret_for
-from gai_yolo.launcher.verdict import (
-    CLOSED,
-    FAILED,
-    OBSTRUCTED,
-    RENDEZVOUS_LOST,
-    End,
-    History,
-    Verdict,
-    clear_outcome,
-    code_when_told,
-    read_outcome,
-)
+from gai_yolo.launcher.verdict import CLOSED, FAILED, OBSTRUCTED, RENDEZVOUS_LOST, End, History, Verdict, code_when_told
 from gai_yolo.log import showing
 from gai_yolo.processes import adopt_orphans
-from gai_yolo.supervision.outcome import Outcome
+from gai_yolo.supervision.outcome import Outcome, clear_outcome, read_outcome
 from gai_yolo.supervision.streams import forgive_lost_streams
 
 logger = logging.getLogger(__name__)
@@ -58,29 +46,26 @@ def main(given: argparse.Namespace) -> int:
         LaunchError: what the user must mend.
     """
     forgive_lost_streams()  # a log on a full disk, a terminal that is gone: neither ends a job
+    is_waiting = False
     with showing(on_stderr):
-        return _launch(given)
-
-
-def _launch(given: argparse.Namespace) -> int:
-    for attempt in itertools.count(1):
-        try:
-            settings = settings_from(given)
-            with tempfile.TemporaryDirectory(prefix="gai-yolo-launch-", ignore_cleanup_errors=True) as folder:
-                secret = secret_for(Path(folder) / "rendezvous" if settings.rendezvous is None else settings.rendezvous, settings.secret)
-                return Launcher(settings, secret, Path(folder)).run()
-        except Refusal as refusal:
-            if not refusal.is_transient:
-                raise
-            obstacle = str(refusal)
-        except OSError as error:
-            obstacle = f"{error.filename or tempfile.gettempdir()}: {error.strerror or error}."
-            if not is_transient(error):
-                raise LaunchError(obstacle) from None
-        if attempt == 1:
-            logger.info(f"waiting: {obstacle} Trying again every {START_AGAIN:.0f} s.")
-        time.sleep(START_AGAIN)
-    raise AssertionError("not reached")
+        while True:
+            try:
+                settings = settings_from(given)
+                with tempfile.TemporaryDirectory(prefix="gai-yolo-launch-", ignore_cleanup_errors=True) as folder:
+                    secret = secret_for(settings.rendezvous or Path(folder) / "rendezvous", settings.secret)
+                    return Launcher(settings, secret, Path(folder)).run()
+            except Refusal as refusal:
+                if not refusal.is_transient:
+                    raise
+                obstacle = str(refusal)
+            except OSError as error:
+                obstacle = f"{error.filename or tempfile.gettempdir()}: {error.strerror or error}."
+                if not is_transient(error):
+                    raise LaunchError(obstacle) from None
+            if not is_waiting:
+                logger.info(f"waiting: {obstacle} Trying again every {START_AGAIN:.0f} s.")
+            is_waiting = True
+            time.sleep(START_AGAIN)
 
 
 class Signals:
@@ -96,8 +81,7 @@ class Signals:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
                 signal.signal(number, self._note)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        del frame
+    def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.told is None:
             self.told = signal.Signals(number)
         elif number == signal.SIGINT == self.told:
@@ -105,11 +89,7 @@ class Signals:
 
 
 class Launcher:
-    """Keeps one agent going.
-
-    Args:
-        folder: of this launcher alone.
-    """
+    """Keeps one agent going; the folder is of this launcher alone."""
 
     def __init__(self, settings: Settings, secret: Secret, folder: Path) -> None:
         self._settings, self._secret, self._folder = settings, secret, folder
@@ -124,7 +104,6 @@ class Launcher:
             adopt_orphans()
 
     def run(self) -> int:
-        """See `main`."""
         code = FAILED
         try:
             while True:
@@ -195,7 +174,7 @@ class Launcher:
                 code = agent.end(AGENT_PATIENCE, lambda: self._signals.hurry)
                 break
             time.sleep(CHILD_TICK)
-        seconds = agent.seconds
+        seconds = time.monotonic() - agent.started
         killed_by_us = code == -signal.SIGKILL and (moved or self._signals.told is not None)
         end_orphans(KILLED_PATIENCE if killed_by_us else AGENT_PATIENCE, lambda: self._signals.hurry)
         return End(code, seconds, read_outcome(self._outcome), self._signals.told, moved)

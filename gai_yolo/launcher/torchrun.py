@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,44 +16,23 @@ import torch
 import torch.distributed.run as torchrun
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.elastic.rendezvous import (
-    RendezvousClosedError,
-    RendezvousError,
-    RendezvousParameters,
-    rendezvous_handler_registry,
-)
+from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousError, RendezvousParameters, rendezvous_handler_registry
 
-from gai_yolo.errors import Ending
+from gai_yolo.errors import LAST_WORDS, Ending
 from gai_yolo.launcher.command import BACKEND, JOB_VARIABLE, threads_each
 from gai_yolo.launcher.fork_server import ForkServer, fork_workers
-from gai_yolo.launcher.rendezvous.handler import StopStarting, StoreLost, StoreRendezvous, make_rendezvous
+from gai_yolo.launcher.rendezvous.handler import StopStarting, StoreLost, StoreRendezvous
 from gai_yolo.launcher.rendezvous.state import KNOWN_TORCH, unknown_torch
-from gai_yolo.launcher.verdict import (
-    CLOSED,
-    DONE,
-    FAILED,
-    KILLED_AT_ONCE,
-    LAST_WORDS,
-    RENDEZVOUS_LOST,
-    TERMINATED,
-    RestartCounter,
-    clear_outcome,
-    have_failed,
-    read_outcome,
-)
+from gai_yolo.launcher.verdict import CLOSED, DONE, FAILED, KILLED_AT_ONCE, RENDEZVOUS_LOST, TERMINATED, RestartCounter, have_failed
 from gai_yolo.machine import available_cores
 from gai_yolo.supervision.outcome import VARIABLE as OUTCOME_VARIABLE
-from gai_yolo.supervision.outcome import Outcome, write_outcome
+from gai_yolo.supervision.outcome import Outcome, clear_outcome, read_outcome, write_outcome
 
 logger = logging.getLogger(__name__)
 
 
 def run(arguments: Sequence[str], server: ForkServer | None = None) -> int:
-    """Be torchrun's agent; returns an exit code of `verdict.py`.
-
-    Args:
-        server: gives the workers, where it can.
-    """
+    """Be torchrun's agent, whose workers the server gives where it can; returns an exit code of `verdict.py`."""
     outcome = Path(os.environ[OUTCOME_VARIABLE])
     rendezvous: list[StoreRendezvous] = []
     try:
@@ -65,7 +44,7 @@ def run(arguments: Sequence[str], server: ForkServer | None = None) -> int:
         return FAILED
 
     def make(parameters: RendezvousParameters) -> StoreRendezvous:
-        rendezvous.append(make_rendezvous(parameters, os.environ[JOB_VARIABLE], RestartCounter(outcome, time.monotonic, exit_codes)))
+        rendezvous.append(StoreRendezvous(parameters, os.environ[JOB_VARIABLE], RestartCounter(outcome, time.monotonic, exit_codes)))
         return rendezvous[0]
 
     rendezvous_handler_registry.register(BACKEND, make)
@@ -78,7 +57,7 @@ def run(arguments: Sequence[str], server: ForkServer | None = None) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_each(available_cores(), processes)))
     _quieten_tracebacks()
     interruption = SignalToException(outcome)
-    code = _end_of(lambda: _run(given, server))
+    code = _run(given, server)
     interruption.is_over()
     for one in rendezvous:
         _say_good_bye(one, succeeded=code == DONE)
@@ -97,10 +76,8 @@ def count_processes(setting: str) -> int:
 
 class SignalToException:
     """Turns the first signal into torchrun's exception, which ends the workers with SIGTERM and waits for them. It ignores those that
-    follow: torchrun would leave its wait, and its workers.
-
-    Args:
-        outcome: what stands there at the signal outlives what other workers say because they are ended.
+    follow: torchrun would leave its wait, and its workers. What stands in the file `outcome` at the signal outlives what other workers say
+    because they are ended.
     """
 
     def __init__(self, outcome: Path) -> None:
@@ -117,28 +94,23 @@ class SignalToException:
             clear_outcome(self._outcome)
             write_outcome(self._outcome, self._said)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        del frame
+    def _note(self, number: int, _frame: FrameType | None) -> None:
         if not self._seen:
             self._seen = True
             self._said = read_outcome(self._outcome)
             raise SignalException(f"signal {number}", signal.SIGTERM)
 
 
-def _run(given: argparse.Namespace, server: ForkServer | None) -> None:
-    if server is not None:
-        server.wait()  # before the rendezvous: the other nodes compute until this one has joined them
-    torchrun.run(given)  # type: ignore[no-untyped-call]
-
-
-def _end_of(action: Callable[[], Any]) -> int:
+def _run(given: argparse.Namespace, server: ForkServer | None) -> int:
     """Run it, and say how it ended."""
     try:
-        action()
+        if server is not None:
+            server.wait()  # before the rendezvous: the other nodes compute until this one has joined them
+        torchrun.run(given)  # type: ignore[no-untyped-call]
     except SignalException:
         return TERMINATED
     except StopStarting as stop:
-        return stop.code
+        return int(stop.args[0])
     except RendezvousClosedError:
         return CLOSED
     except (RendezvousError, StoreLost) as error:

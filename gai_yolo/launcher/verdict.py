@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gai_yolo.errors import HARDWARE, INTERRUPTED, LEFT, OF_ANOTHER, RESTART, Ending
-from gai_yolo.supervision.outcome import Outcome
+from gai_yolo.errors import HARDWARE, INTERRUPTED, LAST_WORDS, LEFT, RESTART, Ending
+from gai_yolo.supervision.outcome import Outcome, clear_outcome, read_outcome
 
 EXIT_CODES = """\
 exit codes:
@@ -29,11 +28,8 @@ share that does not answer) is waited for, and one line says for what; a process
 DONE, FAILED, RENDEZVOUS_LOST, IN_VAIN, CLOSED, KILLED_AT_ONCE, OBSTRUCTED, TERMINATED = 0, 1, 69, 70, 71, 72, 73, 143
 """Exit codes of the agent; nobody but the launcher sees them. 70: the script fails as soon as it is started; 71: other nodes
 have finished the run; 72: processes are killed as soon as they are started; 73: they wait for something."""
-LAST_WORDS = frozenset({Ending.FINISHED, Ending.REFUSED, Ending.DIVERGED, Ending.HARDWARE, Ending.NO_PROGRESS, Ending.INTERRUPTED})
-"""Endings of workers that must not be started again by their agent. `LEFT` is not among them: workers also leave when the agent ends
-them because a node has come or gone."""
 FINAL = LAST_WORDS - {Ending.FINISHED, Ending.HARDWARE}
-"""Those after which the launcher ends, too."""
+"""Those of `LAST_WORDS` after which the launcher ends, too."""
 
 SOON_SECONDS = 30.0
 """Seconds; who ends earlier may have ended as it was started."""
@@ -98,17 +94,17 @@ class History:
             return Verdict(HARDWARE, end.outcome.reason)
         if end.moved:
             return Verdict(None, "")
+        if said != Ending.WAITING or end.seconds > LASTED:  # nothing in the way, or something else
+            self._obstacles, self._told_obstacle = 0, ""
         if said == Ending.WAITING and end.outcome:
-            if end.seconds > LASTED:
-                self._obstacles, self._told_obstacle = 0, ""  # another one
             return self._wait_for(end.outcome.reason)
-        self._obstacles, self._told_obstacle = 0, ""
-        self._vain = self._vain + _times(end) if _is_vain(end) else 0
+        ends = MOST_AT_ONCE if end.code == IN_VAIN else 1
+        self._vain = self._vain + ends if _is_vain(end) else 0
         self._vain_seconds = self._vain_seconds + end.seconds if self._vain else 0.0
         if self._vain >= MOST_VAIN_ENDS and self._vain_seconds >= LEAST_VAIN_SECONDS:
-            return Verdict(
-                FAILED, f"{_who_failed(end)} {self._vain} times in a row within {SOON_SECONDS:.0f} s of its start; its messages are above"
-            )
+            who = "the script" if end.code == IN_VAIN or end.outcome else "torchrun"
+            times = f"{self._vain} times in a row within {SOON_SECONDS:.0f} s of its start"
+            return Verdict(FAILED, f"{who} ended {times}; its messages are above")
         self._failures = 1 if end.seconds > LASTED else self._failures + 1
         wait = backoff(self._failures)
         self._vain_seconds += wait if self._vain else 0.0
@@ -128,14 +124,6 @@ def _is_vain(end: End) -> bool:
     if end.code in (RENDEZVOUS_LOST, KILLED_AT_ONCE, OBSTRUCTED) or end.code < 0 or (end.code != IN_VAIN and end.seconds >= SOON_SECONDS):
         return False
     return end.outcome is None or end.outcome.ending == Ending.FAILED
-
-
-def _times(end: End) -> int:
-    return MOST_AT_ONCE if end.code == IN_VAIN else 1
-
-
-def _who_failed(end: End) -> str:
-    return "the script ended" if end.code == IN_VAIN or end.outcome else "torchrun ended"
 
 
 def _final(end: End) -> Verdict | None:
@@ -160,52 +148,13 @@ def code_when_told(told: signal.Signals, outcome: Outcome | None) -> Verdict:
         # Workers are told by SIGTERM, whatever this process was told by.
         return Verdict(INTERRUPTED, outcome.reason.replace(signal.SIGTERM.name, "Ctrl-C", 1))
     if outcome is not None and outcome.ending in (Ending.HARDWARE, Ending.LEFT):
-        return Verdict(outcome.code, outcome.reason)
+        return Verdict(outcome.ending.exit_code, outcome.reason)
     return Verdict(INTERRUPTED if told == signal.SIGINT else TERMINATED, f"ended by {told.name}")
 
 
 def backoff(failures: int) -> float:
     """Seconds to wait after so many failures in a row."""
     return float(min(2 ** min(failures - 1, 10), MOST_BACKOFF))
-
-
-def read_outcome(path: Path) -> Outcome | None:
-    """What workers have said, or None: what the first of them says that tells of itself, else what the node's first process says."""
-    first, found = None, []
-    for one in _paths(path):
-        said = _read(one)
-        if said is not None:
-            first = said[1] if one == path else first
-            found.append(said)
-    causes = [outcome for _, outcome in sorted(found, key=lambda said: said[0]) if outcome.ending not in OF_ANOTHER]
-    return causes[0] if causes else first
-
-
-def clear_outcome(path: Path) -> None:
-    """Forget what workers have said."""
-    for one in _paths(path):
-        one.unlink(missing_ok=True)
-
-
-def _paths(path: Path) -> list[Path]:
-    """Where a node's processes say how they end."""
-    return [path, *path.parent.glob(f"{path.name}.*[0-9]")]
-
-
-def _read(path: Path) -> tuple[float, Outcome] | None:
-    """What one process has said, and when, in seconds of the monotonic clock."""
-    try:
-        said = json.loads(path.read_text())
-        code = int(said["code"])
-        given = said.get("ending")
-        ending = Ending(given) if given in list(Ending) else _OF_CODE.get(code, Ending.UNKNOWN)
-        return float(said.get("at", 0.0)), Outcome(ending, str(said["reason"]))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
-
-
-_OF_CODE = {ending.exit_code: ending for ending in LAST_WORDS - {Ending.DIVERGED} | {Ending.LEFT}}
-"""For scripts that say no more than a code."""
 
 
 class RestartCounter:
@@ -223,11 +172,8 @@ class RestartCounter:
         self._has_waited = False
 
     def before(self, resized: bool) -> int | None:
-        """To be called before workers are started: the code with which the agent is to end instead, or None.
-
-        Args:
-            resized: it was the agent that ended the workers, because a node waits.
-        """
+        """To be called before workers are started: the code with which the agent is to end instead, or None. `resized`: it was the agent
+        that ended the former ones, because a node waits."""
         outcome = read_outcome(self._outcome)
         if outcome is not None and outcome.ending in LAST_WORDS:
             return FAILED
@@ -235,12 +181,12 @@ class RestartCounter:
         soon = self._started is not None and self._clock() - self._started < SOON_SECONDS
         if self._has_waited and not resized and (soon or has_waited):
             return OBSTRUCTED  # what is said stays for the launcher; also if imports and index take long each time
-        if not soon or resized:
+        if not soon or resized or (outcome is not None and outcome.ending != Ending.FAILED):
             self._failures = self._kills = 0
-        elif outcome is None or outcome.ending == Ending.FAILED:
-            self._count(have_failed(self._exit_codes()))
+        elif have_failed(self._exit_codes()):
+            self._failures, self._kills = self._failures + 1, 0
         else:
-            self._failures = self._kills = 0
+            self._failures, self._kills = 0, self._kills + 1
         if self._failures >= MOST_AT_ONCE:
             return IN_VAIN
         clear_outcome(self._outcome)
@@ -249,9 +195,6 @@ class RestartCounter:
     def begun(self) -> None:
         """Workers are started now."""
         self._started = self._clock()
-
-    def _count(self, failed: bool) -> None:
-        self._failures, self._kills = (self._failures + 1, 0) if failed else (0, self._kills + 1)
 
 
 def have_failed(exit_codes: Sequence[int]) -> bool:
@@ -262,15 +205,16 @@ def have_failed(exit_codes: Sequence[int]) -> bool:
     return any(code > 0 and code not in (LEFT, RESTART, INTERRUPTED) for code in exit_codes)
 
 
+_TOLD = {
+    IN_VAIN: "the script ends as soon as it is started",
+    KILLED_AT_ONCE: "processes are killed as soon as they are started",
+    RENDEZVOUS_LOST: "the rendezvous was lost",
+}
+
+
 def _told_end(end: End) -> str:
     if end.outcome is not None and end.code in (FAILED, TERMINATED, IN_VAIN):
         return end.outcome.reason
-    if end.code == IN_VAIN:
-        return "the script ends as soon as it is started"
-    if end.code == KILLED_AT_ONCE:
-        return "processes are killed as soon as they are started"
     if end.code < 0:
         return f"torchrun was killed by {signal.Signals(-end.code).name}"
-    if end.code == RENDEZVOUS_LOST:
-        return "the rendezvous was lost"
-    return f"torchrun ended with code {end.code}"
+    return _TOLD.get(end.code, f"torchrun ended with code {end.code}")

@@ -64,11 +64,7 @@ class Difference:
 
 
 def compare(members: Sequence[Member]) -> Difference | None:
-    """Which members differ in what; None if none does.
-
-    Args:
-        members: in rank order.
-    """
+    """Which members, given in rank order, differ in what; None if none does."""
     names = dict.fromkeys(key for member in members for key in member.facts)
     keys = tuple(key for key in names if len({_text(member.facts.get(key)) for member in members}) > 1)
     if not keys:

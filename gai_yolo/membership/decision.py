@@ -81,7 +81,7 @@ def decide(claims: Sequence[Claim], started_over: bool, exact: bool, name: str, 
     newest = max((claim.record.generation for claim, counts in zip(claims, counting, strict=True) if counts), default=0)
     # Nodes that were not there when the job started over know neither that nor its generation.
     ours = _of_job(claims, launch, newest)
-    fates = dict.fromkeys(range(len(claims)), KEPT)
+    fates = [KEPT] * len(claims)
     current = []
     for place, claim in enumerate(claims):
         if not counting[place]:
@@ -90,14 +90,15 @@ def decide(claims: Sequence[Claim], started_over: bool, exact: bool, name: str, 
             fates[place] = Fate(aside=True, why="is of another run than the other nodes'")
         else:
             current.append(place)
-    candidates = sorted((claims[place] for place in current), key=_order)
+    current.sort(key=lambda place: _order(claims[place]))  # so that all refuse alike
+    candidates = [claims[place] for place in current]
     best = _best(candidates)
     record = RunRecord(f"{max(last, 1)}-{name}")
     if best is not None:
-        for place in sorted(current, key=lambda place: _order(claims[place])):  # so that all refuse alike
+        for place in current:
             fates[place] = _fate(claims[place], best, exact)
         record = _record(best, candidates, record.run_id)
-    return record, list(fates.values())
+    return record, fates
 
 
 def _of_job(claims: Sequence[Claim], launch: str, newest: int) -> bool:
@@ -119,12 +120,8 @@ def _order(claim: Claim) -> tuple[str, ...]:
 
 
 def _best(candidates: Sequence[Claim]) -> Claim | None:
-    """The claim that is gone on with. Who has gone back meant it; otherwise the most progress counts. An empty folder never counts, unless
-    all are empty.
-
-    Args:
-        candidates: sorted.
-    """
+    """Which of the sorted claims is gone on with. Who has gone back meant it; otherwise the most progress counts. An empty folder never
+    counts, unless all are empty."""
     named = Counter(claim.record.run_id for claim in candidates if claim.record.run_id)
     ordered = sorted(candidates, key=lambda claim: (-named[claim.record.run_id], claim.record.run_id))
     holders = [claim for claim in ordered if claim.progress is not None]

@@ -37,26 +37,15 @@ logger = logging.getLogger(__name__)
 
 
 class Environment:
-    """What this rank trains with, in a form that is compared with the other ranks' and with an earlier start's.
-
-    Args:
-        record: of an earlier start of the same run, as this node's run folder has it.
-    """
+    """What this rank trains with, in a form that is compared with the other ranks', and with the record of an earlier start of the same run
+    that this node's run folder has."""
 
     def __init__(self, facts: Facts, processor: Facts, record: Facts | None) -> None:
         self._facts, self._processor, self._record = {**facts}, processor, record
 
-    @classmethod
-    def of(cls, config: Config, world: World, record: Facts | None) -> Environment:
-        """That of this process."""
-        return cls(shared_facts(config, world), processor_facts(world), record)
-
     def check(self, world: World, exact: bool) -> None:
-        """Compare what is known before anything is read. A collective; raises as `must_agree`.
-
-        Args:
-            exact: `training.exact`, under which other processors are worth a warning.
-        """
+        """Compare what is known before anything is read; under `training.exact` other processors are worth a warning. A collective; raises
+        as `must_agree`."""
         must_agree(world, self._facts, self._record)
         differing = should_agree(world, self._processor)
         if exact and differing is not None:

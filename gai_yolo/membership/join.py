@@ -6,6 +6,7 @@ The record (`store/run_record`) is durable on every node before the first step, 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import socket
 import threading
@@ -44,25 +45,18 @@ class Membership:
     memory: NodeMemory | None
     """Of this node, on the rank that keeps the node's state there."""
 
-    def release(self) -> None:
-        """Let another process keep it."""
-        if self.memory is not None:
-            self.memory.release()
-
 
 @dataclass(frozen=True)
 class Claims:
     """What all nodes hold, the same on every rank."""
 
     all: list[Claim]
-    first_own: int
-    """Place of this rank's first one."""
-    num_own: int
+    own: range
+    """Places of this rank's."""
 
-    def fate(self, tier: str, fates: Sequence[Fate]) -> Fate | None:
-        """What is to become of this node's disk or memory; None if it claims nothing."""
-        own = range(self.first_own, self.first_own + self.num_own)
-        return next((fates[place] for place in own if self.all[place].tier == tier), None)
+    def fate(self, tier: str, fates: Sequence[Fate]) -> Fate:
+        """What is to become of this node's disk or memory; of one that claims nothing, nothing."""
+        return next((fates[place] for place in self.own if self.all[place].tier == tier), KEPT)
 
 
 def gather_claims(context: JobContext, memory: NodeMemory | None, started_over: bool) -> Claims:
@@ -74,10 +68,11 @@ def gather_claims(context: JobContext, memory: NodeMemory | None, started_over: 
     world = context.world
     mine = world.together(lambda: own_claims(context, memory, started_over) if world.is_first_on_node else [])
     gathered = world.gather(mine)
-    if not started_over and is_open([claim for claims in gathered for claim in claims]):
+    if not started_over and is_open(list(itertools.chain(*gathered))):
         mine = world.together(lambda: [looked_at(claim, context, memory) for claim in mine])
         gathered = world.gather(mine)
-    return Claims([claim for claims in gathered for claim in claims], sum(map(len, gathered[: world.rank])), len(mine))
+    first = sum(map(len, gathered[: world.rank]))
+    return Claims(list(itertools.chain(*gathered)), range(first, first + len(mine)))
 
 
 def own_claims(context: JobContext, memory: NodeMemory | None, started_over: bool) -> list[Claim]:
@@ -148,7 +143,7 @@ def join(
         Refusal: on all ranks: what is not to be gone on from cannot be moved aside.
     """
     world = context.world
-    fate = claims.fate("disk", fates) or KEPT
+    fate = claims.fate("disk", fates)
     first = world.from_first(lambda: join_folder(context, record, fate))  # first alone, because the folder may be shared
     gone = first or moved
     # A network file system may show the old record under the old name for a while, but knows where the folder is now.
@@ -158,7 +153,7 @@ def join(
         return None
     home = own or (gone if gone is not None and is_shared else context.folder.path)
     try:
-        return join_memory(context, memory, record, claims.fate("memory", fates) or KEPT, home)
+        return join_memory(context, memory, record, claims.fate("memory", fates), home)
     except (OSError, Refusal) as error:
         memory.release()
         tell(f"{memory.path}: cannot be used ({getattr(error, 'strerror', None) or error}). No state is kept in this node's memory.")
@@ -193,11 +188,7 @@ def join_folder(context: JobContext, record: RunRecord, fate: Fate) -> Path | No
 
 
 def join_memory(context: JobContext, memory: NodeMemory, record: RunRecord, fate: Fate, home: Path) -> NodeMemory:
-    """The same for this node's memory.
-
-    Args:
-        home: folder of the run that its states belong to.
-    """
+    """The same for this node's memory, whose states belong to the run in the folder `home`."""
     aside = memory.set_aside(fate.beyond) if fate.aside or fate.beyond is not None else None
     if aside is not None:
         size = sum(path.stat().st_size for path in aside.rglob("*") if path.is_file())
@@ -238,10 +229,7 @@ def is_anchored(context: JobContext, record: RunRecord) -> bool:
 
 
 def remember(context: JobContext, run: Membership, found: LoadedCheckpoint | None, identity: dict[str, Any]) -> None:
-    """Make what holds for the rest of the run durable on every node, before the first step. A collective.
-
-    Args:
-        run: with what is settled.
+    """Make what holds for the rest of the run, what is settled included, durable on every node, before the first step. A collective.
 
     Raises:
         Refusal: on all ranks: nothing was saved yet, and a node can keep the record neither on its disk nor in its memory.

@@ -96,14 +96,12 @@ def _tails(images: Records) -> list[str]:
 
 def _aligned(before: Records, now: Records, names_before: Sequence[str], names_now: Sequence[str]) -> list[int] | None:
     places: list[int] = []
-    place = 0
+    rest = iter(enumerate(names_before))
     for record, name in zip(now, names_now, strict=True):
-        while place < len(before) and not (names_before[place] == name and _same(before[place], record)):
-            place += 1
-        if place == len(before):
+        place = next((place for place, was in rest if was == name and _same(before[place], record)), None)
+        if place is None:
             return None
         places.append(place)
-        place += 1
     return places
 
 

@@ -55,7 +55,8 @@ class Notices:
         for end in (self._reader, self._writer):
             os.set_blocking(end, False)
         self._wakeup_before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS if not _is_for_nohup(number)}
+        heeded = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]  # nohup
+        self._before = {number: signal.signal(number, self._note) for number in heeded}
 
     def defer(self, on: bool) -> None:
         """Whether Ctrl-C waits for somebody who asks for notices."""
@@ -111,7 +112,3 @@ class Notices:
         with self._reading, contextlib.suppress(BlockingIOError):
             while self._reader >= 0 and (numbers := os.read(self._reader, 64)):
                 self._signals += [(number, self._clock()) for number in numbers if number in self._before]
-
-
-def _is_for_nohup(number: int) -> bool:
-    return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from gai_yolo.errors import OWN_REASONS, Ending
+from gai_yolo.errors import LAST_WORDS, OF_ANOTHER, OWN_REASONS, Ending
 
 VARIABLE = "GAI_YOLO_OUTCOME"
 """Environment variable: the file, in a folder of the launcher's own, in which workers say why they end, `{"code": int, "reason": str,
@@ -20,6 +20,8 @@ VARIABLE = "GAI_YOLO_OUTCOME"
 last two out."""
 LAUNCHER_VARIABLE = "GAI_YOLO_LAUNCHER"
 """Environment variable: process id of the launcher, if there is one."""
+_OF_CODE = {ending.exit_code: ending for ending in LAST_WORDS - {Ending.DIVERGED} | {Ending.LEFT}}
+"""For scripts that say no more than a code."""
 AGENT = os.getppid()
 """Process id of torchrun's agent, if there is one; when it has died, the parent is another process, which is not to be ended."""
 
@@ -31,11 +33,6 @@ class Outcome:
     ending: Ending
     reason: str
     """One sentence for people."""
-
-    @property
-    def code(self) -> int:
-        """Exit code."""
-        return self.ending.exit_code
 
 
 def is_under_torchrun() -> bool:
@@ -72,8 +69,40 @@ def report(outcome: Outcome) -> None:
 def write_outcome(path: Path, outcome: Outcome) -> None:
     """Say it in a file, all of it or nothing; raises `OSError`."""
     temp = path.with_name(f".{path.name}.{os.getpid()}")
-    temp.write_text(json.dumps({"code": outcome.code, "reason": outcome.reason, "ending": outcome.ending, "at": time.monotonic()}))
+    said = {"code": outcome.ending.exit_code, "reason": outcome.reason, "ending": outcome.ending, "at": time.monotonic()}
+    temp.write_text(json.dumps(said))
     temp.rename(path)
+
+
+def read_outcome(path: Path) -> Outcome | None:
+    """What workers have said, or None: what the first of them says that tells of itself, else what the node's first process says."""
+    said = {one: found for one in _paths(path) if (found := _read(one)) is not None}
+    causes = [found for found in said.values() if found[1].ending not in OF_ANOTHER]
+    _, outcome = min(causes, key=lambda found: found[0]) if causes else said.get(path, (0.0, None))
+    return outcome
+
+
+def clear_outcome(path: Path) -> None:
+    """Forget what workers have said."""
+    for one in _paths(path):
+        one.unlink(missing_ok=True)
+
+
+def _paths(path: Path) -> list[Path]:
+    """Where a node's processes say how they end."""
+    return [path, *path.parent.glob(f"{path.name}.*[0-9]")]
+
+
+def _read(path: Path) -> tuple[float, Outcome] | None:
+    """What one process has said, and when, in seconds of the monotonic clock."""
+    try:
+        said = json.loads(path.read_text())
+        code = int(said["code"])
+        given = said.get("ending")
+        ending = Ending(given) if given in list(Ending) else _OF_CODE.get(code, Ending.UNKNOWN)
+        return float(said.get("at", 0.0)), Outcome(ending, str(said["reason"]))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
 
 
 def _path() -> Path | None:

@@ -18,7 +18,6 @@ class Forgiving:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """As of any text stream."""
         with contextlib.suppress(OSError):
             try:
                 return self._stream.write(text)
@@ -28,12 +27,10 @@ class Forgiving:
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
-        """As of any text stream."""
         for line in lines:
             self.write(line)
 
     def flush(self) -> None:
-        """As of any text stream."""
         with contextlib.suppress(OSError):
             self._stream.flush()
 

@@ -30,7 +30,7 @@ from gai_yolo.errors import Ending
 from gai_yolo.goodput.record import Phase
 from gai_yolo.sections import ElasticConfig
 from gai_yolo.supervision import outcome
-from gai_yolo.supervision.notices import Notices
+from gai_yolo.supervision.notices import Notice, Notices
 
 TICK = 0.1
 """Seconds between two looks."""
@@ -121,7 +121,6 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> None:
-        """Begin to look."""
         self._thread.start()
 
     def enter(self, phase: Phase) -> None:
@@ -156,7 +155,6 @@ class Watchdog:
             self._active_at = self._clock()
 
     def stop(self) -> None:
-        """Look no more."""
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -176,7 +174,7 @@ class Watchdog:
         if outcome.is_under_torchrun() and os.getppid() != outcome.AGENT:
             self._depart(Ending.AGENT_GONE, "the launcher's agent is gone")
         notice = self.notices.pending()
-        if notice is not None and self._clock() >= notice.at + self._until_acting():
+        if notice is not None and self._clock() >= notice.at + self._until_acting(notice):
             end = notice.at + (1 - 1.5 * RESERVE) * self.limits.grace
             self._depart(notice.ending, f"{notice.cause}: this process leaves", notice.launcher_knows, end)
         lost = self.others.lost if self.others is not None else None
@@ -208,14 +206,14 @@ class Watchdog:
             return f"{self._phase} hung: nothing has moved for {now - self._active_at:.0f} s{place_of(self._watched_thread)}"
         return None
 
-    def _until_acting(self) -> float:
+    def _until_acting(self, notice: Notice) -> float:
         """Seconds from a notice until this thread acts on it in the place of the training thread."""
         if self._phase in STARTING or self._phase == Phase.EVALUATION:
             return 0.0  # the state stands still
         if self._phase == Phase.CLOSING:
             return 0.6 * self.limits.grace
-        notice, patience = self.notices.pending(), self.limits.grace / 5
-        if notice is not None and self._durations and self._since + statistics.median(self._durations) > notice.at + patience:
+        patience = self.limits.grace / 5
+        if self._durations and self._since + statistics.median(self._durations) > notice.at + patience:
             return 0.0  # the step will not be done by then
         return patience
 

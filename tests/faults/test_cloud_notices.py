@@ -19,9 +19,9 @@ import pytest
 from gai_yolo.errors import ConfigError
 from gai_yolo.log import showing
 from gai_yolo.supervision.cloud import watch as metadata
-from gai_yolo.supervision.cloud.firmware import machine_vendor
 from gai_yolo.supervision.cloud.http import MOST_UNANSWERED, HttpClient
-from gai_yolo.supervision.cloud.watch import CloudNotice, CloudWatch, Provider
+from gai_yolo.supervision.cloud.providers import CloudNotice, Provider
+from gai_yolo.supervision.cloud.watch import CloudWatch, machine_vendor
 from tests.faults.metadata_servers import FLOOD_BYTES, LIES, SERVERS, AwsServer, AzureServer, GcpServer, Lie, MetadataServer, Reply, Request
 
 POLL = 0.05

@@ -39,6 +39,11 @@ def test_loopback_interface_has_its_address() -> None:
 @linux
 @pytest.mark.parametrize(("own", "chosen"), [("127.0.1.1", "eth0"), ("10.0.0.5", None), (None, None)])
 def test_gloo_is_told_only_where_the_host_name_leads_astray(monkeypatch: pytest.MonkeyPatch, own: str | None, chosen: str | None) -> None:
-    monkeypatch.setattr(interfaces, "_resolve", lambda host: own if host == socket.gethostname() else "127.0.0.1")
+    def resolve(host: str) -> str:
+        if own is None:
+            raise socket.gaierror
+        return own if host == socket.gethostname() else "127.0.0.1"
+
+    monkeypatch.setattr(socket, "gethostbyname", resolve)
     monkeypatch.setattr(interfaces, "interface_addresses", lambda: {"lo": "127.0.0.1", "eth0": "10.0.0.5"})
     assert interface_for_peers("first") == chosen

@@ -18,17 +18,19 @@ from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousParameters
 
 from gai_yolo.cli.main import main
+from gai_yolo.distributed.network import Endpoint
 from gai_yolo.errors import HARDWARE, LEFT, RESTART, Ending
 from gai_yolo.launcher.arguments import RENDEZVOUS, LaunchError, Settings, add_arguments, settings_from
 from gai_yolo.launcher.command import BACKEND, agent_command, agent_environment, threads_each
 from gai_yolo.launcher.rendezvous.channel import GREETING_BYTES
 from gai_yolo.launcher.rendezvous.client import is_here
 from gai_yolo.launcher.rendezvous.election import LOST_AFTER, OUTVOTED_AFTER, EndpointElection, Look, Target
-from gai_yolo.launcher.rendezvous.file_store import FileKeyValueStore, InMemoryKeyValueStore, KeyValueStore
-from gai_yolo.launcher.rendezvous.handler import StopStarting, StoreLost, StoreRendezvous, TorchStore, make_rendezvous
+from gai_yolo.launcher.rendezvous.file_store import FileKeyValueStore
+from gai_yolo.launcher.rendezvous.handler import StopStarting, StoreLost, StoreRendezvous, TorchStore
+from gai_yolo.launcher.rendezvous.key_values import InMemoryKeyValueStore, KeyValueStore
 from gai_yolo.launcher.rendezvous.run_name import JobDone, agree_on_run, claim_run, close_run, numbered, random_name
 from gai_yolo.launcher.rendezvous.secret import SECRET_FILE_VARIABLE, SECRET_VARIABLE, Secret
-from gai_yolo.launcher.rendezvous.tcp_store import LIVE_SECONDS, Endpoint, KeyValueServer, TcpKeyValueStore
+from gai_yolo.launcher.rendezvous.tcp_store import LIVE_SECONDS, KeyValueServer, TcpKeyValueStore
 from gai_yolo.launcher.verdict import (
     CLOSED,
     FAILED,
@@ -43,11 +45,9 @@ from gai_yolo.launcher.verdict import (
     History,
     RestartCounter,
     backoff,
-    clear_outcome,
-    read_outcome,
 )
 from gai_yolo.supervision.outcome import VARIABLE as OUTCOME_VARIABLE
-from gai_yolo.supervision.outcome import Outcome, write_outcome
+from gai_yolo.supervision.outcome import Outcome, clear_outcome, read_outcome, write_outcome
 
 BY_SIGTERM = -signal.SIGTERM
 BY_SIGKILL = -signal.SIGKILL
@@ -653,7 +653,7 @@ def meet(tmp_path: Path) -> Callable[[], StoreRendezvous]:
     def meet() -> StoreRendezvous:
         conf = {**RENDEZVOUS, "last_call_timeout": 1}
         parameters = RendezvousParameters(BACKEND, str(tmp_path / "board"), "run", 1, 2, "localhost", **conf)
-        return make_rendezvous(parameters, "job", RestartCounter(tmp_path / "outcome.json", time.monotonic, list))
+        return StoreRendezvous(parameters, "job", RestartCounter(tmp_path / "outcome.json", time.monotonic, list))
 
     return meet
 

@@ -23,6 +23,7 @@ import pytest
 from torch.distributed.elastic.rendezvous import RendezvousParameters, RendezvousStateError, dynamic_rendezvous
 
 from gai_yolo.cli.main import main
+from gai_yolo.distributed.network import Endpoint
 from gai_yolo.errors import Ending
 from gai_yolo.launcher.arguments import RENDEZVOUS, add_arguments, settings_from
 from gai_yolo.launcher.command import BACKEND
@@ -46,10 +47,10 @@ from gai_yolo.launcher.rendezvous.file_store import (
     SLOT_BYTES,
     SLOT_HEADER,
     FileKeyValueStore,
-    InMemoryKeyValueStore,
     StoreRefused,
 )
-from gai_yolo.launcher.rendezvous.handler import StoreRendezvous, make_rendezvous
+from gai_yolo.launcher.rendezvous.handler import StoreRendezvous
+from gai_yolo.launcher.rendezvous.key_values import InMemoryKeyValueStore
 from gai_yolo.launcher.rendezvous.secret import (
     SECRET_FILE_VARIABLE,
     SECRET_VARIABLE,
@@ -61,11 +62,12 @@ from gai_yolo.launcher.rendezvous.secret import (
     shared_secret,
 )
 from gai_yolo.launcher.rendezvous.state import StateBackend, decode, encode, unknown_torch
-from gai_yolo.launcher.rendezvous.tcp_store import MOST_STRANGERS, Endpoint, KeyValueServer, TcpKeyValueStore
+from gai_yolo.launcher.rendezvous.tcp_store import MOST_STRANGERS, KeyValueServer, TcpKeyValueStore
 from gai_yolo.launcher.supervisor import Launcher
 from gai_yolo.launcher.torchrun import run as be_agent
-from gai_yolo.launcher.verdict import FAILED, RestartCounter, read_outcome
+from gai_yolo.launcher.verdict import FAILED, RestartCounter
 from gai_yolo.supervision.outcome import VARIABLE as OUTCOME_VARIABLE
+from gai_yolo.supervision.outcome import read_outcome
 
 SECRET, ANOTHER = Secret("0123456789abcdef" * 2), Secret("fedcba9876543210" * 2)
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give files away")
@@ -167,12 +169,12 @@ def test_false_server_is_refused() -> None:
     """Loss: a stranger at an endpoint's address tells the agents where rank 0 is."""
 
     def pretend(client: socket.socket) -> None:
-        client.sendall(Greeting.new(SECRET).line)
+        client.sendall(Greeting(SECRET).line)
         client.recv(ANSWER_BYTES, socket.MSG_WAITALL)
         client.sendall(b"0" * 64 + b"\n")
 
     def reflect(client: socket.socket) -> None:
-        client.sendall(Greeting.new(SECRET).line)
+        client.sendall(Greeting(SECRET).line)
         client.sendall(client.recv(ANSWER_BYTES, socket.MSG_WAITALL)[2 * NONCE_BYTES + 1 :])
 
     for answer in (pretend, reflect):
@@ -669,8 +671,10 @@ def test_unknown_way_of_starting_workers_is_refused(monkeypatch: pytest.MonkeyPa
 )
 def test_value_of_another_form_is_no_state(value: bytes) -> None:
     """Loss: an agent that dies of a state it does not understand, with a traceback."""
+    store = InMemoryKeyValueStore()
+    store.write({"torch.rendezvous.run": value})
     with pytest.raises(RendezvousStateError, match="no state of torchrun"):
-        StateBackend(InMemoryKeyValueStore({"torch.rendezvous.run": value}), "run").get_state()
+        StateBackend(store, "run").get_state()
 
 
 def test_pickle_in_the_store_is_not_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -685,7 +689,7 @@ def test_pickle_in_the_store_is_not_unpickled(tmp_path: Path, monkeypatch: pytes
     for value in (data, b64encode(data)):
         FileKeyValueStore(path, secret).write({"torch.rendezvous.run": value})
         parameters = RendezvousParameters(BACKEND, str(path), "run", 1, 2, "localhost", **{**RENDEZVOUS, "join_timeout": 3})
-        rendezvous = make_rendezvous(parameters, "job", RestartCounter(tmp_path / "outcome.json", time.monotonic, list))
+        rendezvous = StoreRendezvous(parameters, "job", RestartCounter(tmp_path / "outcome.json", time.monotonic, list))
         assert isinstance(rendezvous, StoreRendezvous)
         with pytest.raises(RendezvousStateError):
             rendezvous.next_rendezvous()

@@ -15,7 +15,6 @@ import secrets
 import socket
 import struct
 import time
-from dataclasses import dataclass
 
 from gai_yolo.launcher.rendezvous.secret import MAC_BYTES, Secret
 
@@ -36,22 +35,13 @@ class Stranger(ConnectionError):
     """Who is at the other end does not know this job's secret."""
 
 
-@dataclass(frozen=True)
 class Greeting:
-    """The server's side of the beginning."""
+    """The server's side of the beginning of one connection."""
 
-    secret: Secret
-    nonce: bytes
-
-    @classmethod
-    def new(cls, secret: Secret) -> Greeting:
-        """For one connection."""
-        return cls(secret, secrets.token_hex(NONCE_BYTES).encode())
-
-    @property
-    def line(self) -> bytes:
+    def __init__(self, secret: Secret) -> None:
+        self._secret, self._nonce = secret, secrets.token_hex(NONCE_BYTES).encode()
+        self.line = GREETING + self._nonce + b"\n"
         """What is sent first; `GREETING_BYTES` bytes."""
-        return GREETING + self.nonce + b"\n"
 
     def accept(self, answer: bytes) -> tuple[bytes, Messages]:
         """Check a client's answer of `ANSWER_BYTES` bytes; what to send back, and the messages that follow.
@@ -60,23 +50,19 @@ class Greeting:
             Stranger: it does not know the secret.
         """
         given, nonce = answer[2 * NONCE_BYTES + 1 : -1], answer[: 2 * NONCE_BYTES]
-        if not self.secret.verifies(_unhex(given), "client", self.nonce, nonce):
+        if not self._secret.verifies(_unhex(given), "client", self._nonce, nonce):
             raise Stranger("another secret")
-        proof = self.secret.mac("server", self.nonce, nonce).hex().encode() + b"\n"
-        return proof, Messages.between(self.secret, self.nonce, nonce, is_server=True)
+        proof = self._secret.mac("server", self._nonce, nonce).hex().encode() + b"\n"
+        return proof, Messages(self._secret, self._nonce, nonce, is_server=True)
 
 
 class Messages:
     """Puts messages into frames and takes them out: each is accepted once, in its place, in this connection and direction only."""
 
-    def __init__(self, outgoing: Secret, incoming: Secret) -> None:
-        self._keys, self._sent, self._received = (outgoing, incoming), 0, 0
-
-    @classmethod
-    def between(cls, secret: Secret, server_nonce: bytes, client_nonce: bytes, is_server: bool) -> Messages:
-        """Of one connection."""
+    def __init__(self, secret: Secret, server_nonce: bytes, client_nonce: bytes, is_server: bool) -> None:
         to_server, to_client = (Secret(secret.mac(way, server_nonce, client_nonce).hex()) for way in ("to server", "to client"))
-        return cls(to_client, to_server) if is_server else cls(to_server, to_client)
+        self._outgoing, self._incoming = (to_client, to_server) if is_server else (to_server, to_client)
+        self._sent, self._received = 0, 0
 
     def wrap(self, content: bytes) -> bytes:
         """The next message to send.
@@ -87,7 +73,7 @@ class Messages:
         if len(content) > MOST_MESSAGE_BYTES:
             raise ValueError(f"a message of {len(content)} bytes, more than {MOST_MESSAGE_BYTES}")
         number, self._sent = self._sent, self._sent + 1
-        return MESSAGE_LENGTH.pack(len(content)) + self._keys[0].mac("message", number.to_bytes(8, "big"), content) + content
+        return MESSAGE_LENGTH.pack(len(content)) + self._outgoing.mac("message", number.to_bytes(8, "big"), content) + content
 
     def length(self, head: bytes) -> int:
         """Bytes that follow a head of `HEAD_BYTES` bytes.
@@ -107,7 +93,7 @@ class Messages:
             Stranger: it is not the next message from the other end.
         """
         number, self._received = self._received, self._received + 1
-        if not self._keys[1].verifies(head[MESSAGE_LENGTH.size :], "message", number.to_bytes(8, "big"), content):
+        if not self._incoming.verifies(head[MESSAGE_LENGTH.size :], "message", number.to_bytes(8, "big"), content):
             raise Stranger("a message that was changed, sent again, or made up")
         return content
 
@@ -142,7 +128,6 @@ class Channel:
         return self._messages.unwrap(head, self._read(self._messages.length(head), deadline))
 
     def close(self) -> None:
-        """Give the connection up."""
         self._socket.close()
 
     def _greet(self, secret: Secret) -> Messages:
@@ -157,7 +142,7 @@ class Channel:
             raise Stranger("its launcher has another secret than this one")
         if not secret.verifies(_unhex(proof[:-1]), "server", match[1], nonce):
             raise Stranger("who answers there does not know this job's secret")
-        return Messages.between(secret, match[1], nonce, is_server=False)
+        return Messages(secret, match[1], nonce, is_server=False)
 
     def _read(self, count: int, deadline: float) -> bytes:
         data = bytearray()

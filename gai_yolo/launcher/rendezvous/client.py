@@ -10,15 +10,15 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
-from gai_yolo.distributed.network import all_addresses, is_loopback, own_addresses, source_address
+from gai_yolo.distributed.network import Endpoint, all_addresses, is_loopback, own_addresses, source_address
 from gai_yolo.launcher.rendezvous.channel import Stranger
 from gai_yolo.launcher.rendezvous.election import EndpointElection, Look, Target
-from gai_yolo.launcher.rendezvous.file_store import FileKeyValueStore, KeyValueStore
+from gai_yolo.launcher.rendezvous.file_store import FileKeyValueStore
+from gai_yolo.launcher.rendezvous.key_values import KeyValueStore
 from gai_yolo.launcher.rendezvous.run_name import claim_run
 from gai_yolo.launcher.rendezvous.secret import Secret
-from gai_yolo.launcher.rendezvous.tcp_store import Endpoint, KeyValueServer, TcpKeyValueStore
+from gai_yolo.launcher.rendezvous.tcp_store import KeyValueServer, TcpKeyValueStore
 from gai_yolo.log import ONCE
 
 logger = logging.getLogger(__name__)
@@ -31,32 +31,6 @@ HOST_LINGER = 60.0
 """Seconds that a host waits, after the job's success, for the others to hear of it."""
 
 
-class RendezvousClient(Protocol):
-    """A file, or endpoints."""
-
-    def target(self) -> Target | None:
-        """Where this node's agent is to go now; None: nowhere. To be asked often."""
-
-    def address(self, target: Target) -> str:
-        """What the agent is told."""
-
-    def local_address(self, target: Target) -> str | None:
-        """Under which name the other nodes reach this one; None: its host name."""
-
-    def store(self, target: Target) -> KeyValueStore:
-        """The key-value store there.
-
-        Raises:
-            OSError: it cannot be reached.
-        """
-
-    def remember(self, run: str) -> None:
-        """The run that this launcher is in."""
-
-    def close(self, done: bool, go_on: Callable[[], bool]) -> None:
-        """Leave. After the job's success (`done`) a host waits for the others while `go_on` says so."""
-
-
 class FileRendezvousClient:
     """All nodes share a file."""
 
@@ -64,33 +38,30 @@ class FileRendezvousClient:
         self._path, self._secret, self._local_address = path, secret, local_address
 
     def target(self) -> Target | None:
-        """See `RendezvousClient`."""
+        """Where this node's agent is to go now; None: nowhere. To be asked often."""
         return Target(0, 0, answers=True)
 
-    def address(self, target: Target) -> str:
-        """See `RendezvousClient`."""
-        del target
+    def address(self, _target: Target) -> str:
+        """What the agent is told."""
         return str(self._path.resolve())
 
-    def local_address(self, target: Target) -> str | None:
-        """See `RendezvousClient`."""
-        del target
+    def local_address(self, _target: Target) -> str | None:
+        """Under which name the other nodes reach this one; None: its host name."""
         return self._local_address
 
-    def store(self, target: Target) -> KeyValueStore:
-        """See `RendezvousClient`."""
-        del target
+    def store(self, _target: Target) -> KeyValueStore:
+        """The key-value store there; raises `OSError` if it cannot be reached."""
         return FileKeyValueStore(self._path, self._secret)
 
     def remember(self, run: str) -> None:
-        """The file remembers."""
+        """The run that this launcher is in; the file remembers."""
 
     def close(self, done: bool, go_on: Callable[[], bool]) -> None:
-        """Nothing to give back."""
+        """Leave. After the job's success (`done`) a host waits for the others while `go_on` says so."""
 
 
 class EndpointRendezvousClient:
-    """One key-value store or more, each served by the launcher on its host.
+    """One key-value store or more, each served by the launcher on its host; asked as `FileRendezvousClient` is.
 
     The stores are served and looked at by threads of this process: an agent that imports torch, hangs or is killed has nothing to
     do with them, and they end when the launcher does, as when the node is lost.
@@ -117,7 +88,6 @@ class EndpointRendezvousClient:
             watcher.start()
 
     def target(self) -> Target | None:
-        """See `RendezvousClient`."""
         now = time.monotonic()
         if now >= self._next_look:
             self._next_look = now + LOOK_EVERY
@@ -132,11 +102,10 @@ class EndpointRendezvousClient:
         return self._target
 
     def address(self, target: Target) -> str:
-        """See `RendezvousClient`."""
         return str(self._endpoints[target.index])
 
     def local_address(self, target: Target) -> str | None:
-        """See `RendezvousClient`: the name by which an endpoint calls this machine, or the address from which it reaches the endpoint."""
+        """The name by which an endpoint calls this machine, or the address from which it reaches the endpoint."""
         if self._host_name is not None:
             return self._host_name
         if self._own:
@@ -145,16 +114,14 @@ class EndpointRendezvousClient:
         return source_address(endpoint.host, endpoint.port)
 
     def store(self, target: Target) -> KeyValueStore:
-        """See `RendezvousClient`."""
         return TcpKeyValueStore(self._endpoints[target.index], self._secret, LOOK_WITHIN)
 
     def remember(self, run: str) -> None:
-        """See `RendezvousClient`: a store that starts anew is told."""
+        """The run that this launcher is in: a store that starts anew is told."""
         for watcher in self._watchers:
             watcher.run_name = run
 
     def close(self, done: bool, go_on: Callable[[], bool]) -> None:
-        """See `RendezvousClient`."""
         for watcher in self._watchers:
             watcher.goes_by_it = False
             watcher.stopped.set()
@@ -167,14 +134,15 @@ class EndpointRendezvousClient:
             host.close()
 
 
+RendezvousClient = FileRendezvousClient | EndpointRendezvousClient
+
+
 class Host(threading.Thread):
     """Serves the key-value store of one of this machine's endpoints for as long as the job runs, or tries to.
 
     Where the machine is reached is looked at again and again: a job that is started at boot is there before the network. In a thread of its
-    own, since a name server that is away keeps who asks for many seconds, and a launcher that was told to end has 30.
-
-    Args:
-        others: the endpoints that are not this machine's.
+    own, since a name server that is away keeps who asks for many seconds, and a launcher that was told to end has 30. `others` are the
+    endpoints that are not this machine's.
     """
 
     def __init__(self, endpoint: Endpoint, others: Sequence[Endpoint], secret: Secret) -> None:
@@ -224,11 +192,9 @@ class Host(threading.Thread):
         return own + (self._ways or list(dict.fromkeys(address for address in all_addresses() if not is_loopback(address))))
 
     def launchers(self, job: str) -> int:
-        """How many launchers of a job go by this store."""
         return 0 if self._server is None else self._server.launchers(job)
 
     def close(self) -> None:
-        """Serve no more."""
         with self._lock:
             self._closed.set()
             if self._server is not None:

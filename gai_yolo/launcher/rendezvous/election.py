@@ -87,9 +87,7 @@ def choose(looks: Sequence[Look], may_fall_back: bool) -> int | None:
     if active := _active(looks):
         return _best(active, looks)
     answering = [index for index, look in enumerate(looks) if look.failures == 0]
-    if not answering or (answering[0] != 0 and not may_fall_back):
-        return None
-    return answering[0]
+    return answering[0] if answering and (may_fall_back or answering[0] == 0) else None
 
 
 def _active(looks: Sequence[Look]) -> list[int]:

@@ -22,7 +22,8 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRende
 
 from gai_yolo.launcher.arguments import parse_rendezvous
 from gai_yolo.launcher.command import BACKEND
-from gai_yolo.launcher.rendezvous.file_store import FileKeyValueStore, KeyValueStore
+from gai_yolo.launcher.rendezvous.file_store import FileKeyValueStore
+from gai_yolo.launcher.rendezvous.key_values import KeyValueStore
 from gai_yolo.launcher.rendezvous.run_name import close_run
 from gai_yolo.launcher.rendezvous.secret import given_secret, secret_for
 from gai_yolo.launcher.rendezvous.state import StateBackend
@@ -44,15 +45,7 @@ class StoreLost(RuntimeError):
 
 
 class StopStarting(Exception):
-    """Workers must not be started again.
-
-    Args:
-        code: with which the agent is to end.
-    """
-
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
+    """Workers must not be started again; its argument is the code with which the agent is to end."""
 
 
 class TorchStore(dist.Store):  # type: ignore[name-defined, misc]
@@ -70,16 +63,13 @@ class TorchStore(dist.Store):  # type: ignore[name-defined, misc]
         self._store, self._patience = store, timedelta(seconds=patience)
 
     def set(self, key: str, value: str | bytes) -> None:
-        """Set a value."""
         self.multi_set([key], [value])
 
     def get(self, key: str) -> bytes:
-        """Wait for a value and read it."""
         (value,) = self.multi_get([key])
         return value
 
     def add(self, key: str, amount: int) -> int:
-        """Add to a number."""
         with _lost():
             return self._store.add(key, amount)
 
@@ -89,20 +79,16 @@ class TorchStore(dist.Store):  # type: ignore[name-defined, misc]
             return self._store.swap(key, _bytes(expected), _bytes(value))
 
     def check(self, keys: Sequence[str]) -> bool:
-        """Whether all these keys are there."""
         with _lost():
             return None not in self._store.read(keys)
 
     def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:
-        """Wait until all these keys are there."""
         self._wait(keys, BARRIER if timeout is None else timeout)
 
     def multi_get(self, keys: Sequence[str]) -> list[bytes]:
-        """Wait for values and read them."""
         return self._wait(keys, self._patience)
 
     def multi_set(self, keys: Sequence[str], values: Sequence[str | bytes]) -> None:
-        """Set values."""
         with _lost():
             self._store.write({key: _bytes(value) for key, value in zip(keys, values, strict=True)})
 
@@ -127,27 +113,29 @@ class StoreRendezvous(RendezvousHandler):
     """torchrun's own rendezvous with another end: it is closed when the workers have succeeded, and only then. torchrun closes it, for
     all nodes, whenever an agent fails.
 
-    Args:
-        job: its id.
-        restarts: says whether workers may be started.
+    Raises:
+        StoreLost: there is nobody at its endpoint.
     """
 
     def __init__(self, parameters: RendezvousParameters, job: str, restarts: RestartCounter) -> None:
-        self._store = _store_at(parameters.endpoint)
         self._job, self._restarts = job, restarts
         self._run = parameters.run_id
-        # Kept: where C++ alone holds a store of Python's, its methods are gone.
-        self._torch_store = TorchStore(self._store, parameters.get_as_int("read_timeout") or 20)
-        self._handler: DynamicRendezvousHandler = create_handler(self._torch_store, StateBackend(self._store, self._run), parameters)
+        with _lost():
+            where = parse_rendezvous(parameters.endpoint)
+            secret = secret_for(where, given_secret(None, os.environ))
+            self._store: KeyValueStore = (
+                FileKeyValueStore(where, secret) if isinstance(where, Path) else TcpKeyValueStore(where[0], secret, STORE_ANSWERS_WITHIN)
+            )
+            # Kept: where C++ alone holds a store of Python's, its methods are gone.
+            self._torch_store = TorchStore(self._store, parameters.get_as_int("read_timeout") or 20)
+            self._handler: DynamicRendezvousHandler = create_handler(self._torch_store, StateBackend(self._store, self._run), parameters)
         self._resized = False
 
     def get_backend(self) -> str:
-        """Its name."""
         return BACKEND
 
     @property
     def use_agent_store(self) -> bool:
-        """See the base class."""
         return self._handler.use_agent_store
 
     def next_rendezvous(self) -> RendezvousInfo:
@@ -173,7 +161,6 @@ class StoreRendezvous(RendezvousHandler):
         return number
 
     def is_closed(self) -> bool:
-        """See the base class."""
         return self._handler.is_closed()
 
     def set_closed(self) -> None:
@@ -182,7 +169,6 @@ class StoreRendezvous(RendezvousHandler):
         self._handler.set_closed()
 
     def get_run_id(self) -> str:
-        """See the base class."""
         return self._run
 
     def shutdown(self) -> bool:
@@ -197,22 +183,6 @@ class StoreRendezvous(RendezvousHandler):
 
             self._handler._stop_heartbeats()
             self._handler._op_executor.run(_RendezvousExitOp(), time.monotonic() + LEAVE_WITHIN)
-
-
-def make_rendezvous(parameters: RendezvousParameters, job: str, restarts: RestartCounter) -> StoreRendezvous:
-    """For torchrun's registry.
-
-    Raises:
-        StoreLost: there is nobody at its endpoint.
-    """
-    with _lost():
-        return StoreRendezvous(parameters, job, restarts)
-
-
-def _store_at(address: str) -> KeyValueStore:
-    where = parse_rendezvous(address)
-    secret = secret_for(where, given_secret(None, os.environ))
-    return FileKeyValueStore(where, secret) if isinstance(where, Path) else TcpKeyValueStore(where[0], secret, STORE_ANSWERS_WITHIN)
 
 
 @contextlib.contextmanager

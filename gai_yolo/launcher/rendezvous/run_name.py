@@ -10,7 +10,7 @@ import re
 import secrets
 from collections.abc import Callable
 
-from gai_yolo.launcher.rendezvous.file_store import KeyValueStore
+from gai_yolo.launcher.rendezvous.key_values import KeyValueStore
 
 UNNAMED = "gai-yolo"
 """Job id where none was given."""
@@ -61,9 +61,8 @@ def numbered(job: str) -> Callable[[str | None], str]:
     return name
 
 
-def random_name(before: str | None) -> str:
+def random_name(_before: str | None) -> str:
     """Names for who did not."""
-    del before
     return f"{UNNAMED}-{secrets.token_hex(4)}"
 
 

@@ -20,8 +20,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Protocol
 
+from gai_yolo.distributed.network import Endpoint
 from gai_yolo.errors import Refusal, is_transient, refused_by, transient
 
 SECRET_VARIABLE = "GAI_YOLO_SECRET"
@@ -38,14 +38,6 @@ MAC_BYTES = hashlib.sha256().digest_size
 
 class SecretError(Refusal):
     """A secret that is missing, too short, or no secret because others can read it."""
-
-
-class Place(Protocol):
-    """An endpoint of `--rendezvous`."""
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether it can be reached from its own machine only."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -103,7 +95,7 @@ def given_secret(file: Path | None, environment: Mapping[str, str]) -> Secret | 
     return read_secret(Path(path)) if path else None
 
 
-def secret_for(rendezvous: Path | Sequence[Place], given: Secret | None) -> Secret:
+def secret_for(rendezvous: Path | Sequence[Endpoint], given: Secret | None) -> Secret:
     """The secret of a job that meets there.
 
     Raises:
@@ -113,8 +105,8 @@ def secret_for(rendezvous: Path | Sequence[Place], given: Secret | None) -> Secr
     if given is not None:
         return given
     if isinstance(rendezvous, Path):
-        return shared_secret(secret_file_of(rendezvous))
-    if not all(place.is_loopback for place in rendezvous):
+        return shared_secret(rendezvous.with_name(f"{rendezvous.name}.secret"))
+    if not all(endpoint.is_loopback for endpoint in rendezvous):
         raise SecretError(
             "--rendezvous: between hosts the launchers need a secret that they share, or whoever reaches the port is one of them; make one "
             f"with {HOW_TO_MAKE}, copy it to every host, and give --secret-file job.secret (or the variable {SECRET_VARIABLE})."
@@ -128,11 +120,6 @@ def secret_for(rendezvous: Path | Sequence[Place], given: Secret | None) -> Secr
             raise
         reason = getattr(error, "strerror", None) or error
         raise SecretError(f"~/.cache/gai-yolo: cannot keep a secret for this user's jobs ({reason}); give --secret-file.") from None
-
-
-def secret_file_of(rendezvous: Path) -> Path:
-    """Beside the file in which the nodes meet."""
-    return rendezvous.with_name(f"{rendezvous.name}.secret")
 
 
 def shared_secret(path: Path) -> Secret:

@@ -17,7 +17,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, NonNegativeInt
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousStateError, dynamic_rendezvous
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import RendezvousBackend
 
-from gai_yolo.launcher.rendezvous.file_store import KeyValueStore
+from gai_yolo.launcher.rendezvous.key_values import KeyValueStore
 
 STATE_FIELDS = {"round", "complete", "deadline", "closed", "participants", "wait_list", "redundancy_list", "last_heartbeats"}
 NODE_FIELDS = {"addr", "pid", "local_id"}
@@ -26,7 +26,7 @@ KNOWN_TORCH = "install 2.11 to 2.15, or a newer gai-yolo."
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, from_attributes=True)
 
 
 class _Node(_Part):
@@ -68,10 +68,10 @@ def encode(state: Any) -> bytes:
         complete=state.complete,
         deadline=state.deadline,
         closed=state.closed,
-        participants=[(_node(node), rank) for node, rank in state.participants.items()],
-        wait_list=[_node(node) for node in sorted(state.wait_list)],
-        redundancy_list=[_node(node) for node in sorted(state.redundancy_list)],
-        last_heartbeats=[(_node(node), at) for node, at in state.last_heartbeats.items()],
+        participants=list(state.participants.items()),
+        wait_list=sorted(state.wait_list),
+        redundancy_list=sorted(state.redundancy_list),
+        last_heartbeats=list(state.last_heartbeats.items()),
     )
     return content.model_dump_json().encode()
 
@@ -93,18 +93,13 @@ def decode(data: bytes) -> Any:
 
 
 class StateBackend(RendezvousBackend):
-    """Where torchrun keeps its state.
-
-    Args:
-        run: name of the run.
-    """
+    """Where torchrun keeps its state of a run."""
 
     def __init__(self, store: KeyValueStore, run: str) -> None:
         self._store, self._key = store, f"torch.rendezvous.{run}"
 
     @property
     def name(self) -> str:
-        """See the base class."""
         return "gai-yolo"
 
     def get_state(self) -> tuple[bytes, Any] | None:
@@ -114,11 +109,7 @@ class StateBackend(RendezvousBackend):
         return (_pickled(value), value) if value else None
 
     def set_state(self, state: bytes, token: Any | None = None) -> tuple[bytes, Any, bool] | None:
-        """See the base class.
-
-        Args:
-            state: a pickle that torchrun has just made in this process.
-        """
+        """See the base class; `state` is a pickle that torchrun has just made in this process."""
         wanted = encode(pickle.loads(state))
         with _reached():
             value = self._store.swap(self._key, token or b"", wanted)
@@ -130,10 +121,6 @@ def _pickled(value: bytes) -> bytes:
         return pickle.dumps(decode(value))
     except ValidationError as error:
         raise RendezvousStateError(f"the rendezvous holds no state of torchrun ({error.error_count()} faults)") from None
-
-
-def _node(node: Any) -> _Node:
-    return _Node(addr=node.addr, pid=node.pid, local_id=node.local_id)
 
 
 def _desc(node: _Node) -> Any:

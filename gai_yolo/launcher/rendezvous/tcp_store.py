@@ -15,14 +15,11 @@ import socket
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from gai_yolo.distributed.network import listen
+from gai_yolo.distributed.network import Endpoint, listen
 from gai_yolo.launcher.rendezvous.channel import ANSWER_BYTES, HEAD_BYTES, NO_PROOF, Channel, Greeting, Stranger
-from gai_yolo.launcher.rendezvous.file_store import InMemoryKeyValueStore, pack, unpack
-from gai_yolo.launcher.rendezvous.requests import ANSWERS, REQUESTS, Add, Count, Read, Request, Swap, Write
+from gai_yolo.launcher.rendezvous.key_values import ANSWERS, REQUESTS, Answer, Count, InMemoryKeyValueStore, KeyValueStore, Request
 from gai_yolo.launcher.rendezvous.secret import Secret
 
 LIVE_SECONDS = 4.0
@@ -38,22 +35,6 @@ MOST_CONNECTIONS = 20_000
 SPARE_FILES = 128
 """Files that are left to the rest of this process."""
 BACKLOG = 256
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Where a store is served."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether it can be reached from its own machine only."""
-        return self.host in ("localhost", "::1") or self.host.startswith("127.")
 
 
 class KeyValueServer:
@@ -72,7 +53,7 @@ class KeyValueServer:
     ) -> None:
         self._store, self._secret, self._clock = InMemoryKeyValueStore(), secret, clock
         self._seen: dict[str, dict[str, float]] = defaultdict(dict)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._strangers: dict[asyncio.Task[None], str] = {}
         self._members = 0
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -88,7 +69,6 @@ class KeyValueServer:
 
     @property
     def addresses(self) -> list[str]:
-        """On which it listens."""
         return [str(one.getsockname()[0]) for one in self._sockets]
 
     def listen(self, addresses: Sequence[str]) -> list[str]:
@@ -114,7 +94,8 @@ class KeyValueServer:
     def launchers(self, job: str) -> int:
         """How many launchers of a job go by it."""
         with self._lock:
-            return self._count(job)
+            now = self._clock()
+            return sum(now - at < LIVE_SECONDS for at in self._seen[job].values())
 
     def close(self) -> None:
         """Take no more connections, and end those that there are."""
@@ -144,7 +125,6 @@ class KeyValueServer:
             self._servers.append(await asyncio.start_server(self._meet, sock=one, backlog=BACKLOG))
 
     async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection."""
         # A client that goes in the middle of a message, or sends something else, is no news.
         with contextlib.suppress(OSError, EOFError, ValueError, asyncio.CancelledError, KeyError):
             await self._talk(reader, writer)
@@ -155,7 +135,7 @@ class KeyValueServer:
         assert task is not None
         self._admit(task, str(writer.get_extra_info("peername")[0]))
         try:
-            greeting = Greeting.new(self._secret)
+            greeting = Greeting(self._secret)
             writer.write(greeting.line)
             async with asyncio.timeout(PROVEN_WITHIN):  # not wait_for, which before Python 3.12 may swallow being cancelled
                 answer = await reader.readexactly(ANSWER_BYTES)
@@ -189,31 +169,18 @@ class KeyValueServer:
             oldest.cancel()
         self._strangers[task] = address
 
-    def _count(self, job: str) -> int:
-        now = self._clock()
-        return sum(now - at < LIVE_SECONDS for at in self._seen[job].values())
-
-    def _answer(self, asked: Request) -> int | str | list[str | None] | None:
+    def _answer(self, asked: Request) -> Answer:
         with self._lock:
-            match asked:
-                case Read():
-                    return [None if value is None else value.decode("latin-1") for value in self._store.read(asked.names)]
-                case Write():
-                    self._store.write(unpack(asked.notes))
-                    return None
-                case Add():
-                    return self._store.add(asked.name, asked.amount)
-                case Swap():
-                    return self._store.swap(asked.name, asked.expected.encode("latin-1"), asked.value.encode("latin-1")).decode("latin-1")
-                case Count():
-                    if asked.do == "beat":
-                        self._seen[asked.job][asked.launcher] = self._clock()
-                    else:
-                        self._seen[asked.job].pop(asked.launcher, None)
-                    return self._count(asked.job)
+            if not isinstance(asked, Count):
+                return self._store.answer(asked)
+            if asked.do == "beat":
+                self._seen[asked.job][asked.launcher] = self._clock()
+            else:
+                self._seen[asked.job].pop(asked.launcher, None)
+            return self.launchers(asked.job)
 
 
-class TcpKeyValueStore:
+class TcpKeyValueStore(KeyValueStore):
     """A store that is served elsewhere. It lives as long as its connection: who finds the server gone, or started anew with an
     empty store, has lost what it stood on.
 
@@ -230,39 +197,7 @@ class TcpKeyValueStore:
         self._lock = threading.Lock()
         self._channel: Channel | None = Channel((endpoint.host, endpoint.port), secret, timeout)
 
-    def read(self, keys: Sequence[str]) -> list[bytes | None]:
-        """See `KeyValueStore`."""
-        answer = self._ask(Read(do="read", names=list(keys)))
-        if not isinstance(answer, list):
-            raise ValueError("an answer of another kind")
-        return [None if value is None else value.encode("latin-1") for value in answer]
-
-    def write(self, values: Mapping[str, bytes]) -> None:
-        """See `KeyValueStore`."""
-        self._ask(Write(do="write", notes=pack(values)))
-
-    def add(self, key: str, amount: int) -> int:
-        """See `KeyValueStore`."""
-        return _number(self._ask(Add(do="add", name=key, amount=amount)))
-
-    def swap(self, key: str, expected: bytes, value: bytes) -> bytes:
-        """See `KeyValueStore`."""
-        found = self._ask(Swap(do="swap", name=key, expected=expected.decode("latin-1"), value=value.decode("latin-1")))
-        if not isinstance(found, str):
-            raise ValueError("an answer of another kind")
-        return found.encode("latin-1")
-
-    def launchers(self, job: str, me: str, goes_by_it: bool) -> int:
-        """How many launchers of a job go by this store; this one from now on, or no more."""
-        return _number(self._ask(Count(do="beat" if goes_by_it else "leave", job=job, launcher=me)))
-
-    def close(self) -> None:
-        """Give the connection up."""
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
-
-    def _ask(self, asked: Request) -> Any:
+    def answer(self, asked: Request) -> Answer:
         with self._lock:
             if self._channel is None:
                 raise ConnectionError(f"the connection to {self._endpoint} was lost")
@@ -272,8 +207,11 @@ class TcpKeyValueStore:
                 self.close()
                 raise
 
+    def launchers(self, job: str, me: str, goes_by_it: bool) -> int:
+        """How many launchers of a job go by this store; this one from now on, or no more."""
+        return self._ask(int, Count(do="beat" if goes_by_it else "leave", job=job, launcher=me))
 
-def _number(answer: Any) -> int:
-    if not isinstance(answer, int):
-        raise ValueError("an answer of another kind")
-    return answer
+    def close(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None

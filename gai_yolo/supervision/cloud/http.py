@@ -102,7 +102,10 @@ class HttpClient:
         try:
             answer = question.answers.get(timeout=seconds)
         except queue.Empty:
-            question.give_up()
+            # Its thread is to end, too: who says "100 Continue" without end would have a core of this machine.
+            if question.socket is not None:
+                with contextlib.suppress(OSError):  # it is closed already
+                    question.socket.shutdown(socket.SHUT_RDWR)
             raise TimeoutError("no answer in time") from None
         if isinstance(answer, Exception):
             raise answer
@@ -136,9 +139,3 @@ class _Question:
     def __init__(self) -> None:
         self.answers: queue.SimpleQueue[Answer | Exception] = queue.SimpleQueue()
         self.socket: socket.socket | None = None
-
-    def give_up(self) -> None:
-        """Let its thread end, too: who says "100 Continue" without end would have a core of this machine."""
-        if self.socket is not None:
-            with contextlib.suppress(OSError):  # it is closed already
-                self.socket.shutdown(socket.SHUT_RDWR)

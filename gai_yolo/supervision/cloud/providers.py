@@ -172,13 +172,13 @@ class Azure(Cloud):
         events = self._get("scheduledevents?api-version=2020-07-01").record().get("Events")
         if not isinstance(events, list):
             raise ValueError("a list of events that is none")
-        notices, malformed = [], False
+        found, malformed = [], False
         for event in events:
             try:
-                notices.append(self._notice_of(event))
+                if notice := self._notice_of(event):
+                    found.append(notice)
             except ValueError:  # another machine's, perhaps: it must not hide ours
                 malformed = True
-        found = [notice for notice in notices if notice]
         if malformed and not found:
             raise ValueError("an event that is none")
         return max(found, key=lambda notice: notice.leave, default=None)

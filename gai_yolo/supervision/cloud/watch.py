@@ -4,8 +4,8 @@ A daemon thread asks, and a flag holds what stands; nothing else happens here. A
 come, and whatever answers at that address may lie: only a well-formed notice is one, only an explicit "nothing" withdraws it, and all
 else is a failure, after which what stood still stands and the question is put again.
 
-Which of them is asked, the machine's firmware decides (`firmware.py`). 169.254.169.254 is an address of the link: where there is no such
-service, anybody on the same link may answer there. On a machine of nobody's cloud nothing is asked.
+Which of them is asked, the machine's firmware decides. 169.254.169.254 is an address of the link: where there is no such service, anybody
+on the same link may answer there. On a machine of nobody's cloud nothing is asked.
 
 Where it cannot see: with an IMDSv2 hop limit of 1 (the default of many AWS machines), containers without the host's network get no
 token; GKE with Workload Identity hides `instance/preempted` from pods. SIGTERM is the notice there. Where the firmware's words are hidden
@@ -19,14 +19,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 from gai_yolo.log import OF_NODE
-from gai_yolo.supervision.cloud.firmware import machine_vendor
 from gai_yolo.supervision.cloud.http import FAILURES, HttpClient
 from gai_yolo.supervision.cloud.providers import CLOUD_NAMES, CLOUDS, FINDING_SECONDS, Cloud, CloudNotice, Provider
-
-__all__ = ["CloudNotice", "CloudWatch", "Provider"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +34,31 @@ FINDING_ROUNDS = 3
 """So often is every cloud asked: a machine that is busy starting may miss the first time."""
 FAILURES_UNTOLD = 20
 """Polls that may fail in a row before someone is told: Azure's first answer may take two minutes."""
+DMI, HYPERVISOR = Path("/sys/class/dmi/id"), Path("/sys/hypervisor")
+"""Linux; readable to all, in containers too."""
+AZURE_TAG = "7783-7084-3265-9085-8269-3286-77"
+"""Asset tag of the chassis of Azure's machines. Their vendor is that of every Hyper-V."""
+MOST_LETTERS = 256
+
+
+def machine_vendor(dmi: Path = DMI, hypervisor: Path = HYPERVISOR) -> Provider | None:
+    """The cloud that this machine is part of; None: none of the three, or the firmware's words cannot be read."""
+    vendors = {_said_in(dmi / name) for name in ("sys_vendor", "bios_vendor", "board_vendor")}
+    # Older machines of AWS are Xen's, with the vendor's name in the version and in the machine's number.
+    if "amazon ec2" in vendors or "amazon" in _said_in(dmi / "bios_version") or _said_in(hypervisor / "uuid").startswith("ec2"):
+        return "aws"
+    if _said_in(dmi / "product_name") == "google compute engine":
+        return "gcp"
+    return "azure" if _said_in(dmi / "chassis_asset_tag") == AZURE_TAG else None
+
+
+def _said_in(path: Path) -> str:
+    """What stands there, in small letters; empty if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(MOST_LETTERS).decode(errors="replace").strip().casefold()
+    except OSError:
+        return ""
 
 
 class CloudWatch:
@@ -133,14 +156,10 @@ class CloudWatch:
 
 def _kinds(setting: str, endpoint: str | None, vendor: Callable[[], Provider | None]) -> list[type[Cloud]]:
     """The clouds that may be asked, in the order in which they are tried."""
-    if setting == "none":
-        return []
-    if setting != "auto":
-        return [kind for kind in CLOUDS if kind.provider == setting]
-    if endpoint is not None:
+    if setting == "auto" and endpoint is not None:
         return list(CLOUDS)
-    its_vendor = vendor()
-    return [kind for kind in CLOUDS if kind.provider == its_vendor]
+    wanted = vendor() if setting == "auto" else setting
+    return [kind for kind in CLOUDS if kind.provider == wanted]
 
 
 class _Question:
