@@ -103,6 +103,9 @@ class Lease:
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             self._acquire(patience)
+            for temp in self._path.parent.glob(f".{self._path.name}~*.tmp"):
+                temp.unlink()  # of a start that was killed in the middle of the next line
+            return raise_fence(self._path, self._fs)
         except Timeout:
             holder = _holder_or_none(self._path, self._fs)
             who = "" if holder is None else f" ({holder})"
@@ -110,14 +113,10 @@ class Lease:
                 f"{self.folder}: another job{who} is writing to this run folder; wait for it, stop it, or set another experiment.name."
             ) from None
         except OSError as error:
-            raise self._refusal(error) from None
-        try:
-            for temp in self._path.parent.glob(f".{self._path.name}~*.tmp"):
-                temp.unlink()  # of a start that was killed in the middle of the next line
-            return raise_fence(self._path, self._fs)
-        except OSError as error:
             self.release()
-            raise self._refusal(error) from None
+            reason = error.strerror or error
+            refusal = Refusal(f"{self.folder.parent}: cannot write there ({reason}); make room, or set experiment.folder to another place.")
+            raise refused_by(error, refusal) from None
 
     def _acquire(self, patience: float) -> None:
         # filelock would fall back to a file that stays for ever when its owner's machine is gone.
@@ -132,11 +131,6 @@ class Lease:
         if not lease.acquire(patience):
             raise Timeout(str(lease.path))
         self._file = lease
-
-    def _refusal(self, error: OSError) -> Refusal:
-        reason = error.strerror or error
-        refusal = Refusal(f"{self.folder.parent}: cannot write there ({reason}); make room, or set experiment.folder to another place.")
-        return refused_by(error, refusal)
 
     def release(self) -> None:
         """Let another job in. The fence stays as it is."""

@@ -47,6 +47,7 @@ class NodeMemory:
         self.path = self._owner / f"{run.name}-{hashlib.sha256(absolute.encode()).hexdigest()[:12]}"
         self._lease = Lease(self.path)
         self._record_path, self._old_path = self.path / "run.json", self.path / "run_id"
+        self._aside_prefix = f"{self.path.name}.aside-"
         self._store: Store | None = None
 
     @property
@@ -74,9 +75,6 @@ class NodeMemory:
         except OSError as error:
             self._lease.release()
             raise refused_by(error, Refusal(f"{error.filename or self.path}: cannot be used ({error.strerror}).")) from None
-        except Refusal:
-            self._lease.release()
-            raise
         self._store = store
 
     def record(self) -> RunRecord | None:
@@ -105,25 +103,20 @@ class NodeMemory:
             OSError: the memory refuses.
             CheckpointError: as `Catalogue.listing`.
         """
+        target = free_name(self._owner, self._aside_prefix)
         if beyond is not None:
-            target = free_name(self._owner, self._aside_prefix)
             return target if move_beyond(self.path, beyond, target) else None
         if not self.path.exists():
             return None
         if not names_beyond(self.path, None):
             self._clear()
             return None
-        target = free_name(self._owner, self._aside_prefix)
         REAL.rename(self.path, target)
         return target
 
     def asides(self) -> Sequence[Path]:
         """Where states are that were moved aside, and are still in memory."""
         return sorted(self._owner.glob(f"{self._aside_prefix}*"))
-
-    @property
-    def _aside_prefix(self) -> str:
-        return f"{self.path.name}.aside-"
 
     def remove(self) -> None:
         """Give the memory back: the run is finished, and on the disk."""
