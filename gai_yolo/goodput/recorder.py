@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from gai_yolo.errors import OWN_REASONS, Ending
@@ -27,21 +27,6 @@ ENTRY_PATIENCE = 1.0
 """Seconds that the first and the last words wait for their entries."""
 RECENT = 50
 """Steps over which the pace is taken."""
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Whose record it is."""
-
-    number: int
-    """Grows with every start of the job and is the same on all nodes of a start."""
-    start: str
-    """The same on all nodes of a start, and no other's."""
-    node: str
-    rank: int
-    world_size: int
-    local_rank: int = 0
-    """Of its node's processes; 0 for the first."""
 
 
 class Recorder:
@@ -67,13 +52,15 @@ class Recorder:
         self._make_file: Callable[[], RecordFile] | None = None
         self._spared_until = 0.0
 
-    def open(self, folder: Path, identity: Identity) -> None:
+    def open(self, folder: Path, number: int, start: str, node: str, rank: int, world_size: int, local_rank: int = 0) -> None:
         """Keep a file in `folder` from now on, or on another process than its node's first from a word on that may be the cause of the
-        others' ends."""
+        others' ends. Whose record it is stands in it (`Record`)."""
         with self._state:
-            record = self._record = replace(self._record, **vars(identity))
+            record = self._record = replace(
+                self._record, number=number, start=start, node=node, rank=rank, world_size=world_size, local_rank=local_rank
+            )
             self._make_file = lambda: RecordFile(folder / record.name, self.record)
-        if identity.local_rank == 0:
+        if local_rank == 0:
             self._file = self._make_file()
         self._note(ENTRY_PATIENCE)
 
