@@ -46,7 +46,7 @@ class Row:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, (_, text) in COMMANDS.items():
+    for name, (_, text, _) in COMMANDS.items():
         one = commands.add_parser(name, help=text, description=text)
         one.add_argument("runs", type=Path, nargs=1, metavar="RUN_FOLDER", help="experiments/NAME")
         one.add_argument("--json", action="store_true", help="print JSON in place of a table")
@@ -64,9 +64,9 @@ def snapshots(given: argparse.Namespace) -> int:
     """
     (given.run,) = given.runs
     must_be_run(given.run)
-    command, _ = COMMANDS[given.command]
+    command, _, nothing = COMMANDS[given.command]
     rows = command(given)
-    show(rows, given.json, NOTHING[given.command])
+    show(rows, given.json, nothing)
     bad = [row for row in rows if row.state == "bad"]
     if given.command == "adopt":
         for row in bad:
@@ -82,13 +82,17 @@ def must_be_run(folder: Path) -> None:
 
 
 def ls(given: argparse.Namespace) -> list[Row]:
-    """What is there, by names and sizes."""
-    return _rows(Catalogue(given.run), _policy(given.run), verify=False)
-
-
-def verify(given: argparse.Namespace) -> list[Row]:
-    """What is there, every byte read."""
-    return _rows(Catalogue(given.run), _policy(given.run), verify=True)
+    """What is there, by names and sizes, to `verify` with every byte read."""
+    catalogue, policy, verify = Catalogue(given.run), _policy(given.run), given.command == "verify"
+    listing = catalogue.listing()
+    reasons = {manifest: catalogue.defect_of(manifest) if verify else None for manifest in listing.present}
+    good = [manifest for manifest in listing.present if reasons[manifest] is None]
+    says = {d.manifest: ("" if d.keep else "would be removed: ") + d.reason for d in decide(good, policy)}
+    rows = [
+        _row(manifest, "bad", reason) if reason else _row(manifest, "complete" if verify else "present", says[manifest])
+        for manifest, reason in reasons.items()
+    ]
+    return rows + [Row(f"{defect.path.parent.name}/{defect.path.name}", "bad", note=defect.reason) for defect in listing.defects]
 
 
 def prune(given: argparse.Namespace) -> list[Row]:
@@ -131,15 +135,14 @@ def rollback(given: argparse.Namespace) -> list[Row]:
     return _locked(given.run, back)
 
 
-COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], list[Row]], str]] = {
-    "ls": (ls, "show position, size, age and state; reads no data"),
-    "verify": (verify, "read everything and compare the digests; exit code 1 if anything is bad"),
-    "prune": (prune, "remove what the run's configuration does not keep"),
-    "adopt": (adopt, "verify checkpoints that have no manifest and give them one"),
-    "rollback": (rollback, "go back to an older state: move what is newer aside (nothing is deleted)"),
+COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], list[Row]], str, str]] = {
+    "ls": (ls, "show position, size, age and state; reads no data", "no checkpoints"),
+    "verify": (ls, "read everything and compare the digests; exit code 1 if anything is bad", "no checkpoints"),
+    "prune": (prune, "remove what the run's configuration does not keep", "nothing to remove"),
+    "adopt": (adopt, "verify checkpoints that have no manifest and give them one", "nothing to adopt"),
+    "rollback": (rollback, "go back to an older state: move what is newer aside (nothing is deleted)", ""),
 }
-NOTHING = {"ls": "no checkpoints", "verify": "no checkpoints", "prune": "nothing to remove", "adopt": "nothing to adopt", "rollback": ""}
-"""What is said of an empty result."""
+"""With what is said of each, and of an empty result."""
 
 
 def show(rows: list[Row], as_json: bool, nothing: str) -> None:
@@ -164,18 +167,6 @@ def show(rows: list[Row], as_json: bool, nothing: str) -> None:
         position = ["" if value is None else str(value) for value in (row.epoch, row.step)]
         table.add_row(row.name, *position, size, _age(row.age_seconds), metric, state, row.note.replace("[", r"\["))
     Console(highlight=False, width=None if sys.stdout.isatty() else TABLE_WIDTH).print(table)
-
-
-def _rows(catalogue: Catalogue, policy: Policy, verify: bool) -> list[Row]:
-    listing = catalogue.listing()
-    reasons = {manifest: catalogue.defect_of(manifest) if verify else None for manifest in listing.present}
-    good = [manifest for manifest in listing.present if reasons[manifest] is None]
-    says = {d.manifest: ("" if d.keep else "would be removed: ") + d.reason for d in decide(good, policy)}
-    rows = [
-        _row(manifest, "bad", reason) if reason else _row(manifest, "complete" if verify else "present", says[manifest])
-        for manifest, reason in reasons.items()
-    ]
-    return rows + [Row(f"{defect.path.parent.name}/{defect.path.name}", "bad", note=defect.reason) for defect in listing.defects]
 
 
 def _row(manifest: Manifest, state: str, note: str) -> Row:

@@ -57,19 +57,11 @@ class TensorBoard:
 
     def batch(self, step: int, losses: Mapping[str, float], learning_rate: float) -> None:
         """Log the losses (total, box, cls, dfl) and the learning rate of an optimizer step."""
-        self._scalars(step, {**_loss_tags("Loss/Train_Batch", losses), "Learning_Rate": learning_rate})
-
-    def goodput(self, step: int, shares: Mapping[str, float]) -> None:
-        """Where the time went, in percent."""
-        self._scalars(step, dict(shares))
-
-    def bad_step(self, step: int) -> None:
-        """A step that was passed over: it has no losses."""
-        self._scalars(step, {"Bad_Steps": 1.0})
+        self.scalars(step, {**_loss_tags("Loss/Train_Batch", losses), "Learning_Rate": learning_rate})
 
     def epoch(self, step: int, train_losses: Mapping[str, float]) -> None:
         """Log the mean training losses of the epoch that ended with `step`."""
-        self._scalars(step, _loss_tags("Loss/Train", train_losses))
+        self.scalars(step, _loss_tags("Loss/Train", train_losses))
 
     def evaluation(
         self, step: int, losses: Mapping[str, float], stats: Mapping[str, float], per_class: Mapping[str, tuple[float, float]]
@@ -78,7 +70,7 @@ class TensorBoard:
         numbers = {f"COCO/{name}": value for name, value in stats.items()}
         numbers.update({f"COCO_AP/{name}": ap for name, (ap, _) in per_class.items()})
         defined = {tag: value for tag, value in numbers.items() if value >= 0}
-        self._scalars(step, {**_loss_tags("Loss/Validation", losses), **defined})
+        self.scalars(step, {**_loss_tags("Loss/Validation", losses), **defined})
 
     def image(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
         """Log a picture, (H, W, 3) RGB."""
@@ -111,7 +103,8 @@ class TensorBoard:
         self._try(lambda writer: writer.close())
         self._writer = None
 
-    def _scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Log numbers under their tags."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         self._add(step, [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
