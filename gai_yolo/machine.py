@@ -91,22 +91,17 @@ def _quota_v1(folder: Path) -> float | None:
 def _folders(controller: str, root: Path) -> Iterator[Path]:
     """This process's control groups that a controller may limit, each followed by those above it."""
     groups = _groups(root)
-    for kind, controllers, top, mount in _mounts(root):
+    for where, what in _mounted(root):
+        kind, top, mount = what[0], where[3], where[4]
         name = "" if kind == "cgroup2" else controller
-        if name not in groups or (kind == "cgroup" and controller not in controllers):
+        if kind not in ("cgroup", "cgroup2") or name not in groups or (name and name not in what[2].split(",")):
             continue
-        folder = root / mount.lstrip("/")
         # In a container the group's path is often the host's, of which only the group itself is mounted.
-        inside = groups[name].removeprefix(top.rstrip("/")).strip("/") if _is_below(groups[name], top) else ""
-        parts = [part for part in inside.split("/") if part]
-        if ".." in parts:
-            parts = []
-        for depth in range(len(parts), -1, -1):
-            yield folder.joinpath(*parts[:depth])
-
-
-def _is_below(path: str, top: str) -> bool:
-    return path == top or path.startswith(top.rstrip("/") + "/")
+        inside = Path(groups[name]).relative_to(top) if Path(groups[name]).is_relative_to(top) else Path()
+        if ".." in inside.parts:
+            inside = Path()
+        for group in (inside, *inside.parents):
+            yield root / mount.lstrip("/") / group
 
 
 def is_on_this_machine(path: Path, root: Path = ROOT) -> bool:
@@ -115,10 +110,10 @@ def is_on_this_machine(path: Path, root: Path = ROOT) -> bool:
     Args:
         root: folder in which /proc is looked for.
     """
-    real, kind, length = str(path.resolve()), "", 0
+    real, kind, length = path.resolve(), "", 0
     for where, what in _mounted(root):
         place = ESCAPED.sub(lambda letter: chr(int(letter[1], 8)), where[4])
-        if _is_below(real, place) and len(place) >= length:  # of two at one place the later covers the other
+        if real.is_relative_to(place) and len(place) >= length:  # of two at one place the later covers the other
             kind, length = what[0], len(place)
     return kind in OWN_DISKS
 
@@ -132,13 +127,6 @@ def _groups(root: Path) -> dict[str, str]:
         if separator and (controllers or number == "0"):
             groups |= dict.fromkeys(controllers.split(","), path)
     return groups
-
-
-def _mounts(root: Path) -> Iterator[tuple[str, list[str], str, str]]:
-    """File system type, controllers, root within the hierarchy, and mount point of what is mounted of control groups."""
-    for where, what in _mounted(root):
-        if what[0] in ("cgroup", "cgroup2"):
-            yield what[0], what[2].split(","), where[3], where[4]
 
 
 def _mounted(root: Path) -> Iterator[tuple[list[str], list[str]]]:

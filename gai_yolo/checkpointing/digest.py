@@ -6,7 +6,7 @@ import hashlib
 import json
 import socket
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -82,14 +82,10 @@ def tensors_digest(content: Mapping[str, Any]) -> str:
     Args:
         content: as `TrainingState.capture` gives it.
     """
-    return hashlib.sha256(str(_bit_sums(list(_tensors(content)))).encode()).hexdigest()
-
-
-def _bit_sums(tensors: Sequence[Tensor]) -> list[int]:
-    if not tensors:
-        return []
-    device = tensors[0].device
-    return torch.stack([t.detach().view(WORDS[t.element_size()]).sum(dtype=torch.int64).to(device) for t in tensors]).tolist()
+    sums = [tensor.detach().view(WORDS[tensor.element_size()]).sum(dtype=torch.int64) for tensor in _tensors(content)]
+    # One copy from a GPU for all of them.
+    bits = torch.stack([one.to(sums[0].device) for one in sums]).tolist() if sums else []
+    return hashlib.sha256(str(bits).encode()).hexdigest()
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

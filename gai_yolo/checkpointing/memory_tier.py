@@ -134,9 +134,9 @@ class MemoryTier(Tier):
         try:
             seen = -1
             while not wait([writing], WATCHED_EVERY).done:
-                if seen != self._num_writes:
+                if seen != self.num_writes:
                     self._alive()
-                seen = self._num_writes
+                seen = self.num_writes
             seconds = writing.result()
         except RunFolderBusy as busy:
             self._is_lost = True

@@ -44,7 +44,7 @@ class Tier(ABC):
     ) -> None:
         self.opened, self.schedule, self.takes, self._policy = opened, schedule, takes, policy
         self._publishing = threading.Lock()
-        self._num_writes = 0
+        self.num_writes = 0
         """Pieces that were written by `save_now`: how another thread sees it move."""
 
     def is_due(self, step: int) -> bool:
@@ -68,7 +68,7 @@ class Tier(ABC):
         with self._publishing, self.opened() as store:
             if store is None:
                 return
-            store.publish(manifest, lambda file: torch.save(content, cast(BinaryIO, _Noticed(file, self._note))))
+            store.publish(manifest, lambda file: torch.save(content, cast(BinaryIO, _Noticed(file, self))))
             if self._policy is not None:
                 store.prune(self._policy)
 
@@ -114,22 +114,16 @@ class Tier(ABC):
         """For people, at the end; empty if there is nothing to say."""
         return ""
 
-    def _note(self) -> None:
-        self._num_writes += 1
-
 
 class _Noticed:
-    """A file that tells of each write."""
+    """A file whose writes are counted."""
 
-    def __init__(self, file: BinaryIO, moved: Callable[[], None]) -> None:
-        self._file, self._moved = file, moved
+    def __init__(self, file: BinaryIO, tier: Tier) -> None:
+        self._file, self._tier, self.flush = file, tier, file.flush
 
     def write(self, data: bytes) -> int:
-        self._moved()
+        self._tier.num_writes += 1
         return self._file.write(data)
-
-    def flush(self) -> None:
-        self._file.flush()
 
 
 class DiskTier(Tier):
