@@ -127,11 +127,8 @@ def share(world: World, found: LoadedCheckpoint | None, source: int, alike: bool
 
 
 def newest(catalogue: Catalogue) -> tuple[LoadedCheckpoint | None, list[str]]:
-    """The newest checkpoint under a run folder, mid-epoch or after an epoch, and sentences about what was passed over.
-
-    Raises:
-        CheckpointError: the newest complete one carries program code, or was written by another version of this program.
-    """
+    """The newest checkpoint under a run folder, mid-epoch or after an epoch, and sentences about what was passed over. Raises as
+    `Catalogue.newest` and `parse`."""
     found, passed_over = catalogue.newest(parse)
     return None if found is None else LoadedCheckpoint(catalogue.data_path(found[0]), found[1], "disk", found[0]), passed_over
 

@@ -60,11 +60,7 @@ class Tier(ABC):
 
     def save_now(self, manifest: Manifest, content: dict[str, Any]) -> None:
         """Write a state in the calling thread, whichever that is; it is complete on return. Waits for another thread that does the same.
-
-        Raises:
-            OSError: there is no room.
-            RunFolderBusy: another job has taken the run over.
-        """
+        Raises as `Store.publish`."""
         with self._publishing, self.opened() as store:
             if store is None:
                 return
@@ -87,11 +83,7 @@ class Tier(ABC):
 
     @abstractmethod
     def poll(self, wait: bool) -> None:
-        """Take note of what was written, with `wait` once what is on its way is complete.
-
-        Raises:
-            RunFolderBusy: another job has taken the run over.
-        """
+        """Take note of what was written, with `wait` once what is on its way is complete. Raises as `BackgroundWriter.poll`."""
 
     @abstractmethod
     def hand_over(self, manifest: Manifest, content: dict[str, Any]) -> None:
@@ -102,7 +94,7 @@ class Tier(ABC):
         """Wait, at the end of training, until everything is complete.
 
         Raises:
-            CheckpointError: it could not be written.
+            CheckpointError: it could not be written, for as long as `snapshots.patience_seconds`.
         """
 
     @abstractmethod

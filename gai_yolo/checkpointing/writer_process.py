@@ -223,11 +223,7 @@ def renew(best: BestCopy, has_news: Callable[[], bool]) -> BestRenewed | None:
 
 def _noted(what: str, action: Callable[[], object]) -> list[str]:
     """Do something beside writing. What fails here is noted and comes up again with the next checkpoint: the one that was written is
-    complete all the same, and if it could not be written for want of room, retention is what may help.
-
-    Raises:
-        RunFolderBusy: another job has taken the run over.
-    """
+    complete all the same, and if it could not be written for want of room, retention is what may help. Raises `RunFolderBusy`."""
     try:
         action()
     except RunFolderBusy:

@@ -57,11 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def snapshots(given: argparse.Namespace) -> int:
-    """Run a command; returns the exit code.
-
-    Raises:
-        Refusal: it cannot be done.
-    """
+    """Run a command; returns the exit code. Raises `Refusal`."""
     (given.run,) = given.runs
     must_be_run(given.run)
     command, _, nothing = COMMANDS[given.command]

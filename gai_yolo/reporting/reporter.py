@@ -166,11 +166,7 @@ class Reporter:
 
 def write_metrics(folder: RunFolder, history: Sequence[Mapping[str, Any]]) -> None:
     """Write `training_metrics.json`, one row for each completed epoch. Every checkpoint holds all rows, so a disk that refuses is
-    only told, and the next time makes up for it.
-
-    Raises:
-        RunFolderBusy: another job has taken the run over.
-    """
+    only told, and the next time makes up for it. Raises `RunFolderBusy`."""
     with told_if_refused(logger, folder.metrics):
         folder.store.publish_text(folder.metrics, json.dumps(history, indent=1) + "\n")
 

@@ -54,11 +54,6 @@ def owner_of(name: str) -> str:
     return parts[1] if len(parts) == 3 else ""
 
 
-def temp_path(target: Path, owner: str) -> Path:
-    """A temporary name that nobody else uses, in the folder of `target`."""
-    return target.with_name(f".{target.name}~{owner}~{os.urandom(6).hex()}{SUFFIX}")
-
-
 def write_temp_file(target: Path, write: Callable[[BinaryIO], object], owner: str = NO_OWNER, fs: FileSystem = REAL) -> TempFile:
     """Write and fsync a file under a temporary name, unique to this call, in the folder of `target`; hashes while writing.
 
@@ -108,7 +103,7 @@ def copy_temp_file(
 @contextlib.contextmanager
 def _new_temp_file(target: Path, owner: str, fs: FileSystem) -> Iterator[tuple[Path, _HashingFile]]:
     """A new file under a temporary name: synced after the block, gone if it fails."""
-    path = temp_path(target, owner)
+    path = target.with_name(f".{target.name}~{owner}~{os.urandom(6).hex()}{SUFFIX}")
     raw = _HashingFile(fs, fs.create(path))
     try:
         with contextlib.closing(raw):

@@ -81,13 +81,9 @@ class Catalogue:
         present: list[Manifest] = []
         defects: list[Defect] = []
         for kind in FOLDERS:
-            stems = self.stems(kind)
-            for stem, suffixes in stems.items():
+            for stem, suffixes in self.stems(kind).items():
                 data = self.run / FOLDERS[kind] / f"{stem}.pt"
-                if "json" not in suffixes:
-                    defects.append(Defect(data, NO_MANIFEST))
-                    continue
-                found = self.look_at(kind, data)
+                found = self.look_at(kind, data) if "json" in suffixes else Defect(data, NO_MANIFEST)
                 if isinstance(found, Defect):
                     defects.append(found)
                 else:

@@ -141,11 +141,7 @@ class Lease:
 
 
 def raise_fence(path: Path, fs: FileSystem = REAL) -> Fence:
-    """Shut out everybody who has started before. Only to be called under the lock.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Shut out everybody who has started before. Only to be called under the lock. Raises `OSError`."""
     before = _holder_or_none(path, fs)
     number = 1 if before is None else before.number + 1
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -59,11 +59,7 @@ class LeaseFile:
 
     def acquire(self, patience: float) -> bool:
         """Become the owner; returns whether that is so. An owner that renews its file is waited for as long as told, one that does not
-        until it counts as dead.
-
-        Raises:
-            OSError: the disk refuses.
-        """
+        until it counts as dead. Raises `OSError`."""
         started = seen_at = self._clock()
         seen: bytes | None = None
         while not self._create():

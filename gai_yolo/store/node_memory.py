@@ -94,15 +94,8 @@ class NodeMemory:
         self.store.sweep()
 
     def set_aside(self, beyond: Position | None = None) -> Path | None:
-        """Move the states that are newer than a position, or all there is, to another name in memory.
-
-        Returns:
-            Where they are now; None if there were none.
-
-        Raises:
-            OSError: the memory refuses.
-            CheckpointError: as `Catalogue.listing`.
-        """
+        """Move the states that are newer than a position, or all there is, to another name in memory. Returns where they are now, None if
+        there were none; raises as `move_beyond`."""
         target = free_name(self._owner, self._aside_prefix)
         if beyond is not None:
             return target if move_beyond(self.path, beyond, target) else None

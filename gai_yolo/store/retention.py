@@ -47,7 +47,7 @@ def decide(verified: Sequence[Manifest], policy: Policy) -> list[Decision]:
     steps = [manifest for manifest in newest_first if manifest.kind == "step"]
     due_epochs = [manifest for manifest in newest_first if manifest.kind == "epoch" and manifest.due]
     best = best_of(verified, policy.best_since)
-    decisions = {}
+    decisions = []
     for manifest in verified:
         if manifest is newest_first[0]:
             kept, reason = True, LAST
@@ -63,8 +63,8 @@ def decide(verified: Sequence[Manifest], policy: Policy) -> list[Decision]:
             kept, reason = True, f"every {policy.keep_every} epochs one is kept"
         else:
             kept, reason = _among_newest(manifest, due_epochs, policy.keep_epochs, "epoch checkpoints")
-        decisions[id(manifest)] = Decision(manifest, kept, reason)
-    return [decisions[id(manifest)] for manifest in verified]
+        decisions.append(Decision(manifest, kept, reason))
+    return decisions
 
 
 def best_of(manifests: Sequence[Manifest], since: int = -1) -> Manifest | None:

@@ -48,12 +48,7 @@ class RunFolder:
         self._store: Store | None = None
 
     def lock(self) -> None:
-        """Become the only job that writes here, until the process ends.
-
-        Raises:
-            RunFolderBusy: another job is running on this folder.
-            Refusal: the folder cannot be made.
-        """
+        """Become the only job that writes here, until the process ends; raises as `Lease.acquire`."""
         self._store = Store(self.path, self._lease.acquire(FOLDER_LOCK_PATIENCE))
 
     @property

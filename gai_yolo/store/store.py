@@ -139,16 +139,8 @@ class Store(Catalogue):
     def sweep(self) -> list[Path]:
         """Remove what dead writers have left: drafts of other fences, and data of snapshots that never got a manifest and
         are not newer than the newest complete one. To be called at the start, after the fence was raised and before anything
-        is read: only then is nothing that was under way able to get a name any more.
-
-        Returns:
-            What was removed.
-
-        Raises:
-            CheckpointError: as `listing`.
-            RunFolderBusy: another job has taken the run over.
-            OSError: the disk refuses.
-        """
+        is read: only then is nothing that was under way able to get a name any more. Returns what was removed; raises as `listing` and
+        `publish`."""
         self.fence.check(self.fs)
         removed: list[Path] = []
         for left_behind in (self._foreign_drafts, self._useless_data):
@@ -175,12 +167,7 @@ class Store(Catalogue):
         return [path for path in orphans if int(path.stem.removeprefix("step_")) <= newest]
 
     def prune(self, policy: Policy) -> list[Decision]:
-        """Remove what retention lets go, manifests first; returns what was removed.
-
-        Raises:
-            OSError: the disk refuses; trying again is right.
-            RunFolderBusy: another job has taken the run over.
-        """
+        """Remove what retention lets go, manifests first; returns what was removed, raises as `publish`."""
         going = [decision for decision in self.plan_pruning(policy) if not decision.keep]
         for decision in going:
             self._remove(self.manifest_path(decision.manifest))
