@@ -134,10 +134,7 @@ def parse_config(raw: dict[str, Any], source: str) -> Config:
 
 def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], list[str]]:
     """Compare two dumped configurations; keys that only one of them knows belong to another version and are passed over.
-
-    Returns:
-        Key paths whose change makes continuation wrong, and key paths whose change is harmless.
-    """
+    Returns key paths whose change makes continuation wrong, and key paths whose change is harmless."""
     flat_old, flat_new = dict(_flatten(old)), dict(_flatten(new))
     differing = [key for key in flat_new if key in flat_old and flat_old[key] != flat_new[key]]
     return [key for key in differing if key in _FIXED_KEYS], [key for key in differing if key not in _FIXED_KEYS]

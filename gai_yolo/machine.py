@@ -1,4 +1,5 @@
-"""What this machine gives to this process: cores and memory, as limited by affinity and control groups; needs no torch.
+"""What this machine gives to this process: cores and memory, as limited by affinity and control groups, and how threads wait for work;
+needs no torch.
 
 A container's limits are those of its control group (cgroup v1 or v2) and of all groups above it that can be seen. `/proc/self/cgroup`
 says which group that is, `/proc/self/mountinfo` where its files are. Memory-backed folders, such as /dev/shm, count towards the
@@ -11,39 +12,45 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path("/")
+"""Where /proc and the mount points are looked for."""
 OWN_DISKS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "bcachefs", "tmpfs", "ramfs", "overlay"})
 """File systems whose bytes lie in the machine that has mounted them."""
 ESCAPED = re.compile(r"\\([0-7]{3})")
 """A space, say, in the table of what is mounted."""
 UNLIMITED = 2**62
 """Bytes, where the system does not say."""
+SPIN_COUNT = 2000
+"""Turns of libgomp's waiting loop, some 0.05 ms. Between two operations of a step most threads wait for less, and waking up a sleeping one
+takes as long. Its own 300,000 turns keep a core busy for milliseconds, which whoever else computes there needs: with a busy neighbour the
+thread that has work waits behind one that only waits for it. Figures: docs/benchmarks.md."""
+SAID_BY = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+"""Environment variables with which a user says it."""
+
+
+def wait_briefly(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Let OpenMP's threads of this process, and of those that it starts, sleep soon, unless the user has said how they are to wait; before
+    PyTorch is imported, because they read it once. No result depends on it. Other libraries than GCC's do not look at this variable."""
+    if not any(name in environment for name in SAID_BY):
+        environment["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
 
 
 def available_cores(root: Path = ROOT) -> int:
     """Cores this process may use: containers and Slurm often give fewer than the machine has.
 
     A quota of 2.5 cores counts as 2: a third thread would be stopped for half of each period, and the others would wait for it. Below
-    1 it is 1.
-
-    Args:
-        root: folder in which /proc and the mount points are looked for.
-    """
+    1 it is 1."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     quotas = [quota for folder in _folders("cpu", root) for quota in (_quota_v2(folder), _quota_v1(folder)) if quota is not None]
     return max(1, int(min([float(cores), *quotas])))
 
 
 def available_memory(root: Path = ROOT) -> int:
-    """Bytes that can be taken without swapping, and without being killed for it; `UNLIMITED` where the system does not say.
-
-    Args:
-        root: as above.
-    """
+    """Bytes that can be taken without swapping, and without being killed for it; `UNLIMITED` where the system does not say."""
     known = [_rest(folder, names) for folder in _folders("memory", root) for names in (V2, V1)]
     # Free pages alone would count the page cache as used.
     known.append(_table(root / "proc/meminfo").get("MemAvailable:"))
@@ -105,11 +112,7 @@ def _folders(controller: str, root: Path) -> Iterator[Path]:
 
 
 def is_on_this_machine(path: Path, root: Path = ROOT) -> bool:
-    """Whether a file's disk, or memory, belongs to this machine. A kind of file system that is not known may be anywhere.
-
-    Args:
-        root: folder in which /proc is looked for.
-    """
+    """Whether a file's disk, or memory, belongs to this machine. A kind of file system that is not known may be anywhere."""
     real, kind, length = path.resolve(), "", 0
     for where, what in _mounted(root):
         place = ESCAPED.sub(lambda letter: chr(int(letter[1], 8)), where[4])

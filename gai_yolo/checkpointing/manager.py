@@ -48,11 +48,7 @@ class CheckpointManager:
 
     def is_due(self, step: int, at_once: bool = False) -> bool:
         """Whether the state after `step` steps is to be saved. Asked before the last of them, so that all ranks can be told to compare
-        their states first, and to save at the same step.
-
-        Args:
-            at_once: also if no interval is over.
-        """
+        their states first, and to save at the same step; with `at_once` also if no interval is over."""
         with self._stalling():
             self._due = [tier for tier in self.tiers if tier.is_due(step) or (at_once and tier.takes != "nothing")]
         return bool(self._due) or at_once

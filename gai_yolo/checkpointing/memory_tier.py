@@ -37,8 +37,7 @@ def memory_of_the_first(base: Path, run: Path, run_id: str, size: int) -> Iterat
     if it lives, and saves by itself, if nobody can, or if there is no room.
 
     Args:
-        base: memory-backed storage.
-        run: the run folder.
+        base, run: as for `NodeMemory`.
         size: bytes that the state takes at most.
 
     Raises:

@@ -201,11 +201,8 @@ def serve(store: Store, policy: Policy, manifest: Manifest, content: Content, de
 
 
 def renew(best: BestCopy, has_news: Callable[[], bool]) -> BestRenewed | None:
-    """Keep `best.pt` true; None if it was broken off because there is a request, which goes first, or nobody any more to make one.
-
-    Args:
-        has_news: whether that is so.
-    """
+    """Keep `best.pt` true; None if it was broken off because there is a request, which goes first, or nobody any more to make one: that is
+    what `has_news` tells."""
 
     def between() -> None:
         if has_news():

@@ -39,9 +39,6 @@ def judge_progress(records: Sequence[Record], step: int) -> Delay:
     `LEAST_SECONDS` without a new step in between. Sudden deaths and lost peers never do: machines die as often as they like. Whatever
     comes often is made slower.
 
-    Args:
-        records: of earlier starts.
-
     Raises:
         NoProgress: there is no hope.
     """

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -206,12 +207,10 @@ def compact_records(folder: Path) -> None:
     Raises:
         OSError: the disk refuses; nothing is lost.
     """
-    by_number: dict[str, list[Path]] = {}
-    for path in _paths(folder):
-        by_number.setdefault(path.name.partition("-")[0], []).append(path)
-    if len(by_number) < KEPT_STARTS + COMPACTED_AT_ONCE:
+    starts = [list(paths) for _, paths in groupby(_paths(folder), lambda path: path.name.partition("-")[0])]
+    if len(starts) < KEPT_STARTS + COMPACTED_AT_ONCE:
         return
-    old = [path for number in sorted(by_number)[:-KEPT_STARTS] for path in by_number[number]]
+    old = [path for paths in starts[:-KEPT_STARTS] for path in paths]
     found = {path: record for path in old if (record := _read(path))}
     before = _read(folder / COMPACTED)
     if before is None:

@@ -63,12 +63,7 @@ def read_record(catalogue: Catalogue) -> Record | None:
 
 
 class BestCopy:
-    """Keeps `best.pt` true.
-
-    Args:
-        store: with the right to publish.
-        since: as in `Policy.best_since`.
-    """
+    """Keeps `best.pt` true; `since` is as in `Policy.best_since`."""
 
     def __init__(self, store: Store, since: int = -1) -> None:
         self.store, self.fs, self.since = store, store.fs, since
@@ -85,9 +80,7 @@ class BestCopy:
             Notes for people: of a file of their own that lies there.
 
         Raises:
-            OSError: the disk refuses; `best.pt` is what it was.
-            CheckpointError: as `Store.listing`.
-            RunFolderBusy: another job has taken the run over.
+            OSError: the disk refuses; `best.pt` is what it was. (And as `Store.listing` and `publish`.)
         """
         present = self.store.listing().present
         candidates, record = list(present), read_record(self.store)

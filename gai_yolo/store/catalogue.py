@@ -93,13 +93,7 @@ class Catalogue:
 
     def newest(self, parse: Callable[[Path, BinaryIO, Manifest], T]) -> tuple[tuple[Manifest, T] | None, list[str]]:
         """The newest complete checkpoint, parsed, and sentences about what is newer and bad, which is left in place and passed over.
-
-        Args:
-            parse: as for `read`.
-
-        Raises:
-            CheckpointError: as `listing` and `read`.
-        """
+        Raises as `listing` and `read`, to which `parse` goes."""
         listing = self.listing()
         passed_over = self.passed_over(listing)
         for manifest in listing.present:

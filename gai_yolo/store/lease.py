@@ -81,11 +81,7 @@ class Fence:
 
 
 class Lease:
-    """The lock of a run and its fence, beside the run folder: `--fresh` moves the folder while they are held.
-
-    Args:
-        folder: the run folder; need not exist.
-    """
+    """The lock of a run and its fence, beside the run folder, which need not exist: `--fresh` moves it while they are held."""
 
     def __init__(self, folder: Path, fs: FileSystem = REAL) -> None:
         self.folder, self._fs = folder, fs

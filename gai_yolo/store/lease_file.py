@@ -44,11 +44,7 @@ def has_flock(path: Path) -> bool:
 
 
 class LeaseFile:
-    """The lock.
-
-    Args:
-        path: of its file; the folder must be there.
-    """
+    """The lock, whose file's folder must be there."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], object] = time.sleep) -> None:
         self.path, self._clock, self._sleep = path, clock, sleep

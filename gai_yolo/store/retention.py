@@ -68,11 +68,8 @@ def decide(verified: Sequence[Manifest], policy: Policy) -> list[Decision]:
 
 
 def best_of(manifests: Sequence[Manifest], since: int = -1) -> Manifest | None:
-    """The evaluated epoch with the highest mAP50-95, the earliest of equals; None if none was evaluated.
-
-    Args:
-        since: of those after this step, if there are any.
-    """
+    """The evaluated epoch with the highest mAP50-95, the earliest of equals, of those after the step `since` if there are any; None if none
+    was evaluated."""
     evaluated = [manifest for manifest in manifests if manifest.kind == "epoch" and manifest.metric is not None]
     evaluated = [manifest for manifest in evaluated if manifest.position.step > since] or evaluated
     return max(evaluated, key=lambda manifest: (manifest.metric, -manifest.position.epoch), default=None)

@@ -32,13 +32,8 @@ class Store(Catalogue):
         self._half_removed: list[Path] = []
 
     def publish(self, manifest: Manifest, write: Callable[[BinaryIO], object]) -> tuple[Manifest, list[str]]:
-        """Make a checkpoint; after return it survives a crash of the machine.
-
-        Args:
-            manifest: size and digest are filled in here.
-
-        Returns:
-            The manifest, and notes for people about what stood in the way.
+        """Make a checkpoint; after return it survives a crash of the machine. Returns the manifest, with size and digest filled in, and
+        notes for people about what stood in the way.
 
         Raises:
             OSError: the disk refuses; whatever was complete is still there, and trying again is right.
@@ -72,11 +67,8 @@ class Store(Catalogue):
         return manifest
 
     def publish_text(self, path: Path, text: str, is_synced: bool = True) -> None:
-        """Publish another file of the run, such as its metrics, under its fence; raises as `publish`.
-
-        Args:
-            is_synced: False for what a crash may take back.
-        """
+        """Publish another file of the run, such as its metrics, under its fence; if not synced, a crash may take it back. Raises as
+        `publish`."""
         with self._draft(path, text.encode()) as temp:
             self.replace(temp, path)
         if is_synced:

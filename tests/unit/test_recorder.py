@@ -33,8 +33,7 @@ from gai_yolo.goodput.record import (
     read_records,
     unpack,
 )
-from gai_yolo.goodput.record_file import BEAT, RecordFile
-from gai_yolo.goodput.recorder import STEP_PATIENCE, Recorder, process_started
+from gai_yolo.goodput.recorder import BEAT, STEP_PATIENCE, Recorder, RecordFile, process_started
 from gai_yolo.goodput.report import Report, report
 from tests.harness import REPOSITORY
 from tests.starts import EPOCH, Node
