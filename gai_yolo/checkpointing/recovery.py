@@ -167,11 +167,7 @@ def parse(path: Path, file: BinaryIO, manifest: Manifest) -> dict[str, Any]:
 
 
 def position_of(path: Path, content: dict[str, Any]) -> Position:
-    """How far the training was whose state this is.
-
-    Raises:
-        CheckpointError: not a state of this version of this program.
-    """
+    """How far the training was whose state this is. Raises `CheckpointError` if this version of this program did not write it."""
     if content.get("format") != CHECKPOINT_FORMAT:
         raise CheckpointError(
             f"{path}: not in this program's checkpoint format {CHECKPOINT_FORMAT} (found {content.get('format')!r}); "

@@ -123,10 +123,8 @@ class DiskTier(Tier):
     writes them in the background.
 
     Args:
-        store: with the right to publish.
         config: settled.
         step: from which the run goes on.
-        best_since: as in `Policy`.
         size: bytes of a state, about.
         pinned: whether the state is on a GPU.
         alive: is called while the training thread waits here for a disk.

@@ -87,11 +87,7 @@ class Job:
 
 
 class WriterProcess:
-    """The other process and the line to it.
-
-    Raises:
-        OSError: it cannot be started.
-    """
+    """The other process and the line to it. Raises `OSError` if it cannot be started."""
 
     def __init__(self, run: Path, fence: Fence, policy: Policy) -> None:
         own, other = socket.socketpair()

@@ -168,7 +168,8 @@ def newest_of_each(records: Iterable[Record]) -> list[Record]:
 
 def plain(record: Record) -> dict[str, Any]:
     """A record as a dict for JSON; seconds to the microsecond."""
-    return {key: _rounded(value) for key, value in asdict(record).items()}
+    values: dict[str, Any] = json.loads(json.dumps(asdict(record)), parse_float=lambda text: round(float(text), 6))
+    return values
 
 
 def pack(record: Mapping[str, Any]) -> bytes:
@@ -179,11 +180,7 @@ def pack(record: Mapping[str, Any]) -> bytes:
 
 
 def unpack(data: bytes) -> dict[str, Any]:
-    """The record in a file.
-
-    Raises:
-        ValueError: torn, damaged or something else.
-    """
+    """The record in a file. Raises `ValueError` if it is torn, damaged or something else."""
     record = json.loads(data)
     if not isinstance(record, dict) or record.pop("crc32", None) != zlib.crc32(json.dumps(record).encode()):
         raise ValueError("the checksum is wrong")
@@ -265,9 +262,3 @@ def _read(path: Path) -> dict[str, Any] | None:
         except (OSError, ValueError):
             continue
     return None
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _rounded(inner) for key, inner in value.items()}
-    return round(value, 6) if isinstance(value, float) else value

@@ -145,16 +145,8 @@ class Recorder:
     def started_from(
         self, step: int, epoch: int, source: str, known: int = 0, total_steps: int | None = None, epochs: int | None = None
     ) -> None:
-        """Training goes on here.
-
-        Args:
-            step: completed optimizer steps.
-            epoch: that is being trained, from 1.
-            source: of the state: `memory`, `durable`, `peer`, `nothing`.
-            known: the highest step of all earlier starts (`high_water` of their records); up to it, steps are replays.
-            total_steps: of the whole run.
-            epochs: of the whole run.
-        """
+        """Training goes on here, after `step` completed steps. The rest is as in `Record`; up to `known` (`high_water` of the earlier
+        starts' records) steps are replays."""
         with self._state:
             record = self._record
             record.origin, record.source, record.known = step, source, known

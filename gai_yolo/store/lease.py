@@ -155,11 +155,7 @@ def raise_fence(path: Path, fs: FileSystem = REAL) -> Fence:
 
 
 def read_holder(path: Path, fs: FileSystem = REAL) -> Holder:
-    """What the fence's file says.
-
-    Raises:
-        OSError: it is not there, cannot be read, or makes no sense.
-    """
+    """What the fence's file says. Raises `OSError` if it is not there, cannot be read, or makes no sense."""
     data = fs.content(path)
     try:
         return _PARSER.validate_python(json.loads(data))

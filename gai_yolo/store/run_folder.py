@@ -115,11 +115,7 @@ class RunFolder(LockedFolder):
         publish_text(self.record_path, encode(record))
 
     def make(self) -> None:
-        """Create the folders.
-
-        Raises:
-            Refusal: a file is in the way or the disk refuses.
-        """
+        """Create the folders. Raises `Refusal` if a file is in the way or the disk refuses."""
         try:
             for folder in (self.path, self.checkpoints, self.snapshots, self.tensorboard, self.predictions):
                 REAL.make_folder(folder)
