@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
 from calendar import timegm
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -97,15 +98,16 @@ def prune(given: argparse.Namespace) -> list[Row]:
     if given.dry_run:
         going = [decision for decision in Catalogue(given.run).plan_pruning(policy) if not decision.keep]
         return [_row(decision.manifest, "would be removed", decision.reason) for decision in going]
-    return _locked(given.run, lambda folder: [_row(d.manifest, "removed", d.reason) for d in folder.store.prune(policy)])
+    with _locked(given.run) as folder:
+        return [_row(decision.manifest, "removed", decision.reason) for decision in folder.store.prune(policy)]
 
 
 def adopt(given: argparse.Namespace) -> list[Row]:
     """Verify checkpoints without a manifest and give them one."""
     from gai_yolo.checkpointing.adoption import manifest_for  # loads torch, which the other commands do without
 
-    def all_of(folder: RunFolder) -> list[Row]:
-        rows = []
+    rows = []
+    with _locked(given.run) as folder:
         for defect in folder.store.listing().defects:
             kind: Kind = "epoch" if defect.path.parent.name == FOLDERS["epoch"] else "step"
             if defect.reason == NO_MANIFEST:
@@ -113,22 +115,18 @@ def adopt(given: argparse.Namespace) -> list[Row]:
                     rows.append(_row(folder.store.adopt(manifest_for(defect.path, kind)), "adopted", "verified; it has a manifest now"))
                 except CheckpointError as error:
                     rows.append(Row(f"{defect.path.parent.name}/{defect.path.name}", "bad", note=str(error)))
-        return rows
-
-    return _locked(given.run, all_of)
+    return rows
 
 
 def rollback(given: argparse.Namespace) -> list[Row]:
     """Move what is newer than a state aside, so that the next start goes on from it."""
     from gai_yolo.job.rollback import roll_back  # loads torch, which the other commands do without
 
-    def back(folder: RunFolder) -> list[Row]:
+    with _locked(given.run) as folder:
         done = roll_back(folder, given.to)
-        where = done.aside.relative_to(folder.path)
-        note = "the next start goes on from here; newer states in the memories and on the disks of nodes are moved aside then"
-        return [_row(done.target, "newest", note), *(Row(name, "moved", note=f"now in {where}") for name in done.moved)]
-
-    return _locked(given.run, back)
+    where = done.aside.relative_to(folder.path)
+    note = "the next start goes on from here; newer states in the memories and on the disks of nodes are moved aside then"
+    return [_row(done.target, "newest", note), *(Row(name, "moved", note=f"now in {where}") for name in done.moved)]
 
 
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], list[Row]], str, str]] = {
@@ -184,12 +182,13 @@ def _policy(run: Path) -> Policy:
     return Policy(settings.keep, settings.keep_epochs, settings.keep_every, -1 if record is None else record.since)
 
 
-def _locked(run: Path, action: Callable[[RunFolder], list[Row]]) -> list[Row]:
-    """Do something that changes a run, which a running job must not see."""
+@contextlib.contextmanager
+def _locked(run: Path) -> Iterator[RunFolder]:
+    """While something changes a run, which a running job must not see."""
     folder = RunFolder(run.resolve())
     folder.lock()
     try:
-        return action(folder)
+        yield folder
     finally:
         folder.release()
 
