@@ -80,7 +80,8 @@ class BestCopy:
             Notes for people: of a file of their own that lies there.
 
         Raises:
-            OSError: the disk refuses; `best.pt` is what it was. (And as `Store.listing` and `publish`.)
+            OSError: the disk refuses; `best.pt` is what it was.
+            CheckpointError, RunFolderBusy: as `Store.listing` and `publish`.
         """
         present = self.store.listing().present
         candidates, record = list(present), read_record(self.store)
