@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from gai_yolo.openmp import SAID_BY
+from gai_yolo.machine import SAID_BY
 
 CONFIG = Path("configs/config.yaml")
 SETTINGS = ["GOMP_SPINCOUNT=300000", "OMP_WAIT_POLICY=PASSIVE", *(f"GOMP_SPINCOUNT={count}" for count in (100, 1000, 2000, 4000, 10000))]

@@ -1,6 +1,6 @@
 """gai-yolo: a fault-tolerant elastic training job for the YOLOv12 detector."""
 
-from gai_yolo.openmp import wait_briefly
+from gai_yolo.machine import wait_briefly
 
 __version__ = "0.1.0"
 

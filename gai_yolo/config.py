@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from gai_yolo.errors import ConfigError, refused_by
@@ -61,24 +61,23 @@ class Config(Section):
     @property
     def run_folder(self) -> Path:
         """Folder of this run; raises `ConfigError` where `~` has no meaning."""
-        try:
-            return self.experiment.folder.expanduser() / self.experiment.name
-        except RuntimeError:
-            raise ConfigError(f"experiment.folder {self.experiment.folder}: there is no home folder for `~`; write it in full.") from None
+        return _in_full("experiment.folder", self.experiment.folder) / self.experiment.name
 
     @property
     def memory_folder(self) -> Path:
         """Of `elastic`; raises `ConfigError` where `~` has no meaning."""
-        try:
-            return self.elastic.memory_folder.expanduser()
-        except RuntimeError:
-            raise ConfigError(
-                f"elastic.memory_folder {self.elastic.memory_folder}: there is no home folder for `~`; write it in full."
-            ) from None
+        return _in_full("elastic.memory_folder", self.elastic.memory_folder)
 
     def dump(self) -> dict[str, Any]:
         """Plain data of the whole configuration, as YAML and checkpoints hold it."""
         return self.model_dump(mode="json")
+
+
+def _in_full(key_path: str, folder: Path) -> Path:
+    try:
+        return folder.expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{key_path} {folder}: there is no home folder for `~`; write it in full.") from None
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -135,27 +134,23 @@ def parse_config(raw: dict[str, Any], source: str) -> Config:
 
 def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], list[str]]:
     """Compare two dumped configurations; keys that only one of them knows belong to another version and are passed over.
-
-    Returns:
-        Key paths whose change makes continuation wrong, and key paths whose change is harmless.
-    """
-    fixed = {path for path, info in _fields(Config) if info == FIXED}
+    Returns key paths whose change makes continuation wrong, and key paths whose change is harmless."""
     flat_old, flat_new = dict(_flatten(old)), dict(_flatten(new))
     differing = [key for key in flat_new if key in flat_old and flat_old[key] != flat_new[key]]
-    return [key for key in differing if key in fixed], [key for key in differing if key not in fixed]
+    return [key for key in differing if key in _FIXED_KEYS], [key for key in differing if key not in _FIXED_KEYS]
 
 
 def fingerprint(config: Config) -> str:
     """16 hexadecimal digits that are equal for configurations under which a run may go on."""
     flat = dict(_flatten(config.dump()))
-    fixed = {path: flat[path] for path, info in _fields(Config) if info == FIXED}
+    fixed = {path: flat[path] for path in _FIXED_KEYS}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def shared_values(config: Config) -> dict[str, Any]:
     """Plain data by dotted key paths: all that the nodes of a job must have in common."""
     flat = dict(_flatten(config.dump()))
-    return {path: flat[path] for path, info in _fields(Config) if info != LOCAL}
+    return {path: flat[path] for path, field in fields_of(Config) if field.json_schema_extra != LOCAL}
 
 
 NO_WEIGHT_FOLLOWS = (
@@ -233,12 +228,12 @@ def _take_texts(raw: dict[str, Any], texts: dict[str, Any]) -> None:
 def _sentence(item: Any) -> str:
     location = [str(part) for part in item["loc"]]
     if item["type"] == "extra_forbidden":
-        known = _names_at(location[:-1])
-        close = difflib.get_close_matches(location[-1], known, n=1)
-        hint = f"did you mean {'.'.join([*location[:-1], close[0]])}?" if close else f"known keys: {', '.join(known)}"
+        _, names = _known_part(location[:-1])
+        close = difflib.get_close_matches(location[-1], names, n=1)
+        hint = f"did you mean {'.'.join([*location[:-1], close[0]])}?" if close else f"known keys: {', '.join(names)}"
         return f"unknown key {'.'.join(location)} ({hint})"
     # A union such as `int | "auto"` reports one error for each member under a made-up last part; the key is what counts.
-    known_path = list(_known_prefix(location))
+    known_path, _ = _known_part(location)
     message = item["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     given = item["input"]
@@ -246,36 +241,23 @@ def _sentence(item: Any) -> str:
     return f"{'.'.join(known_path) or 'the configuration'}: {message}{shown}"
 
 
-def _section_at(path: Sequence[str]) -> type[BaseModel] | None:
-    section: type[BaseModel] = Config
-    for part in path:
-        field = section.model_fields.get(part)
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            return None
-        section = field.annotation
-    return section
+def _known_part(location: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The beginning of a place that the configuration has, and the names that may follow there."""
+    fields: dict[str, FieldInfo] = Config.model_fields
+    known: list[str] = []
+    for part in location:
+        if part not in fields:
+            break
+        known.append(part)
+        fields = getattr(fields[part].annotation, "model_fields", {})
+    return known, list(fields)
 
 
-def _names_at(path: Sequence[str]) -> list[str]:
-    section = _section_at(path)
-    return list(section.model_fields) if section else []
-
-
-def _known_prefix(location: Sequence[str]) -> Iterator[str]:
-    for depth, part in enumerate(location):
-        if part not in _names_at(location[:depth]):
-            return
-        yield part
-
-
-def _fields(section: type[BaseModel]) -> Iterator[tuple[str, Any]]:
-    return ((path, field.json_schema_extra) for path, field in _infos(section))
-
-
-def _infos(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+def fields_of(section: Any, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """The fields of a section, and of those in it, by dotted key paths."""
     for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _infos(field.annotation, f"{prefix}{name}.")
+        if hasattr(field.annotation, "model_fields"):
+            yield from fields_of(field.annotation, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", field
 
@@ -288,5 +270,6 @@ def _flatten(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{name}", value
 
 
-_TEXTS = frozenset(path for path, field in _infos(Config) if _takes_text(field.annotation))
+_TEXTS = frozenset(path for path, field in fields_of(Config) if _takes_text(field.annotation))
 """Key paths of names and paths."""
+_FIXED_KEYS = frozenset(path for path, field in fields_of(Config) if field.json_schema_extra == FIXED)

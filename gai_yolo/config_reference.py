@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from gai_yolo.config import Config
+from gai_yolo.config import Config, fields_of
 from gai_yolo.sections import FIXED, LOCAL
 
 HEADER = """# Configuration
@@ -31,18 +29,15 @@ def configuration_reference() -> str:
 
 
 def _section(name: str, field: FieldInfo) -> str:
-    rows = "".join(f"| `{key}`{mark} | {kind} | {default} | {text} |\n" for key, mark, kind, default, text in _rows(field.annotation, ""))
+    rows = "".join(_row(key, one) for key, one in fields_of(field.annotation))
     return f"\n## {name}\n{field.description}\n\n| key | type | default | meaning |\n|---|---|---|---|\n{rows}"
 
 
-def _rows(section: Any, prefix: str) -> Iterator[tuple[str, str, str, str, str]]:
-    for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _rows(field.annotation, f"{prefix}{name}.")
-            continue
-        default = "none" if field.default is None else f"`{field.default}`"
-        mark = " *" if field.json_schema_extra == FIXED else " †" if field.json_schema_extra == LOCAL else ""
-        yield f"{prefix}{name}", mark, _kind(field.annotation), default, " ".join((field.description or "").split())
+def _row(key: str, field: FieldInfo) -> str:
+    default = "none" if field.default is None else f"`{field.default}`"
+    mark = " *" if field.json_schema_extra == FIXED else " †" if field.json_schema_extra == LOCAL else ""
+    text = " ".join((field.description or "").split())
+    return f"| `{key}`{mark} | {_kind(field.annotation)} | {default} | {text} |\n"
 
 
 def _kind(annotation: Any) -> str:

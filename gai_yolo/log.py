@@ -21,11 +21,7 @@ PACKAGE = logging.getLogger("gai_yolo")
 
 @contextlib.contextmanager
 def showing(show: Callable[[logging.LogRecord], None]) -> Iterator[None]:
-    """Show what this package says meanwhile.
-
-    Args:
-        show: is called from any thread, with what is said for the first time, or not marked with `ONCE`.
-    """
+    """Show what this package says meanwhile: from any thread, what is said for the first time or not marked with `ONCE`."""
     handler = _Handler(show)
     level = PACKAGE.level
     PACKAGE.addHandler(handler)

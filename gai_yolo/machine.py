@@ -1,4 +1,5 @@
-"""What this machine gives to this process: cores and memory, as limited by affinity and control groups; needs no torch.
+"""What this machine gives to this process: cores and memory, as limited by affinity and control groups, and how threads wait for work;
+needs no torch.
 
 A container's limits are those of its control group (cgroup v1 or v2) and of all groups above it that can be seen. `/proc/self/cgroup`
 says which group that is, `/proc/self/mountinfo` where its files are. Memory-backed folders, such as /dev/shm, count towards the
@@ -11,39 +12,45 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path("/")
+"""Where /proc and the mount points are looked for."""
 OWN_DISKS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "bcachefs", "tmpfs", "ramfs", "overlay"})
 """File systems whose bytes lie in the machine that has mounted them."""
 ESCAPED = re.compile(r"\\([0-7]{3})")
 """A space, say, in the table of what is mounted."""
 UNLIMITED = 2**62
 """Bytes, where the system does not say."""
+SPIN_COUNT = 2000
+"""Turns of libgomp's waiting loop, some 0.05 ms. Between two operations of a step most threads wait for less, and waking up a sleeping one
+takes as long. Its own 300,000 turns keep a core busy for milliseconds, which whoever else computes there needs: with a busy neighbour the
+thread that has work waits behind one that only waits for it. Figures: docs/benchmarks.md."""
+SAID_BY = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+"""Environment variables with which a user says it."""
+
+
+def wait_briefly(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Let OpenMP's threads of this process, and of those that it starts, sleep soon, unless the user has said how they are to wait; before
+    PyTorch is imported, because they read it once. No result depends on it. Other libraries than GCC's do not look at this variable."""
+    if not any(name in environment for name in SAID_BY):
+        environment["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
 
 
 def available_cores(root: Path = ROOT) -> int:
     """Cores this process may use: containers and Slurm often give fewer than the machine has.
 
     A quota of 2.5 cores counts as 2: a third thread would be stopped for half of each period, and the others would wait for it. Below
-    1 it is 1.
-
-    Args:
-        root: folder in which /proc and the mount points are looked for.
-    """
+    1 it is 1."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     quotas = [quota for folder in _folders("cpu", root) for quota in (_quota_v2(folder), _quota_v1(folder)) if quota is not None]
     return max(1, int(min([float(cores), *quotas])))
 
 
 def available_memory(root: Path = ROOT) -> int:
-    """Bytes that can be taken without swapping, and without being killed for it; `UNLIMITED` where the system does not say.
-
-    Args:
-        root: as above.
-    """
+    """Bytes that can be taken without swapping, and without being killed for it; `UNLIMITED` where the system does not say."""
     known = [_rest(folder, names) for folder in _folders("memory", root) for names in (V2, V1)]
     # Free pages alone would count the page cache as used.
     known.append(_table(root / "proc/meminfo").get("MemAvailable:"))
@@ -91,34 +98,25 @@ def _quota_v1(folder: Path) -> float | None:
 def _folders(controller: str, root: Path) -> Iterator[Path]:
     """This process's control groups that a controller may limit, each followed by those above it."""
     groups = _groups(root)
-    for kind, controllers, top, mount in _mounts(root):
+    for where, what in _mounted(root):
+        kind, top, mount = what[0], where[3], where[4]
         name = "" if kind == "cgroup2" else controller
-        if name not in groups or (kind == "cgroup" and controller not in controllers):
+        if kind not in ("cgroup", "cgroup2") or name not in groups or (name and name not in what[2].split(",")):
             continue
-        folder = root / mount.lstrip("/")
         # In a container the group's path is often the host's, of which only the group itself is mounted.
-        inside = groups[name].removeprefix(top.rstrip("/")).strip("/") if _is_below(groups[name], top) else ""
-        parts = [part for part in inside.split("/") if part]
-        if ".." in parts:
-            parts = []
-        for depth in range(len(parts), -1, -1):
-            yield folder.joinpath(*parts[:depth])
-
-
-def _is_below(path: str, top: str) -> bool:
-    return path == top or path.startswith(top.rstrip("/") + "/")
+        inside = Path(groups[name]).relative_to(top) if Path(groups[name]).is_relative_to(top) else Path()
+        if ".." in inside.parts:
+            inside = Path()
+        for group in (inside, *inside.parents):
+            yield root / mount.lstrip("/") / group
 
 
 def is_on_this_machine(path: Path, root: Path = ROOT) -> bool:
-    """Whether a file's disk, or memory, belongs to this machine. A kind of file system that is not known may be anywhere.
-
-    Args:
-        root: folder in which /proc is looked for.
-    """
-    real, kind, length = str(path.resolve()), "", 0
+    """Whether a file's disk, or memory, belongs to this machine. A kind of file system that is not known may be anywhere."""
+    real, kind, length = path.resolve(), "", 0
     for where, what in _mounted(root):
         place = ESCAPED.sub(lambda letter: chr(int(letter[1], 8)), where[4])
-        if _is_below(real, place) and len(place) >= length:  # of two at one place the later covers the other
+        if real.is_relative_to(place) and len(place) >= length:  # of two at one place the later covers the other
             kind, length = what[0], len(place)
     return kind in OWN_DISKS
 
@@ -132,13 +130,6 @@ def _groups(root: Path) -> dict[str, str]:
         if separator and (controllers or number == "0"):
             groups |= dict.fromkeys(controllers.split(","), path)
     return groups
-
-
-def _mounts(root: Path) -> Iterator[tuple[str, list[str], str, str]]:
-    """File system type, controllers, root within the hierarchy, and mount point of what is mounted of control groups."""
-    for where, what in _mounted(root):
-        if what[0] in ("cgroup", "cgroup2"):
-            yield what[0], what[2].split(","), where[3], where[4]
 
 
 def _mounted(root: Path) -> Iterator[tuple[list[str], list[str]]]:

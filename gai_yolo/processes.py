@@ -63,11 +63,7 @@ def die_with_parent(parent: int, number: signal.Signals) -> None:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of what dead children leave behind, which would go to process 1 otherwise.
-
-    Raises:
-        OSError: the system does not allow it.
-    """
+    """Become the parent of what dead children leave behind, which would go to process 1 otherwise. Raises `OSError`."""
     if _prctl(PR_SET_CHILD_SUBREAPER, 1) != 0:
         raise OSError("orphans cannot be adopted")
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from gai_yolo.errors import Ending
 from gai_yolo.goodput.record import Phase, Record
-from gai_yolo.goodput.recorder import Identity, Recorder
+from gai_yolo.goodput.recorder import Recorder
 
 EPOCH = 1_700_000_000.0
 """When simulated jobs begin, seconds since 1970."""
@@ -39,9 +40,10 @@ class Node:
     ) -> None:
         self.clock = Clock(EPOCH + began)
         self.recorder = Recorder(EPOCH + began, self.clock, self.clock)
-        self.identity = Identity(number, f"s{number}" if start is None else start, node, 0, world_size)
+        self.identity: dict[str, Any] = {"number": number, "start": f"s{number}" if start is None else start, "node": node}
+        self.identity |= {"rank": 0, "world_size": world_size}
         if folder is not None:
-            self.recorder.open(folder, self.identity)
+            self.recorder.open(folder, **self.identity)
 
     def spend(self, phase: Phase, seconds: float) -> None:
         """Stay in a phase for so long."""
@@ -69,4 +71,4 @@ class Node:
 
     def record(self) -> Record:
         """The record up to now."""
-        return replace(self.recorder.record(), **asdict(self.identity))
+        return replace(self.recorder.record(), **self.identity)

@@ -83,7 +83,10 @@ class StateBuffer:
         self.content = Content(pickler.used, len(skeleton))
         if self.content.size > len(self._map):
             self._allocate(self.content.size)
-        targets = [self._view(place) for place in pickler.places]
+        for place in pickler.places:
+            if place not in self._views:
+                self._views[place] = place.view(self._map)
+        targets = [self._views[place] for place in pickler.places]
         if targets:
             torch._foreach_copy_(targets, pickler.tensors, non_blocking=self.pinned)
         self.ready = _recorded_event() if self.pinned else _always
@@ -97,12 +100,6 @@ class StateBuffer:
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
-
-    def _view(self, place: TensorPlace) -> Tensor:
-        view = self._views.get(place)
-        if view is None:
-            view = self._views[place] = place.view(self._map)
-        return view
 
     def _allocate(self, capacity: int) -> None:
         self._views.clear()

@@ -26,11 +26,7 @@ def identity_of(config: Config, indexes: tuple[Index, Index]) -> dict[str, Any]:
 
 
 def settings_of(identity: dict[str, Any]) -> dict[str, Any]:
-    """What the weights follow from.
-
-    Args:
-        identity: as in a checkpoint: settled configuration, classes, digest of the data.
-    """
+    """What the weights follow from, of the identity in a checkpoint: settled configuration, classes, digest of the data."""
     return {**trajectory_settings(identity["config"]), "classes": identity.get("class_names"), "data": identity.get("data_digest")}
 
 
@@ -41,13 +37,8 @@ def judges_anew(found: LoadedCheckpoint, identity: Mapping[str, Any]) -> bool:
 
 
 def check_continuation(found: LoadedCheckpoint, identity: dict[str, Any]) -> list[str]:
-    """Whether a run may go on from a checkpoint under this configuration and data.
-
-    Args:
-        identity: of this start.
-
-    Returns:
-        Lines that tell where it goes on and which harmless settings have changed.
+    """Whether a run may go on from a checkpoint under the configuration and data of this start. Returns lines that tell where it goes on
+    and which harmless settings have changed.
 
     Raises:
         CheckpointError: going on would be wrong; names the keys.

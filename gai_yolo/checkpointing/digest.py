@@ -6,7 +6,7 @@ import hashlib
 import json
 import socket
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -27,11 +27,7 @@ class RankDiffers(Stop):
 
 
 class DivergenceAlarm:
-    """Compares the state of all ranks, so that no checkpoint is written of one that went wrong.
-
-    Args:
-        interval: steps between two comparisons.
-    """
+    """Compares the state of all ranks, so that no checkpoint is written of one that went wrong."""
 
     def __init__(self, world: World, interval: int) -> None:
         self.world, self.interval = world, interval
@@ -72,24 +68,16 @@ def quick_digest(state: TrainingState) -> str:
     wrong bit always shows."""
     content = state.capture()
     plain = {field.name: field.seen(content[field.name]) if field.seen else content[field.name] for field in FIELDS}
-    return hashlib.sha256(f"{tensors_digest(content)} {_without_tensors(plain)}".encode()).hexdigest()
+    return hashlib.sha256(b"".join([tensors_digest(content).encode(), *_encoded(plain, with_tensors=False)])).hexdigest()
 
 
 @torch.no_grad()
 def tensors_digest(content: Mapping[str, Any]) -> str:
-    """The same, of the tensors of a checkpoint.
-
-    Args:
-        content: as `TrainingState.capture` gives it.
-    """
-    return hashlib.sha256(str(_bit_sums(list(_tensors(content)))).encode()).hexdigest()
-
-
-def _bit_sums(tensors: Sequence[Tensor]) -> list[int]:
-    if not tensors:
-        return []
-    device = tensors[0].device
-    return torch.stack([t.detach().view(WORDS[t.element_size()]).sum(dtype=torch.int64).to(device) for t in tensors]).tolist()
+    """The same, of the tensors of what `TrainingState.capture` gives."""
+    sums = [tensor.detach().view(WORDS[tensor.element_size()]).sum(dtype=torch.int64) for tensor in _tensors(content)]
+    # One copy from a GPU for all of them.
+    bits = torch.stack([one.to(sums[0].device) for one in sums]).tolist() if sums else []
+    return hashlib.sha256(str(bits).encode()).hexdigest()
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -105,11 +93,8 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def part_digests(content: Mapping[str, Any]) -> dict[str, str]:
-    """SHA-256 of the parts of a checkpoint, times aside; equal in two runs if and only if the parts are, to the last bit.
-
-    Args:
-        content: as `TrainingState.capture` gives it.
-    """
+    """SHA-256 of the parts of what `TrainingState.capture` gives, times aside; equal in two runs if and only if the parts are, to the last
+    bit."""
     parts: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
     for field in FIELDS:
         if field.seen is not None and (field.is_required or field.name in content):  # what older checkpoints lack is no part of theirs
@@ -124,26 +109,20 @@ def part_digests(content: Mapping[str, Any]) -> dict[str, str]:
     return digests
 
 
-def _without_tensors(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_tensors(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_tensors(one) for one in value]
-    return None if isinstance(value, Tensor) else value
-
-
-def _encoded(value: Any, name: str = "") -> Iterator[bytes]:
+def _encoded(value: Any, name: str = "", with_tensors: bool = True) -> Iterator[bytes]:
     """The names and values of nested data, tensors as type, shape and bytes in row-major order."""
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor) and not with_tensors:
+        yield f"{name}\n".encode()
+    elif isinstance(value, Tensor):
         plain = value.detach().cpu().contiguous()
         yield f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode()
         yield plain.reshape(-1).view(torch.uint8).numpy().tobytes()
     elif isinstance(value, Mapping):
         for key in sorted(value, key=str):
-            yield from _encoded(value[key], f"{name}/{key}")
+            yield from _encoded(value[key], f"{name}/{key}", with_tensors)
     elif isinstance(value, (list, tuple)):
         yield f"{name} {len(value)}\n".encode()
         for number, item in enumerate(value):
-            yield from _encoded(item, f"{name}/{number}")
+            yield from _encoded(item, f"{name}/{number}", with_tensors)
     else:
         yield f"{name} {json.dumps(value)}\n".encode()

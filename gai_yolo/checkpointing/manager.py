@@ -48,11 +48,7 @@ class CheckpointManager:
 
     def is_due(self, step: int, at_once: bool = False) -> bool:
         """Whether the state after `step` steps is to be saved. Asked before the last of them, so that all ranks can be told to compare
-        their states first, and to save at the same step.
-
-        Args:
-            at_once: also if no interval is over.
-        """
+        their states first, and to save at the same step; with `at_once` also if no interval is over."""
         with self._stalling():
             self._due = [tier for tier in self.tiers if tier.is_due(step) or (at_once and tier.takes != "nothing")]
         return bool(self._due) or at_once
@@ -75,21 +71,14 @@ class CheckpointManager:
             self._save_epoch([tier for tier in self.tiers if tier.takes == "due" and not tier.holds(manifest)])
 
     def finish(self) -> None:
-        """To be called after the last epoch: everything is on the disk on return.
-
-        Raises:
-            CheckpointError: it could not be written, for as long as `snapshots.patience_seconds`.
-        """
+        """To be called after the last epoch: everything is on the disk on return. Raises as `Tier.finish`."""
         for tier in self.tiers:
             tier.finish()
 
     def save_now(self) -> list[str]:
         """Save the last completed step's state on all tiers of this rank, without another process, without any collective, from any
-        thread, in the middle of a step too. Waits for another thread that is doing the same: its work counts for both.
-
-        Returns:
-            What failed, for people.
-        """
+        thread, in the middle of a step too. Waits for another thread that is doing the same: its work counts for both. Returns what failed,
+        for people."""
         with self._saving:
             if not self.state.changing.acquire(timeout=STATE_LOCK_PATIENCE):
                 return ["the state is just changing and cannot be saved"]

@@ -37,8 +37,7 @@ def memory_of_the_first(base: Path, run: Path, run_id: str, size: int) -> Iterat
     if it lives, and saves by itself, if nobody can, or if there is no room.
 
     Args:
-        base: memory-backed storage.
-        run: the run folder.
+        base, run: as for `NodeMemory`.
         size: bytes that the state takes at most.
 
     Raises:
@@ -134,9 +133,9 @@ class MemoryTier(Tier):
         try:
             seen = -1
             while not wait([writing], WATCHED_EVERY).done:
-                if seen != self._num_writes:
+                if seen != self.num_writes:
                     self._alive()
-                seen = self._num_writes
+                seen = self.num_writes
             seconds = writing.result()
         except RunFolderBusy as busy:
             self._is_lost = True

@@ -40,14 +40,6 @@ class LoadedCheckpoint:
     manifest: Manifest
 
 
-@dataclass(frozen=True)
-class Holding:
-    """A checkpoint that this rank can see."""
-
-    tier: str
-    manifest: Manifest
-
-
 def agree(world: World, tiers: Mapping[str, Catalogue], alike: bool = True) -> tuple[LoadedCheckpoint | None, bool]:
     """The newest complete state of all nodes; None if there is none, and then whether anybody has passed something over. A collective.
 
@@ -61,7 +53,7 @@ def agree(world: World, tiers: Mapping[str, Catalogue], alike: bool = True) -> t
     """
     mine, passed_over = world.together(lambda: list_holdings(tiers))
     _tell(world, passed_over)
-    positions = {holding.manifest.position for holdings in world.gather(mine) for holding in holdings}
+    positions = {manifest.position for holdings in world.gather(mine) for _, manifest in holdings}
     for position in sorted(positions, reverse=True):
         found, damaged = world.together(lambda position=position: read_own(tiers, mine, position))  # type: ignore[misc]
         _tell(world, damaged)
@@ -90,17 +82,21 @@ def are_equal(world: World, found: LoadedCheckpoint | None) -> bool:
     return equal
 
 
-def list_holdings(tiers: Mapping[str, Catalogue]) -> tuple[list[Holding], list[str]]:
-    """What this rank can see, the fastest tier first, and sentences about what is no checkpoint."""
+def list_holdings(tiers: Mapping[str, Catalogue]) -> tuple[list[tuple[str, Manifest]], list[str]]:
+    """The checkpoints that this rank can see with their tiers, the fastest first, and sentences about what is none."""
     listings = [(tier, catalogue.listing()) for tier, catalogue in tiers.items()]
-    holdings = [Holding(tier, manifest) for tier, listing in listings for manifest in listing.present]
+    holdings = [(tier, manifest) for tier, listing in listings for manifest in listing.present]
     return holdings, [text for tier, listing in listings for text in tiers[tier].passed_over(listing)]
 
 
-def read_own(tiers: Mapping[str, Catalogue], mine: Sequence[Holding], position: Position) -> tuple[LoadedCheckpoint | None, list[str]]:
+def read_own(
+    tiers: Mapping[str, Catalogue], mine: Sequence[tuple[str, Manifest]], position: Position
+) -> tuple[LoadedCheckpoint | None, list[str]]:
     """The state at a position from this rank's own tiers, and sentences about what is damaged, which is left in place."""
     damaged: list[str] = []
-    for tier, manifest in ((holding.tier, holding.manifest) for holding in mine if holding.manifest.position == position):
+    for tier, manifest in mine:
+        if manifest.position != position:
+            continue
         path = tiers[tier].data_path(manifest)
         try:
             return LoadedCheckpoint(path, tiers[tier].read(manifest, parse), tier, manifest), damaged
@@ -131,11 +127,8 @@ def share(world: World, found: LoadedCheckpoint | None, source: int, alike: bool
 
 
 def newest(catalogue: Catalogue) -> tuple[LoadedCheckpoint | None, list[str]]:
-    """The newest checkpoint under a run folder, mid-epoch or after an epoch, and sentences about what was passed over.
-
-    Raises:
-        CheckpointError: the newest complete one carries program code, or was written by another version of this program.
-    """
+    """The newest checkpoint under a run folder, mid-epoch or after an epoch, and sentences about what was passed over. Raises as
+    `Catalogue.newest` and `parse`."""
     found, passed_over = catalogue.newest(parse)
     return None if found is None else LoadedCheckpoint(catalogue.data_path(found[0]), found[1], "disk", found[0]), passed_over
 
@@ -174,11 +167,7 @@ def parse(path: Path, file: BinaryIO, manifest: Manifest) -> dict[str, Any]:
 
 
 def position_of(path: Path, content: dict[str, Any]) -> Position:
-    """How far the training was whose state this is.
-
-    Raises:
-        CheckpointError: not a state of this version of this program.
-    """
+    """How far the training was whose state this is. Raises `CheckpointError` if this version of this program did not write it."""
     if content.get("format") != CHECKPOINT_FORMAT:
         raise CheckpointError(
             f"{path}: not in this program's checkpoint format {CHECKPOINT_FORMAT} (found {content.get('format')!r}); "

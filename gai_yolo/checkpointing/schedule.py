@@ -125,12 +125,8 @@ def asks_for(training: TrainingConfig, epoch: int) -> bool:
 
 
 def bytes_to_come(config: Config, epoch: int, size: int, present: Sequence[Manifest]) -> int:
-    """Bytes of disk that the rest of a run will take beyond what its present checkpoints do, about.
-
-    Args:
-        epoch: completed epochs.
-        size: bytes of a state.
-    """
+    """Bytes of disk that the rest of a run after `epoch` completed epochs will take beyond what its present checkpoints do, about; a state
+    takes `size`."""
     settings, training = config.snapshots, config.training
     mid_epoch = settings.interval_steps is not None or settings.interval_seconds is not None
     have_steps = sum(manifest.kind == "step" for manifest in present)

@@ -46,7 +46,7 @@ class Tier(ABC):
     ) -> None:
         self.opened, self.schedule, self.takes, self._policy = opened, schedule, takes, policy
         self._publishing = threading.Lock()
-        self._num_writes = 0
+        self.num_writes = 0
         """Pieces that were written by `save_now`: how another thread sees it move."""
 
     def is_due(self, step: int) -> bool:
@@ -62,15 +62,11 @@ class Tier(ABC):
 
     def save_now(self, manifest: Manifest, content: dict[str, Any]) -> None:
         """Write a state in the calling thread, whichever that is; it is complete on return. Waits for another thread that does the same.
-
-        Raises:
-            OSError: there is no room.
-            RunFolderBusy: another job has taken the run over.
-        """
+        Raises as `Store.publish`."""
         with self._publishing, self.opened() as store:
             if store is None:
                 return
-            store.publish(manifest, lambda file: torch.save(content, cast(BinaryIO, _Noticed(file, self._note))))
+            store.publish(manifest, lambda file: torch.save(content, cast(BinaryIO, _Noticed(file, self))))
             if self._policy is not None:
                 store.prune(self._policy)
 
@@ -89,11 +85,7 @@ class Tier(ABC):
 
     @abstractmethod
     def poll(self, wait: bool) -> None:
-        """Take note of what was written, with `wait` once what is on its way is complete.
-
-        Raises:
-            RunFolderBusy: another job has taken the run over.
-        """
+        """Take note of what was written, with `wait` once what is on its way is complete. Raises as `BackgroundWriter.poll`."""
 
     @abstractmethod
     def hand_over(self, manifest: Manifest, content: dict[str, Any]) -> None:
@@ -104,7 +96,7 @@ class Tier(ABC):
         """Wait, at the end of training, until everything is complete.
 
         Raises:
-            CheckpointError: it could not be written.
+            CheckpointError: it could not be written, for as long as `snapshots.patience_seconds`.
         """
 
     @abstractmethod
@@ -116,22 +108,16 @@ class Tier(ABC):
         """For people, at the end; empty if there is nothing to say."""
         return ""
 
-    def _note(self) -> None:
-        self._num_writes += 1
-
 
 class _Noticed:
-    """A file that tells of each write."""
+    """A file whose writes are counted."""
 
-    def __init__(self, file: BinaryIO, moved: Callable[[], None]) -> None:
-        self._file, self._moved = file, moved
+    def __init__(self, file: BinaryIO, tier: Tier) -> None:
+        self._file, self._tier, self.flush = file, tier, file.flush
 
     def write(self, data: bytes) -> int:
-        self._moved()
+        self._tier.num_writes += 1
         return self._file.write(data)
-
-    def flush(self) -> None:
-        self._file.flush()
 
 
 class DiskTier(Tier):
@@ -139,7 +125,6 @@ class DiskTier(Tier):
     writes them in the background.
 
     Args:
-        store: with the right to publish.
         config: settled.
         state: from which the run goes on.
         spare: is the first writer.

@@ -35,20 +35,9 @@ KILLED_WITHIN = 1.0
 
 
 @dataclass(frozen=True)
-class Request:
-    """One checkpoint to write. The state comes before it, as a byte with the descriptor of a `StateBuffer`: both are so small that
-    sending them never waits, even for a writer that was stopped (the standard library's `send_handle` may, for an acknowledgement)."""
-
-    manifest: Manifest
-    content: Content
-
-
-@dataclass(frozen=True)
 class Answer:
     """What became of a request."""
 
-    size: int = 0
-    """Bytes on the disk; 0 if it failed."""
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
@@ -89,13 +78,10 @@ class Job:
 
 
 class WriterProcess:
-    """The other process and the line to it.
+    """The other process and the line to it. Raises `OSError` if it cannot be started.
 
     Args:
         spare: whose fork it is to be, if that is still there.
-
-    Raises:
-        OSError: it cannot be started.
     """
 
     def __init__(self, run: Path, fence: Fence, policy: Policy, spare: SpareWriter | None = None) -> None:
@@ -113,9 +99,11 @@ class WriterProcess:
         self._connection.send(begin)
 
     def send(self, job: Job) -> None:
-        """Hand over a checkpoint. Raises `OSError` if the process has died."""
+        """Hand over a checkpoint: a byte with the state's descriptor, and what it is. Both are so small that sending them never waits, even
+        for a writer that was stopped (the standard library's `send_handle` may, for an acknowledgement). Raises `OSError` if the process
+        has died."""
         socket.send_fds(self._socket, [b"."], [job.buffer.descriptor])
-        self._connection.send(Request(job.manifest, job.buffer.content))
+        self._connection.send((job.manifest, job.buffer.content))
 
     def answer(self, timeout: float) -> Answer | BestRenewed | None:
         """What became of it, or of `best.pt`, waiting at most so many seconds. Raises `OSError` or `EOFError` if the process has died."""
@@ -138,13 +126,11 @@ class WriterProcess:
             return 0
         return sum(counters) + sum(map(int, ticks))
 
-    def kill(self) -> bool:
-        """End it; returns whether it has ended."""
+    def kill(self) -> None:
+        """End it, if it can be."""
         self._process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(KILLED_WITHIN)
-            return True
-        return False
 
     def close(self, patience: float) -> None:
         """Let it end by itself, which it does when it has nothing to do; after the seconds of `patience` without us."""
@@ -153,12 +139,10 @@ class WriterProcess:
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
         self._connection.close()
-        try:
+        # Not in time: a stopped process, or one that hangs in the disk. Should it ever go on, it finds what it has to finish or the
+        # fence of a successor, and ends.
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(patience)
-        except subprocess.TimeoutExpired:
-            # A stopped process, or one that hangs in the disk. Should it ever go on, it finds what it has to finish or the
-            # fence of a successor, and ends.
-            return
 
 
 def main() -> None:
@@ -179,27 +163,26 @@ def main() -> None:
                 best_is_due = False
                 connection.send(renewed)
             _, descriptors, _, _ = socket.recv_fds(line, 1, 1)
-            request = connection.recv()
+            manifest, content = connection.recv()
         except (EOFError, OSError):
             return  # it has gone; with an answer of ours unread, the connection breaks
-        answer = serve(store, policy, request, descriptors[0])
-        best_is_due = best_is_due or (answer.failure is None and request.manifest.metric is not None)
+        answer = serve(store, policy, manifest, content, descriptors[0])
+        best_is_due = best_is_due or (answer.failure is None and manifest.metric is not None)
         try:
             connection.send(replace(answer, best_follows=best_is_due))
         except OSError:
             return
 
 
-def serve(store: Store, policy: Policy, request: Request, descriptor: int) -> Answer:
+def serve(store: Store, policy: Policy, manifest: Manifest, content: Content, descriptor: int) -> Answer:
     """Write one checkpoint, and make room by retention's rules."""
     started, cpu_started = time.monotonic(), time.process_time()
     notes: list[str] = []
-    size, failure = 0, None
+    failure = None
     try:
         try:
-            state = open_state(descriptor, request.content)
-            manifest, notes = store.publish(request.manifest, lambda file: torch.save(state, file))
-            size = manifest.size
+            state = open_state(descriptor, content)
+            _, notes = store.publish(manifest, lambda file: torch.save(state, file))
         except RunFolderBusy:
             raise
         except Exception as error:
@@ -210,15 +193,12 @@ def serve(store: Store, policy: Policy, request: Request, descriptor: int) -> An
         return Answer(taken_over=str(busy))
     finally:
         os.close(descriptor)
-    return Answer(size, time.monotonic() - started, time.process_time() - cpu_started, notes, failure)
+    return Answer(time.monotonic() - started, time.process_time() - cpu_started, notes, failure)
 
 
 def renew(best: BestCopy, has_news: Callable[[], bool]) -> BestRenewed | None:
-    """Keep `best.pt` true; None if it was broken off because there is a request, which goes first, or nobody any more to make one.
-
-    Args:
-        has_news: whether that is so.
-    """
+    """Keep `best.pt` true; None if it was broken off because there is a request, which goes first, or nobody any more to make one: that is
+    what `has_news` tells."""
 
     def between() -> None:
         if has_news():
@@ -236,11 +216,7 @@ def renew(best: BestCopy, has_news: Callable[[], bool]) -> BestRenewed | None:
 
 def _noted(what: str, action: Callable[[], object]) -> list[str]:
     """Do something beside writing. What fails here is noted and comes up again with the next checkpoint: the one that was written is
-    complete all the same, and if it could not be written for want of room, retention is what may help.
-
-    Raises:
-        RunFolderBusy: another job has taken the run over.
-    """
+    complete all the same, and if it could not be written for want of room, retention is what may help. Raises `RunFolderBusy`."""
     try:
         action()
     except RunFolderBusy:

@@ -20,11 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def digest(given: argparse.Namespace) -> int:
-    """Print the digests of the states of runs; returns the exit code.
-
-    Raises:
-        Refusal: there is no such state.
-    """
+    """Print the digests of the states of runs; returns the exit code. Raises `Refusal` if there is no such state."""
     from gai_yolo.checkpointing.digest import part_digests  # loads torch, which the other commands do without
     from gai_yolo.checkpointing.recovery import load, newest
 

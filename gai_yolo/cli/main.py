@@ -66,7 +66,3 @@ def warn(record: logging.LogRecord) -> None:
     """Show what the package says where what is asked for goes to standard output."""
     if record.levelno >= logging.WARNING:
         print(f"warning: {record.getMessage()}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
 from calendar import timegm
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -46,7 +47,7 @@ class Row:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, (_, text) in COMMANDS.items():
+    for name, (_, text, _) in COMMANDS.items():
         one = commands.add_parser(name, help=text, description=text)
         one.add_argument("runs", type=Path, nargs=1, metavar="RUN_FOLDER", help="experiments/NAME")
         one.add_argument("--json", action="store_true", help="print JSON in place of a table")
@@ -57,16 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def snapshots(given: argparse.Namespace) -> int:
-    """Run a command; returns the exit code.
-
-    Raises:
-        Refusal: it cannot be done.
-    """
+    """Run a command; returns the exit code. Raises `Refusal`."""
     (given.run,) = given.runs
     must_be_run(given.run)
-    command, _ = COMMANDS[given.command]
+    command, _, nothing = COMMANDS[given.command]
     rows = command(given)
-    show(rows, given.json, NOTHING[given.command])
+    show(rows, given.json, nothing)
     bad = [row for row in rows if row.state == "bad"]
     if given.command == "adopt":
         for row in bad:
@@ -82,13 +79,17 @@ def must_be_run(folder: Path) -> None:
 
 
 def ls(given: argparse.Namespace) -> list[Row]:
-    """What is there, by names and sizes."""
-    return _rows(Catalogue(given.run), _policy(given.run), verify=False)
-
-
-def verify(given: argparse.Namespace) -> list[Row]:
-    """What is there, every byte read."""
-    return _rows(Catalogue(given.run), _policy(given.run), verify=True)
+    """What is there, by names and sizes, to `verify` with every byte read."""
+    catalogue, policy, verify = Catalogue(given.run), _policy(given.run), given.command == "verify"
+    listing = catalogue.listing()
+    reasons = {manifest: catalogue.defect_of(manifest) if verify else None for manifest in listing.present}
+    good = [manifest for manifest in listing.present if reasons[manifest] is None]
+    says = {d.manifest: ("" if d.keep else "would be removed: ") + d.reason for d in decide(good, policy)}
+    rows = [
+        _row(manifest, "bad", reason) if reason else _row(manifest, "complete" if verify else "present", says[manifest])
+        for manifest, reason in reasons.items()
+    ]
+    return rows + [Row(f"{defect.path.parent.name}/{defect.path.name}", "bad", note=defect.reason) for defect in listing.defects]
 
 
 def prune(given: argparse.Namespace) -> list[Row]:
@@ -97,15 +98,16 @@ def prune(given: argparse.Namespace) -> list[Row]:
     if given.dry_run:
         going = [decision for decision in Catalogue(given.run).plan_pruning(policy) if not decision.keep]
         return [_row(decision.manifest, "would be removed", decision.reason) for decision in going]
-    return _locked(given.run, lambda folder: [_row(d.manifest, "removed", d.reason) for d in folder.store.prune(policy)])
+    with _locked(given.run) as folder:
+        return [_row(decision.manifest, "removed", decision.reason) for decision in folder.store.prune(policy)]
 
 
 def adopt(given: argparse.Namespace) -> list[Row]:
     """Verify checkpoints without a manifest and give them one."""
     from gai_yolo.checkpointing.adoption import manifest_for  # loads torch, which the other commands do without
 
-    def all_of(folder: RunFolder) -> list[Row]:
-        rows = []
+    rows = []
+    with _locked(given.run) as folder:
         for defect in folder.store.listing().defects:
             kind: Kind = "epoch" if defect.path.parent.name == FOLDERS["epoch"] else "step"
             if defect.reason == NO_MANIFEST:
@@ -113,33 +115,28 @@ def adopt(given: argparse.Namespace) -> list[Row]:
                     rows.append(_row(folder.store.adopt(manifest_for(defect.path, kind)), "adopted", "verified; it has a manifest now"))
                 except CheckpointError as error:
                     rows.append(Row(f"{defect.path.parent.name}/{defect.path.name}", "bad", note=str(error)))
-        return rows
-
-    return _locked(given.run, all_of)
+    return rows
 
 
 def rollback(given: argparse.Namespace) -> list[Row]:
     """Move what is newer than a state aside, so that the next start goes on from it."""
     from gai_yolo.job.rollback import roll_back  # loads torch, which the other commands do without
 
-    def back(folder: RunFolder) -> list[Row]:
+    with _locked(given.run) as folder:
         done = roll_back(folder, given.to)
-        where = done.aside.relative_to(folder.path)
-        note = "the next start goes on from here; newer states in the memories and on the disks of nodes are moved aside then"
-        return [_row(done.target, "newest", note), *(Row(name, "moved", note=f"now in {where}") for name in done.moved)]
-
-    return _locked(given.run, back)
+    where = done.aside.relative_to(folder.path)
+    note = "the next start goes on from here; newer states in the memories and on the disks of nodes are moved aside then"
+    return [_row(done.target, "newest", note), *(Row(name, "moved", note=f"now in {where}") for name in done.moved)]
 
 
-COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], list[Row]], str]] = {
-    "ls": (ls, "show position, size, age and state; reads no data"),
-    "verify": (verify, "read everything and compare the digests; exit code 1 if anything is bad"),
-    "prune": (prune, "remove what the run's configuration does not keep"),
-    "adopt": (adopt, "verify checkpoints that have no manifest and give them one"),
-    "rollback": (rollback, "go back to an older state: move what is newer aside (nothing is deleted)"),
+COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], list[Row]], str, str]] = {
+    "ls": (ls, "show position, size, age and state; reads no data", "no checkpoints"),
+    "verify": (ls, "read everything and compare the digests; exit code 1 if anything is bad", "no checkpoints"),
+    "prune": (prune, "remove what the run's configuration does not keep", "nothing to remove"),
+    "adopt": (adopt, "verify checkpoints that have no manifest and give them one", "nothing to adopt"),
+    "rollback": (rollback, "go back to an older state: move what is newer aside (nothing is deleted)", ""),
 }
-NOTHING = {"ls": "no checkpoints", "verify": "no checkpoints", "prune": "nothing to remove", "adopt": "nothing to adopt", "rollback": ""}
-"""What is said of an empty result."""
+"""With what is said of each, and of an empty result."""
 
 
 def show(rows: list[Row], as_json: bool, nothing: str) -> None:
@@ -166,18 +163,6 @@ def show(rows: list[Row], as_json: bool, nothing: str) -> None:
     Console(highlight=False, width=None if sys.stdout.isatty() else TABLE_WIDTH).print(table)
 
 
-def _rows(catalogue: Catalogue, policy: Policy, verify: bool) -> list[Row]:
-    listing = catalogue.listing()
-    reasons = {manifest: catalogue.defect_of(manifest) if verify else None for manifest in listing.present}
-    good = [manifest for manifest in listing.present if reasons[manifest] is None]
-    says = {d.manifest: ("" if d.keep else "would be removed: ") + d.reason for d in decide(good, policy)}
-    rows = [
-        _row(manifest, "bad", reason) if reason else _row(manifest, "complete" if verify else "present", says[manifest])
-        for manifest, reason in reasons.items()
-    ]
-    return rows + [Row(f"{defect.path.parent.name}/{defect.path.name}", "bad", note=defect.reason) for defect in listing.defects]
-
-
 def _row(manifest: Manifest, state: str, note: str) -> Row:
     position = manifest.position
     try:
@@ -197,12 +182,13 @@ def _policy(run: Path) -> Policy:
     return Policy(settings.keep, settings.keep_epochs, settings.keep_every, -1 if record is None else record.since)
 
 
-def _locked(run: Path, action: Callable[[RunFolder], list[Row]]) -> list[Row]:
-    """Do something that changes a run, which a running job must not see."""
+@contextlib.contextmanager
+def _locked(run: Path) -> Iterator[RunFolder]:
+    """While something changes a run, which a running job must not see."""
     folder = RunFolder(run.resolve())
     folder.lock()
     try:
-        return action(folder)
+        yield folder
     finally:
         folder.release()
 

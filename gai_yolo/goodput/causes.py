@@ -28,11 +28,8 @@ class Cause:
 
 
 def cause_of(records: Sequence[Record]) -> Cause:
-    """The cause.
-
-    Args:
-        records: of all nodes of one start that is over, at least one; of a node's first process, and of others that said something.
-    """
+    """The cause, from at least one record of all nodes of one start that is over: of their first processes, and of others that said
+    something."""
     said = [record for record in records if record.ending is not None and record.ended is not None]
     silent = [record for record in records if record.ending is None]
     if not said:

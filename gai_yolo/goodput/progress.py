@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 
 from gai_yolo.errors import OWN_FAULTS, Ending, NoProgress
 from gai_yolo.goodput.causes import Cause, cause_of
@@ -38,15 +39,13 @@ def judge_progress(records: Sequence[Record], step: int) -> Delay:
     `LEAST_SECONDS` without a new step in between. Sudden deaths and lost peers never do: machines die as often as they like. Whatever
     comes often is made slower.
 
-    Args:
-        records: of earlier starts.
-
     Raises:
         NoProgress: there is no hope.
     """
     failures: list[tuple[Sequence[Record], Cause]] = []
     sudden = 0
-    starts = _starts(records)
+    newest_first = sorted(records, key=attrgetter("number"), reverse=True)
+    starts = [list(of_start) for _, of_start in groupby(newest_first, attrgetter("number"))]
     reached = [high_water(of_start) for of_start in starts]
     for number, of_start in enumerate(starts):
         if any(record.origin not in (None, step) for record in of_start):
@@ -60,31 +59,15 @@ def judge_progress(records: Sequence[Record], step: int) -> Delay:
             failures.append((of_start, cause))
         elif cause.ending not in EXCUSED:
             sudden += 1
-    if not failures and not sudden:
-        return Delay()
-    if len(failures) >= MOST_IN_VAIN and _seconds(failures) >= LEAST_SECONDS:
-        raise NoProgress(
-            f"no progress: the last {len(failures)} starts that failed went on from step {step} and did not complete another one; the last "
-            f"one: {failures[0][1].words}. Mend that and start again; nothing was lost."
-        )
-    return _delay(len(failures) + sudden, step)
-
-
-def _delay(times: int, step: int) -> Delay:
+    if len(failures) >= MOST_IN_VAIN:
+        first, last = failures[-1][0], failures[0][0]
+        if max(record.end for record in last) - min(record.began for record in first) >= LEAST_SECONDS:
+            raise NoProgress(
+                f"no progress: the last {len(failures)} starts that failed went on from step {step} and did not complete another one; the "
+                f"last one: {failures[0][1].words}. Mend that and start again; nothing was lost."
+            )
+    times = len(failures) + sudden
     if times < MOST_IN_VAIN:
         return Delay()
     seconds = min(2.0 ** min(times - MOST_IN_VAIN, 10), MOST_WAIT)
     return Delay(seconds, f"{times} starts from step {step} have ended before a new step was made: going on in {seconds:.0f} s")
-
-
-def _starts(records: Sequence[Record]) -> list[list[Record]]:
-    """The records of each start, the newest start first."""
-    by_number: dict[int, list[Record]] = defaultdict(list)
-    for record in records:
-        by_number[record.number].append(record)
-    return [of_start for _, of_start in sorted(by_number.items(), reverse=True)]
-
-
-def _seconds(failures: Sequence[tuple[Sequence[Record], Cause]]) -> float:
-    """From the first start to the end of the last."""
-    return max(record.end for record in failures[0][0]) - min(record.began for record in failures[-1][0])

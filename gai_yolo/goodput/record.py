@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -167,7 +168,8 @@ def newest_of_each(records: Iterable[Record]) -> list[Record]:
 
 def plain(record: Record) -> dict[str, Any]:
     """A record as a dict for JSON; seconds to the microsecond."""
-    return {key: _rounded(value) for key, value in asdict(record).items()}
+    values: dict[str, Any] = json.loads(json.dumps(asdict(record)), parse_float=lambda text: round(float(text), 6))
+    return values
 
 
 def pack(record: Mapping[str, Any]) -> bytes:
@@ -178,11 +180,7 @@ def pack(record: Mapping[str, Any]) -> bytes:
 
 
 def unpack(data: bytes) -> dict[str, Any]:
-    """The record in a file.
-
-    Raises:
-        ValueError: torn, damaged or something else.
-    """
+    """The record in a file. Raises `ValueError` if it is torn, damaged or something else."""
     record = json.loads(data)
     if not isinstance(record, dict) or record.pop("crc32", None) != zlib.crc32(json.dumps(record).encode()):
         raise ValueError("the checksum is wrong")
@@ -206,12 +204,10 @@ def compact_records(folder: Path) -> None:
     Raises:
         OSError: the disk refuses; nothing is lost.
     """
-    by_number: dict[str, list[Path]] = {}
-    for path in _paths(folder):
-        by_number.setdefault(path.name.partition("-")[0], []).append(path)
-    if len(by_number) < KEPT_STARTS + COMPACTED_AT_ONCE:
+    starts = [list(paths) for _, paths in groupby(_paths(folder), lambda path: path.name.partition("-")[0])]
+    if len(starts) < KEPT_STARTS + COMPACTED_AT_ONCE:
         return
-    old = [path for number in sorted(by_number)[:-KEPT_STARTS] for path in by_number[number]]
+    old = [path for paths in starts[:-KEPT_STARTS] for path in paths]
     found = {path: record for path in old if (record := _read(path))}
     before = _read(folder / COMPACTED)
     if before is None:
@@ -266,9 +262,3 @@ def _read(path: Path) -> dict[str, Any] | None:
         except (OSError, ValueError):
             continue
     return None
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _rounded(inner) for key, inner in value.items()}
-    return round(value, 6) if isinstance(value, float) else value

@@ -6,19 +6,24 @@ is known within a second, and the last completed step exactly.
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from gai_yolo.errors import OWN_REASONS, Ending
-from gai_yolo.goodput.record import Phase, Record
-from gai_yolo.goodput.record_file import RecordFile
+from gai_yolo.goodput.record import Phase, Record, pack, plain
+from gai_yolo.log import OF_NODE, ONCE, told_if_refused
 
+BEAT = 1.0
+"""Seconds between two entries when nobody asks for one."""
+GOES_ON = "the account of the time may miss this start, training goes on"
 STEP_PATIENCE = 0.1
 """Seconds that a step waits for its entry. A disk that takes longer..."""
 SPARED = 60.0
@@ -28,20 +33,63 @@ ENTRY_PATIENCE = 1.0
 RECENT = 50
 """Steps over which the pace is taken."""
 
+logger = logging.getLogger(__name__)
 
-@dataclass(frozen=True)
-class Identity:
-    """Whose record it is."""
 
-    number: int
-    """Grows with every start of the job and is the same on all nodes of a start."""
-    start: str
-    """The same on all nodes of a start, and no other's."""
-    node: str
-    rank: int
-    world_size: int
-    local_rank: int = 0
-    """Of its node's processes; 0 for the first."""
+class RecordFile:
+    """A record on the disk, kept up to date by a thread of its own, once a second and whenever it is asked to: a disk that hangs holds up
+    neither training nor its watchdog. Nothing here raises because of a disk: its refusal is told once, and every second it is given
+    another chance.
+
+    Not guaranteed: there is no fsync, so a power cut may tear the file, and a reader on another host of a network file system may
+    see an entry half a minute late.
+    """
+
+    def __init__(self, path: Path, content: Callable[[], Record]) -> None:
+        self._path, self._content = path, content
+        self._turn = threading.Condition()
+        self._asked = self._written = 0
+        self._closing = False
+        self._descriptor: int | None = None
+        self._size = 0
+        threading.Thread(target=self._work, name="goodput", daemon=True).start()
+
+    def update(self, patience: float) -> bool:
+        """Ask for an entry and wait for it for at most `patience` seconds; returns whether it was tried within that time."""
+        with self._turn:
+            self._asked += 1
+            mine = self._asked
+            self._turn.notify_all()
+            return self._turn.wait_for(lambda: self._written >= mine, patience)
+
+    def close(self, patience: float) -> None:
+        """Make the last entry."""
+        with self._turn:
+            self._closing = True
+        self.update(patience)
+
+    def _work(self) -> None:
+        last = False
+        while not last:
+            with self._turn:
+                self._turn.wait_for(lambda: self._asked > self._written, BEAT)
+                asked, last = self._asked, self._closing
+            with told_if_refused(logger, self._path, then=GOES_ON, extra={**OF_NODE, **ONCE}):
+                self._write()
+                if last and self._descriptor is not None:
+                    os.close(self._descriptor)
+            with self._turn:
+                self._written = asked
+                self._turn.notify_all()
+
+    def _write(self) -> None:
+        if self._descriptor is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        data = pack(plain(self._content())).ljust(self._size)
+        if os.pwrite(self._descriptor, data, 0) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._size = len(data)
 
 
 class Recorder:
@@ -67,13 +115,15 @@ class Recorder:
         self._make_file: Callable[[], RecordFile] | None = None
         self._spared_until = 0.0
 
-    def open(self, folder: Path, identity: Identity) -> None:
+    def open(self, folder: Path, number: int, start: str, node: str, rank: int, world_size: int, local_rank: int = 0) -> None:
         """Keep a file in `folder` from now on, or on another process than its node's first from a word on that may be the cause of the
-        others' ends."""
+        others' ends. Whose record it is stands in it (`Record`)."""
         with self._state:
-            record = self._record = replace(self._record, **vars(identity))
+            record = self._record = replace(
+                self._record, number=number, start=start, node=node, rank=rank, world_size=world_size, local_rank=local_rank
+            )
             self._make_file = lambda: RecordFile(folder / record.name, self.record)
-        if identity.local_rank == 0:
+        if local_rank == 0:
             self._file = self._make_file()
         self._note(ENTRY_PATIENCE)
 
@@ -95,16 +145,8 @@ class Recorder:
     def started_from(
         self, step: int, epoch: int, source: str, known: int = 0, total_steps: int | None = None, epochs: int | None = None
     ) -> None:
-        """Training goes on here.
-
-        Args:
-            step: completed optimizer steps.
-            epoch: that is being trained, from 1.
-            source: of the state: `memory`, `durable`, `peer`, `nothing`.
-            known: the highest step of all earlier starts (`high_water` of their records); up to it, steps are replays.
-            total_steps: of the whole run.
-            epochs: of the whole run.
-        """
+        """Training goes on here, after `step` completed steps. The rest is as in `Record`; up to `known` (`high_water` of the earlier
+        starts' records) steps are replays."""
         with self._state:
             record = self._record
             record.origin, record.source, record.known = step, source, known

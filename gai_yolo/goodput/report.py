@@ -182,11 +182,7 @@ def as_json(given: Report) -> str:
 
 
 def from_json(text: str) -> Report:
-    """The report in a `goodput.json`.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """The report in a `goodput.json`. Raises `ValueError`."""
     return _PARSER.validate_json(text)
 
 

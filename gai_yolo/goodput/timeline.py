@@ -95,11 +95,7 @@ def share_out(starts: Sequence[Start]) -> None:
 
 
 def _began_later(starts: Sequence[Start]) -> list[float]:
-    """For each start the earliest exec of those with a higher number.
-
-    Args:
-        starts: in the order of their numbers.
-    """
+    """For each start, in the order of their numbers, the earliest exec of those with a higher one."""
     numbers = [start.record.number for start in starts]
     earliest = [*accumulate((start.record.began for start in reversed(starts)), min, initial=math.inf)][::-1]
     return [earliest[bisect_right(numbers, number)] for number in numbers]

@@ -18,7 +18,7 @@ from gai_yolo.distributed.environment import launch_id, was_restarted
 from gai_yolo.errors import ConfigError, Refusal, refused_by
 from gai_yolo.goodput.progress import judge_progress
 from gai_yolo.goodput.record import Record, compact_records, keep_records, next_number, parse_records, plain, read_records
-from gai_yolo.goodput.recorder import Identity, process_started
+from gai_yolo.goodput.recorder import process_started
 from gai_yolo.log import OF_NODE, told_if_refused
 from gai_yolo.membership.decision import decide
 from gai_yolo.membership.environment import Environment, processor_facts, read_record, shared_facts
@@ -206,7 +206,7 @@ def open_record(context: JobContext, records: Sequence[Record]) -> None:
         with told_if_refused(logger, folder, "old records cannot be compacted"):
             compact_records(folder)
     world.gather(None)  # before a record is opened
-    context.recorder.open(folder, Identity(number, start, node, world.rank, world.world_size, world.local_rank))
+    context.recorder.open(folder, number, start, node, world.rank, world.world_size, world.local_rank)
 
 
 def check_progress(records: Sequence[Record], step: int) -> None:

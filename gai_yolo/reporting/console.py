@@ -6,6 +6,7 @@ training: what cannot be written to the stream (a full disk under a log file, a 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -127,19 +128,15 @@ class Pace:
     """Speed and time left, from the step times of this process (a resumed run may sit on another machine)."""
 
     def __init__(self, total_epochs: int, clock: Callable[[], float]) -> None:
-        self.total_epochs = total_epochs
-        self._clock = clock
+        self.total_epochs, self._clock = total_epochs, clock
         self._last = 0.0
-        self._steps_left = 0
-        self._later_steps = 0
+        self._steps_left = self._from_here = 0
         self._num_steps = 0
         self._recent: deque[tuple[float, int]] = deque(maxlen=100)
 
     def start_epoch(self, epoch: int, steps: int) -> None:
         """The time between epochs (evaluation, saving) belongs to no step."""
-        self._later_steps = max(0, self.total_epochs - epoch) * steps
-        self._steps_left = steps + self._later_steps
-        self._epoch_steps = steps
+        self._steps_left = self._from_here = (1 + max(0, self.total_epochs - epoch)) * steps
         self._last = self._clock()
 
     def step(self, step_in_epoch: int, images: int) -> None:
@@ -151,7 +148,7 @@ class Pace:
         self._recent.append((now - self._last, images))
         self._num_steps += 1
         self._last = now
-        self._steps_left = self._epoch_steps - step_in_epoch + self._later_steps
+        self._steps_left = self._from_here - step_in_epoch
 
     @property
     def images_per_second(self) -> float:
@@ -195,12 +192,9 @@ class Plain:
     def _write(self, text: str) -> None:
         encoding = self._stream.encoding or "utf-8"
         safe = text.encode(encoding, "replace").decode(encoding)
-        with self._lock:
-            try:
-                self._stream.write(safe)
-                self._stream.flush()
-            except OSError:
-                return  # Nobody can be told on a broken stream, and training goes on.
+        with self._lock, contextlib.suppress(OSError):  # nobody can be told on a broken stream, and training goes on
+            self._stream.write(safe)
+            self._stream.flush()
 
 
 class Bar:
@@ -252,18 +246,13 @@ class Bar:
 
     def end(self) -> None:
         progress, self._progress = self._progress, None
-        if progress is None:
-            return
-        try:
-            progress.stop()
-        except OSError:
-            return  # As in Plain: the terminal is gone, the training is not.
+        if progress is not None:
+            with contextlib.suppress(OSError):  # as in Plain: the terminal is gone, the training is not
+                progress.stop()
 
     def _print(self, what: RenderableType) -> None:
-        try:
+        with contextlib.suppress(OSError):
             self._console.print(what, soft_wrap=True)
-        except OSError:
-            return
 
 
 def _draws_bars(stream: TextIO) -> bool:

@@ -24,7 +24,7 @@ from gai_yolo.evaluation.evaluator import Evaluation
 from gai_yolo.goodput.report import REPORT_FILE, Report, as_json, scalars
 from gai_yolo.log import OF_NODE, ONCE, told_if_refused
 from gai_yolo.reporting.console import NullConsole
-from gai_yolo.reporting.drawing import Image, draw_comparison, write_image
+from gai_yolo.reporting.drawing import draw_comparison, write_image
 from gai_yolo.reporting.tensorboard import TensorBoard
 from gai_yolo.sections import ReportingConfig
 from gai_yolo.store.atomic import publish_text
@@ -78,7 +78,7 @@ class Reporter:
         """A step's loss or gradient was not finite, and it was passed over."""
         logger.warning(f"step {step} (step {step_in_epoch} of the epoch): the loss or the gradient is not finite; it is passed over")
         if self.tensorboard:
-            self.tensorboard.bad_step(step)
+            self.tensorboard.scalars(step, {"Bad_Steps": 1.0})
 
     def goodput(self, step: int | None, report: Report) -> None:
         """Where the time of the whole job went, up to now."""
@@ -86,7 +86,7 @@ class Reporter:
         with told_if_refused(logger, path):
             self.folder.store.publish_text(path, as_json(report))
         if self.tensorboard and step is not None:
-            self.tensorboard.goodput(step, scalars(report))
+            self.tensorboard.scalars(step, scalars(report))
 
     def measured(self, step: int) -> None:
         """Gradients were not what the exact sum expected, and were measured; told three times at most."""
@@ -156,24 +156,17 @@ class Reporter:
                 continue  # a picture for people, which training does not wait for
             if picture is None:
                 continue
-            drawn = self._comparison(picture, position, found[record.image_id])
+            one, names = found[record.image_id], self.index.class_names
+            drawn = draw_comparison(picture, record.boxes, record.classes, one.boxes, one.scores, one.classes, names)
             name = f"{record.image_id}_{record.path.stem}".encode(errors="replace").decode()  # it need not be text
             write_image(self.folder.predictions / f"{name}.jpg", drawn)
             if self.tensorboard:
                 self.tensorboard.image(step, f"Predictions/{name}", drawn)
 
-    def _comparison(self, picture: Image, position: int, found: ImageDetections) -> Image:
-        record, names = self.index.images[position], self.index.class_names
-        return draw_comparison(picture, record.boxes, record.classes, found.boxes, found.scores, found.classes, names)
-
 
 def write_metrics(folder: RunFolder, history: Sequence[Mapping[str, Any]]) -> None:
     """Write `training_metrics.json`, one row for each completed epoch. Every checkpoint holds all rows, so a disk that refuses is
-    only told, and the next time makes up for it.
-
-    Raises:
-        RunFolderBusy: another job has taken the run over.
-    """
+    only told, and the next time makes up for it. Raises `RunFolderBusy`."""
     with told_if_refused(logger, folder.metrics):
         folder.store.publish_text(folder.metrics, json.dumps(history, indent=1) + "\n")
 

@@ -85,11 +85,7 @@ def status_of(run: Path, now: float) -> Status:
 
 
 def show_status(run: Path, as_json_text: bool, once: bool) -> None:
-    """Print the status, on a terminal again and again until the run is over or Ctrl-C.
-
-    Raises:
-        Refusal: the folder has none.
-    """
+    """Print the status, on a terminal again and again until the run is over or Ctrl-C; raises as `status_of`."""
     status = status_of(run, time.time())
     if as_json_text:
         print(as_json(status.report), end="")

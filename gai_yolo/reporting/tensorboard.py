@@ -38,12 +38,12 @@ class TensorBoard:
 
     def __init__(self, folder: Path, start_step: int) -> None:
         """Open a new event file, for a run that has completed `start_step` steps."""
-        # These two load 0.2 s of protocol buffers, and only the first rank with logging switched on needs them.
+        # These load 0.2 s of protocol buffers, and only the first rank with logging switched on needs them.
         from tensorboard.compat import tf
+        from tensorboard.compat.proto.summary_pb2 import Summary
         from torch.utils.tensorboard import SummaryWriter
 
-        self._folder = folder
-        self._start_step = start_step
+        self._folder, self._start_step, self._summary = folder, start_step, Summary
         self._failures: tuple[type[Exception], ...] = (OSError, tf.errors.OpError)
         self._writer: SummaryWriter | None = None
         self._present: set[str] = set()
@@ -57,19 +57,11 @@ class TensorBoard:
 
     def batch(self, step: int, losses: Mapping[str, float], learning_rate: float) -> None:
         """Log the losses (total, box, cls, dfl) and the learning rate of an optimizer step."""
-        self._scalars(step, {**_loss_tags("Loss/Train_Batch", losses), "Learning_Rate": learning_rate})
-
-    def goodput(self, step: int, shares: Mapping[str, float]) -> None:
-        """Where the time went, in percent."""
-        self._scalars(step, dict(shares))
-
-    def bad_step(self, step: int) -> None:
-        """A step that was passed over: it has no losses."""
-        self._scalars(step, {"Bad_Steps": 1.0})
+        self.scalars(step, {**_loss_tags("Loss/Train_Batch", losses), "Learning_Rate": learning_rate})
 
     def epoch(self, step: int, train_losses: Mapping[str, float]) -> None:
         """Log the mean training losses of the epoch that ended with `step`."""
-        self._scalars(step, _loss_tags("Loss/Train", train_losses))
+        self.scalars(step, _loss_tags("Loss/Train", train_losses))
 
     def evaluation(
         self, step: int, losses: Mapping[str, float], stats: Mapping[str, float], per_class: Mapping[str, tuple[float, float]]
@@ -78,21 +70,20 @@ class TensorBoard:
         numbers = {f"COCO/{name}": value for name, value in stats.items()}
         numbers.update({f"COCO_AP/{name}": ap for name, (ap, _) in per_class.items()})
         defined = {tag: value for tag, value in numbers.items() if value >= 0}
-        self._scalars(step, {**_loss_tags("Loss/Validation", losses), **defined})
+        self.scalars(step, {**_loss_tags("Loss/Validation", losses), **defined})
 
     def image(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
         """Log a picture, (H, W, 3) RGB."""
         # JPEG in place of add_image's PNG: a tenth of the bytes, and TensorBoard's checksum of them is slow pure Python.
         import cv2
-        from tensorboard.compat.proto.summary_pb2 import Summary
 
         if self._writer is None:
             return
         done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, LOGGED_QUALITY])
         assert done, "OpenCV cannot encode JPEG"
         height, width = image.shape[:2]
-        encoded = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=data.tobytes())
-        self._add(step, [Summary.Value(tag=name, image=encoded)])
+        encoded = self._summary.Image(height=height, width=width, colorspace=3, encoded_image_string=data.tobytes())
+        self._add(step, [self._summary.Value(tag=name, image=encoded)])
 
     def config_text(self, step: int, yaml_text: str) -> None:
         """Log the configuration; `step` is the first one it holds for, that is, `start_step + 1` when a run starts."""
@@ -111,20 +102,17 @@ class TensorBoard:
         self._try(lambda writer: writer.close())
         self._writer = None
 
-    def _scalars(self, step: int, values: Mapping[str, float]) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        self._add(step, [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Log numbers under their tags."""
+        self._add(step, [self._summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
 
     def _add(self, step: int, values: list[Any]) -> None:
         """Write values of one step as one record: a kill leaves all of them or none."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
         # A run killed between evaluating and saving evaluates again, with the same result, at the step it starts from.
         if step == self._start_step:
             values = [value for value in values if value.tag not in self._present]
         if values:
-            self._try(lambda writer: writer.file_writer.add_summary(Summary(value=values), step))
+            self._try(lambda writer: writer.file_writer.add_summary(self._summary(value=values), step))
 
     def _try(self, action: Callable[[Any], None]) -> None:
         """SummaryWriter's thread dies at the first failing write, and every later call here raises what it died of."""

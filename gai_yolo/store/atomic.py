@@ -27,11 +27,20 @@ NO_OWNER = "0-none"
 
 @dataclass(frozen=True)
 class TempFile:
-    """A whole file, on the disk, that has no name yet but a temporary one."""
+    """A whole file, on the disk, that has no name yet but a temporary one. Used as a context manager it is gone if the block, which is to
+    give it its name, fails."""
 
     path: Path
     size: int
     sha256: str
+    fs: FileSystem
+
+    def __enter__(self) -> TempFile:
+        return self
+
+    def __exit__(self, _kind: object, error: object, _trace: object) -> None:
+        if error is not None:
+            discard(self.path, self.fs)
 
 
 def is_temporary(name: str) -> bool:
@@ -43,11 +52,6 @@ def owner_of(name: str) -> str:
     """The owner in a temporary name; empty for names of other makes."""
     parts = name.split("~")
     return parts[1] if len(parts) == 3 else ""
-
-
-def temp_path(target: Path, owner: str) -> Path:
-    """A temporary name that nobody else uses, in the folder of `target`."""
-    return target.with_name(f".{target.name}~{owner}~{os.urandom(6).hex()}{SUFFIX}")
 
 
 def write_temp_file(target: Path, write: Callable[[BinaryIO], object], owner: str = NO_OWNER, fs: FileSystem = REAL) -> TempFile:
@@ -69,7 +73,7 @@ def write_temp_file(target: Path, write: Callable[[BinaryIO], object], owner: st
             # torch's archive writer answers a failed write with a RuntimeError of its own.
             raise raw.failure or error from None
         file.detach()
-    return TempFile(path, raw.size, raw.digest.hexdigest())
+    return TempFile(path, raw.size, raw.digest.hexdigest(), fs)
 
 
 def copy_temp_file(
@@ -93,13 +97,13 @@ def copy_temp_file(
                 between()
             if raw.digest.hexdigest() != sha256:
                 raise OSError(errno.EIO, "what was read is not what was written", str(source)) from None
-    return TempFile(path, fs.identity(path).size, sha256)
+    return TempFile(path, fs.identity(path).size, sha256, fs)
 
 
 @contextlib.contextmanager
 def _new_temp_file(target: Path, owner: str, fs: FileSystem) -> Iterator[tuple[Path, _HashingFile]]:
     """A new file under a temporary name: synced after the block, gone if it fails."""
-    path = temp_path(target, owner)
+    path = target.with_name(f".{target.name}~{owner}~{os.urandom(6).hex()}{SUFFIX}")
     raw = _HashingFile(fs, fs.create(path))
     try:
         with contextlib.closing(raw):
@@ -125,8 +129,7 @@ def publish(path: Path, write: Callable[[BinaryIO], object], fs: FileSystem = RE
     Raises:
         OSError: the disk refuses; `path` holds the old content, or the new one if only the last fsync has failed.
     """
-    temp = write_temp_file(path, write, fs=fs)
-    with discarded_unless_renamed(temp, fs):
+    with write_temp_file(path, write, fs=fs) as temp:
         fs.rename(temp.path, path)
     fs.sync_folder(path.parent)
 
@@ -134,16 +137,6 @@ def publish(path: Path, write: Callable[[BinaryIO], object], fs: FileSystem = RE
 def publish_text(path: Path, text: str, fs: FileSystem = REAL) -> None:
     """`publish` for UTF-8 text."""
     publish(path, lambda file: file.write(text.encode()), fs)
-
-
-@contextlib.contextmanager
-def discarded_unless_renamed(temp: TempFile, fs: FileSystem) -> Iterator[None]:
-    """Clean up behind a failing block that was to give the draft its name."""
-    try:
-        yield
-    except BaseException:
-        discard(temp.path, fs)
-        raise
 
 
 class _HashingFile(io.RawIOBase):

@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
-from gai_yolo.store.atomic import COPY_PIECE, copy_temp_file, discarded_unless_renamed, write_temp_file
+from gai_yolo.store.atomic import COPY_PIECE, copy_temp_file
 from gai_yolo.store.catalogue import NAMES, Catalogue
 from gai_yolo.store.filesystem import Identity
 from gai_yolo.store.manifest import FOLDERS, Manifest
@@ -46,6 +46,10 @@ class Record:
         """Whether it was copied from that checkpoint."""
         return (self.stem, self.sha256) == (best.stem, best.sha256)
 
+    def is_of(self, identity: Identity | None) -> bool:
+        """Whether it tells of that file. Not compared is its device, whose number may change with each mount."""
+        return identity is not None and (self.inode, self.size, self.modified_ns) == identity[1:]
+
 
 _PARSER = TypeAdapter(Record)
 
@@ -59,12 +63,7 @@ def read_record(catalogue: Catalogue) -> Record | None:
 
 
 class BestCopy:
-    """Keeps `best.pt` true.
-
-    Args:
-        store: with the right to publish.
-        since: as in `Policy.best_since`.
-    """
+    """Keeps `best.pt` true; `since` is as in `Policy.best_since`."""
 
     def __init__(self, store: Store, since: int = -1) -> None:
         self.store, self.fs, self.since = store, store.fs, since
@@ -82,13 +81,12 @@ class BestCopy:
 
         Raises:
             OSError: the disk refuses; `best.pt` is what it was.
-            CheckpointError: as `Store.listing`.
-            RunFolderBusy: another job has taken the run over.
+            CheckpointError, RunFolderBusy: as `Store.listing` and `publish`.
         """
         present = self.store.listing().present
         candidates, record = list(present), read_record(self.store)
         while (best := best_of(candidates, self.since)) is not None:
-            if record is not None and record.names(best) and record == self._seen(self.path, record):
+            if record is not None and record.names(best) and record.is_of(self.fs.seen(self.path)):
                 return []
             if self.store.defect_of(best) is None:
                 return self._replace(best, record, present, between)
@@ -96,24 +94,23 @@ class BestCopy:
         return []
 
     def _replace(self, best: Manifest, record: Record | None, present: Sequence[Manifest], between: Callable[[], object]) -> list[str]:
-        shares, seen = self._shares_a_checkpoint(), self._identity()
+        shares, seen = self._shares_a_checkpoint(), self.fs.seen(self.path)
         there = None if shares else self._digest(between)
         known = {one.sha256 for one in present} | ({record.sha256, record.before} if record else set())
         is_ours = shares or there is None or there in known
         if there == best.sha256:
-            self._write_record(self._seen(self.path, Record(best.stem, best.sha256, None, 0, 0, 0, self.since)))
+            self._write_record(best, self.path, None)
             return []
         if not is_ours and record is not None and record.names(best):
             return [f"{self.path} is not what this program wrote there; it stays until another epoch is better, and is kept then too"]
-        temp = copy_temp_file(self.store.data_path(best), best.sha256, self.path, between, self.store.fence.owner, self.fs)
         notes = []
-        with discarded_unless_renamed(temp, self.fs):
-            is_ours = is_ours and self._identity() == seen  # somebody may have written there while this was copied
+        with copy_temp_file(self.store.data_path(best), best.sha256, self.path, between, self.store.fence.owner, self.fs) as temp:
+            is_ours = is_ours and self.fs.seen(self.path) == seen  # somebody may have written there while this was copied
             if not is_ours and (aside := self.store.keep_aside(self.path)) is not None:
                 self.fs.sync_folder(self.path.parent)  # otherwise a crash could keep the next rename and lose the second name
                 notes = [f"{self.path} was not what this program wrote there; it is now {aside.name}"]
-            self._write_record(self._seen(temp.path, Record(best.stem, best.sha256, there if is_ours else None, 0, 0, 0, self.since)))
-        self.store.replace(temp, self.path)
+            self._write_record(best, temp.path, there if is_ours else None)
+            self.store.replace(temp, self.path)
         return notes
 
     def _shares_a_checkpoint(self) -> bool:
@@ -132,23 +129,7 @@ class BestCopy:
             return None
         return digest.hexdigest()
 
-    def _identity(self) -> Identity | None:
-        """Of what lies there."""
-        try:
-            return self.fs.identity(self.path)
-        except FileNotFoundError:
-            return None
-
-    def _seen(self, path: Path, record: Record) -> Record | None:
-        """The record with the identity of a file; None if there is none. Not its device, whose number may change with each mount."""
-        try:
-            identity = self.fs.identity(path)
-        except FileNotFoundError:
-            return None
-        return replace(record, inode=identity.inode, size=identity.size, modified_ns=identity.modified_ns)
-
-    def _write_record(self, record: Record | None) -> None:
-        assert record is not None
-        data = (json.dumps(asdict(record)) + "\n").encode()
-        temp = write_temp_file(self._record_path, lambda file: file.write(data), self.store.fence.owner, self.fs)
-        self.store.replace(temp, self._record_path)
+    def _write_record(self, best: Manifest, path: Path, before: str | None) -> None:
+        """Say that what lies at a path is the best one's data."""
+        record = Record(best.stem, best.sha256, before, *self.fs.identity(path)[1:], self.since)
+        self.store.publish_text(self._record_path, json.dumps(asdict(record)) + "\n", is_synced=False)

@@ -81,13 +81,9 @@ class Catalogue:
         present: list[Manifest] = []
         defects: list[Defect] = []
         for kind in FOLDERS:
-            stems = self.stems(kind)
-            for stem, suffixes in stems.items():
+            for stem, suffixes in self.stems(kind).items():
                 data = self.run / FOLDERS[kind] / f"{stem}.pt"
-                if "json" not in suffixes:
-                    defects.append(Defect(data, NO_MANIFEST))
-                    continue
-                found = self.look_at(kind, data)
+                found = self.look_at(kind, data) if "json" in suffixes else Defect(data, NO_MANIFEST)
                 if isinstance(found, Defect):
                     defects.append(found)
                 else:
@@ -97,13 +93,7 @@ class Catalogue:
 
     def newest(self, parse: Callable[[Path, BinaryIO, Manifest], T]) -> tuple[tuple[Manifest, T] | None, list[str]]:
         """The newest complete checkpoint, parsed, and sentences about what is newer and bad, which is left in place and passed over.
-
-        Args:
-            parse: as for `read`.
-
-        Raises:
-            CheckpointError: as `listing` and `read`.
-        """
+        Raises as `listing` and `read`, to which `parse` goes."""
         listing = self.listing()
         passed_over = self.passed_over(listing)
         for manifest in listing.present:

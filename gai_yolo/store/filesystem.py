@@ -133,6 +133,12 @@ class FileSystem:
         status = os.stat(path)
         return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
+    def seen(self, path: Path) -> Identity | None:
+        """The same; None if there is nothing."""
+        with contextlib.suppress(FileNotFoundError):
+            return self.identity(path)
+        return None
+
     def _is(self, identity: Identity, path: Path) -> bool:
         with contextlib.suppress(OSError):
             return self.identity(path) == identity

@@ -81,11 +81,7 @@ class Fence:
 
 
 class Lease:
-    """The lock of a run and its fence, beside the run folder: `--fresh` moves the folder while they are held.
-
-    Args:
-        folder: the run folder; need not exist.
-    """
+    """The lock of a run and its fence, beside the run folder, which need not exist: `--fresh` moves it while they are held."""
 
     def __init__(self, folder: Path, fs: FileSystem = REAL) -> None:
         self.folder, self._fs = folder, fs
@@ -103,6 +99,9 @@ class Lease:
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             self._acquire(patience)
+            for temp in self._path.parent.glob(f".{self._path.name}~*.tmp"):
+                temp.unlink()  # of a start that was killed in the middle of the next line
+            return raise_fence(self._path, self._fs)
         except Timeout:
             holder = _holder_or_none(self._path, self._fs)
             who = "" if holder is None else f" ({holder})"
@@ -110,14 +109,10 @@ class Lease:
                 f"{self.folder}: another job{who} is writing to this run folder; wait for it, stop it, or set another experiment.name."
             ) from None
         except OSError as error:
-            raise self._refusal(error) from None
-        try:
-            for temp in self._path.parent.glob(f".{self._path.name}~*.tmp"):
-                temp.unlink()  # of a start that was killed in the middle of the next line
-            return raise_fence(self._path, self._fs)
-        except OSError as error:
             self.release()
-            raise self._refusal(error) from None
+            reason = error.strerror or error
+            refusal = Refusal(f"{self.folder.parent}: cannot write there ({reason}); make room, or set experiment.folder to another place.")
+            raise refused_by(error, refusal) from None
 
     def _acquire(self, patience: float) -> None:
         # filelock would fall back to a file that stays for ever when its owner's machine is gone.
@@ -133,11 +128,6 @@ class Lease:
             raise Timeout(str(lease.path))
         self._file = lease
 
-    def _refusal(self, error: OSError) -> Refusal:
-        reason = error.strerror or error
-        refusal = Refusal(f"{self.folder.parent}: cannot write there ({reason}); make room, or set experiment.folder to another place.")
-        return refused_by(error, refusal)
-
     def release(self) -> None:
         """Let another job in. The fence stays as it is."""
         self._lock.release()
@@ -147,11 +137,7 @@ class Lease:
 
 
 def raise_fence(path: Path, fs: FileSystem = REAL) -> Fence:
-    """Shut out everybody who has started before. Only to be called under the lock.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Shut out everybody who has started before. Only to be called under the lock. Raises `OSError`."""
     before = _holder_or_none(path, fs)
     number = 1 if before is None else before.number + 1
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -169,11 +155,7 @@ def raise_fence(path: Path, fs: FileSystem = REAL) -> Fence:
 
 
 def read_holder(path: Path, fs: FileSystem = REAL) -> Holder:
-    """What the fence's file says.
-
-    Raises:
-        OSError: it is not there, cannot be read, or makes no sense.
-    """
+    """What the fence's file says. Raises `OSError` if it is not there, cannot be read, or makes no sense."""
     data = fs.content(path)
     try:
         return _PARSER.validate_python(json.loads(data))

@@ -44,11 +44,7 @@ def has_flock(path: Path) -> bool:
 
 
 class LeaseFile:
-    """The lock.
-
-    Args:
-        path: of its file; the folder must be there.
-    """
+    """The lock, whose file's folder must be there."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], object] = time.sleep) -> None:
         self.path, self._clock, self._sleep = path, clock, sleep
@@ -59,11 +55,7 @@ class LeaseFile:
 
     def acquire(self, patience: float) -> bool:
         """Become the owner; returns whether that is so. An owner that renews its file is waited for as long as told, one that does not
-        until it counts as dead.
-
-        Raises:
-            OSError: the disk refuses.
-        """
+        until it counts as dead. Raises `OSError`."""
         started = seen_at = self._clock()
         seen: bytes | None = None
         while not self._create():
@@ -129,8 +121,7 @@ class LeaseFile:
 
     def _temp_file(self) -> Path:
         self._beats += 1
-        machine = {"host": socket.gethostname(), "boot": _boot(), "pid_namespace": _pid_namespace()}
-        owner = {**machine, "pid": os.getpid(), "nonce": self._nonce, "beat": self._beats}
+        owner = {**_machine(), "pid": os.getpid(), "nonce": self._nonce, "beat": self._beats}
         # One name for all: a full disk, which takes names and no content, would be left a file for each beat.
         temp = self.path.with_name(f".{self.path.name}~{self._nonce}~0.tmp")
         assert is_temporary(temp.name)
@@ -156,37 +147,27 @@ def _owner(content: bytes) -> dict[str, Any]:
     return owner if isinstance(owner, dict) else {}
 
 
-def _boot() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
-def _pid_namespace() -> str:
-    """Among which processes a process id means something. The kernel gives a name anew only when the namespace is gone, and its processes
-    with it."""
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
+def _machine() -> dict[str, str]:
+    """Among which processes a process id means something; empty where the system does not say. The kernel gives a namespace's name anew
+    only when it is gone, and its processes with it."""
+    machine = {"host": socket.gethostname(), "boot": "", "pid_namespace": ""}
+    with contextlib.suppress(OSError):
+        machine["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        machine["pid_namespace"] = os.readlink("/proc/self/ns/pid")
+    return machine
 
 
 def _died_here(content: bytes) -> bool:
     """Whether the owner was a process of this machine since it was started, and is gone. Containers share a boot, and on the host's network
     its name, and not their processes: then only time tells."""
     owner = _owner(content)
-    pid, boot, namespace = owner.get("pid"), _boot(), _pid_namespace()
-    if owner.get("host") != socket.gethostname() or owner.get("boot") != boot or not boot or not isinstance(pid, int):
-        return False
-    # The file of an older version does not say it: that one is waited for until it is stale, which costs a minute, once. To guess wrong
-    # would cost two writers.
-    if owner.get("pid_namespace") != namespace or not namespace:
+    pid, here = owner.get("pid"), _machine()
+    # The file of an older version does not say its namespace: that one is waited for until it is stale, which costs a minute, once. To
+    # guess wrong would cost two writers.
+    if not all(here.values()) or not here.items() <= owner.items() or not isinstance(pid, int):
         return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, ProcessLookupError)
     return False

@@ -14,9 +14,9 @@ from gai_yolo.machine import available_memory
 from gai_yolo.store.aside import free_name, move_beyond, names_beyond
 from gai_yolo.store.atomic import publish_text
 from gai_yolo.store.filesystem import REAL
-from gai_yolo.store.lease import Lease
 from gai_yolo.store.manifest import FOLDERS, Position
-from gai_yolo.store.run_record import RecordError, RunRecord, encode, read_record
+from gai_yolo.store.run_folder import LockedFolder
+from gai_yolo.store.run_record import RecordError, RunRecord, encode
 from gai_yolo.store.store import Store
 
 MEMORY_LOCK_PATIENCE = 5.0
@@ -30,7 +30,7 @@ def free_memory(store: Store) -> int:
     return min(store.fs.free_bytes(store.run), available_memory())
 
 
-class NodeMemory:
+class NodeMemory(LockedFolder):
     """One folder for each run and user of a node, with a lock, a fence and a run record like those of a run folder.
 
     Which run its content counts for is decided by who opens it (`membership.decision`): a run that was deleted or started over must not
@@ -44,22 +44,13 @@ class NodeMemory:
     def __init__(self, base: Path, run: Path) -> None:
         self._owner = base.expanduser() / f"gai-yolo-{os.getuid()}"
         absolute = str(run.absolute())
-        self.path = self._owner / f"{run.name}-{hashlib.sha256(absolute.encode()).hexdigest()[:12]}"
-        self._lease = Lease(self.path)
-        self._record_path, self._old_path = self.path / "run.json", self.path / "run_id"
-        self._store: Store | None = None
-
-    @property
-    def store(self) -> Store:
-        """The checkpoints, for who has opened it."""
-        assert self._store is not None, "open() first"
-        return self._store
+        path = self._owner / f"{run.name}-{hashlib.sha256(absolute.encode()).hexdigest()[:12]}"
+        super().__init__(path, "run.json", "run_id")
+        self._aside_prefix = f"{self.path.name}.aside-"
 
     def open(self, patience: float | None = None) -> None:
-        """Become the process that keeps this node's state of a run. What is left of a removal that was interrupted is removed.
-
-        Args:
-            patience: seconds to wait for another process that is just ending; None: `MEMORY_LOCK_PATIENCE`.
+        """Become the process that keeps this node's state of a run, waiting so many seconds (None: `MEMORY_LOCK_PATIENCE`) for one that is
+        just ending. What is left of a removal that was interrupted is removed.
 
         Raises:
             Refusal: another process does, or the folder cannot be used or is somebody else's.
@@ -69,19 +60,12 @@ class NodeMemory:
             if self._owner.lstat().st_uid != os.getuid() or self._owner.is_symlink():
                 raise Refusal(f"{self._owner}: belongs to another user; {AGAIN}")
             store = Store(self.path, self._lease.acquire(MEMORY_LOCK_PATIENCE if patience is None else patience))
-            if not self._record_path.exists() and not self._old_path.exists():
+            if not self.record_path.exists() and not self._old_path.exists():
                 self._clear()
         except OSError as error:
             self._lease.release()
             raise refused_by(error, Refusal(f"{error.filename or self.path}: cannot be used ({error.strerror}).")) from None
-        except Refusal:
-            self._lease.release()
-            raise
         self._store = store
-
-    def record(self) -> RunRecord | None:
-        """Whose state this is; None if there is none. Raises as `read_record`."""
-        return read_record(self._record_path, self._old_path)
 
     def keep(self, record: RunRecord) -> None:
         """From now on this is the memory of a run; raises as `Store.sweep`."""
@@ -92,28 +76,20 @@ class NodeMemory:
         except (RecordError, CheckpointError):
             known = None
         if known != record:
-            publish_text(self._record_path, encode(record))
+            publish_text(self.record_path, encode(record))
         self.store.sweep()
 
     def set_aside(self, beyond: Position | None = None) -> Path | None:
-        """Move the states that are newer than a position, or all there is, to another name in memory.
-
-        Returns:
-            Where they are now; None if there were none.
-
-        Raises:
-            OSError: the memory refuses.
-            CheckpointError: as `Catalogue.listing`.
-        """
+        """Move the states that are newer than a position, or all there is, to another name in memory. Returns where they are now, None if
+        there were none; raises as `move_beyond`."""
+        target = free_name(self._owner, self._aside_prefix)
         if beyond is not None:
-            target = free_name(self._owner, self._aside_prefix)
             return target if move_beyond(self.path, beyond, target) else None
         if not self.path.exists():
             return None
         if not names_beyond(self.path, None):
             self._clear()
             return None
-        target = free_name(self._owner, self._aside_prefix)
         REAL.rename(self.path, target)
         return target
 
@@ -121,21 +97,13 @@ class NodeMemory:
         """Where states are that were moved aside, and are still in memory."""
         return sorted(self._owner.glob(f"{self._aside_prefix}*"))
 
-    @property
-    def _aside_prefix(self) -> str:
-        return f"{self.path.name}.aside-"
-
     def remove(self) -> None:
         """Give the memory back: the run is finished, and on the disk."""
         with contextlib.suppress(OSError):
             self._clear()
 
-    def release(self) -> None:
-        """Let another process in."""
-        self._lease.release()
-
     def _clear(self) -> None:
-        for path in (self._record_path, self._old_path):
+        for path in (self.record_path, self._old_path):
             path.unlink(missing_ok=True)  # first, so that what an interruption leaves is known for what it is
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self.path)

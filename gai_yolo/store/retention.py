@@ -47,7 +47,7 @@ def decide(verified: Sequence[Manifest], policy: Policy) -> list[Decision]:
     steps = [manifest for manifest in newest_first if manifest.kind == "step"]
     due_epochs = [manifest for manifest in newest_first if manifest.kind == "epoch" and manifest.due]
     best = best_of(verified, policy.best_since)
-    decisions = {}
+    decisions = []
     for manifest in verified:
         if manifest is newest_first[0]:
             kept, reason = True, LAST
@@ -63,16 +63,13 @@ def decide(verified: Sequence[Manifest], policy: Policy) -> list[Decision]:
             kept, reason = True, f"every {policy.keep_every} epochs one is kept"
         else:
             kept, reason = _among_newest(manifest, due_epochs, policy.keep_epochs, "epoch checkpoints")
-        decisions[id(manifest)] = Decision(manifest, kept, reason)
-    return [decisions[id(manifest)] for manifest in verified]
+        decisions.append(Decision(manifest, kept, reason))
+    return decisions
 
 
 def best_of(manifests: Sequence[Manifest], since: int = -1) -> Manifest | None:
-    """The evaluated epoch with the highest mAP50-95, the earliest of equals; None if none was evaluated.
-
-    Args:
-        since: of those after this step, if there are any.
-    """
+    """The evaluated epoch with the highest mAP50-95, the earliest of equals, of those after the step `since` if there are any; None if none
+    was evaluated."""
     evaluated = [manifest for manifest in manifests if manifest.kind == "epoch" and manifest.metric is not None]
     evaluated = [manifest for manifest in evaluated if manifest.position.step > since] or evaluated
     return max(evaluated, key=lambda manifest: (manifest.metric, -manifest.position.epoch), default=None)

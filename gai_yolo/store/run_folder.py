@@ -17,7 +17,30 @@ FOLDER_LOCK_PATIENCE = 10.0
 """Seconds to wait for a job that is just ending."""
 
 
-class RunFolder:
+class LockedFolder:
+    """A folder of checkpoints with a lock, a fence and a run record of its own."""
+
+    def __init__(self, path: Path, record: str, old_record: str) -> None:
+        self.path, self.record_path, self._old_path = path, path / record, path / old_record
+        self._lease = Lease(path)
+        self._store: Store | None = None
+
+    @property
+    def store(self) -> Store:
+        """The checkpoints, for who holds the lock."""
+        assert self._store is not None, "to be locked first"
+        return self._store
+
+    def record(self) -> RunRecord | None:
+        """What this folder knows of its run, whose state it holds; None for a new one. Raises as `read_record`."""
+        return read_record(self.record_path, self._old_path)
+
+    def release(self) -> None:
+        """Let another process in."""
+        self._lease.release()
+
+
+class RunFolder(LockedFolder):
     """`experiments/<name>/` and its parts.
 
     Raises:
@@ -31,7 +54,7 @@ class RunFolder:
         except OSError as error:
             refusal = Refusal(f"{path}: cannot be reached ({error.strerror}); set another experiment.folder.")
             raise refused_by(error, refusal) from None
-        self.path = path
+        super().__init__(path, ".run.json", ".run_id")
         self.checkpoints = path / FOLDERS["epoch"]
         self.snapshots = path / FOLDERS["step"]
         self.tensorboard = path / "tensorboard"
@@ -43,28 +66,10 @@ class RunFolder:
         self.training_set = path / ".training_set.index"
         self.goodput = path / "goodput"
         self._marker = path / ".fresh"
-        self.record_path = path / ".run.json"
-        self._lease = Lease(path)
-        self._store: Store | None = None
 
     def lock(self) -> None:
-        """Become the only job that writes here, until the process ends.
-
-        Raises:
-            RunFolderBusy: another job is running on this folder.
-            Refusal: the folder cannot be made.
-        """
+        """Become the only job that writes here, until the process ends; raises as `Lease.acquire`."""
         self._store = Store(self.path, self._lease.acquire(FOLDER_LOCK_PATIENCE))
-
-    @property
-    def store(self) -> Store:
-        """The checkpoints, for who holds the lock."""
-        assert self._store is not None, "lock() first"
-        return self._store
-
-    def release(self) -> None:
-        """Let another job in."""
-        self._lease.release()
 
     def move_aside(self) -> Path | None:
         """Rename the folder of an old run, with everything in it; returns where it is now, or None if there was none.
@@ -104,21 +109,13 @@ class RunFolder:
         """Remember which job started this run with `--fresh`."""
         publish_text(self._marker, job)
 
-    def record(self) -> RunRecord | None:
-        """What this folder knows of its run; None for a new one. Raises as `read_record`."""
-        return read_record(self.record_path, self.path / ".run_id")
-
     def set_record(self, record: RunRecord) -> None:
         """Remember it; durable on return. Raises `OSError`."""
         REAL.make_folder(self.path)
         publish_text(self.record_path, encode(record))
 
     def make(self) -> None:
-        """Create the folders.
-
-        Raises:
-            Refusal: a file is in the way or the disk refuses.
-        """
+        """Create the folders. Raises `Refusal` if a file is in the way or the disk refuses."""
         try:
             for folder in (self.path, self.checkpoints, self.snapshots, self.tensorboard, self.predictions):
                 REAL.make_folder(folder)

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from gai_yolo.store.atomic import TempFile, discarded_unless_renamed, hash_file, is_temporary, owner_of, write_temp_file
+from gai_yolo.store.atomic import TempFile, hash_file, is_temporary, owner_of, write_temp_file
 from gai_yolo.store.catalogue import NAMES, NO_MANIFEST, Catalogue
 from gai_yolo.store.filesystem import REAL, FileSystem, Identity
 from gai_yolo.store.lease import Fence
@@ -32,13 +32,8 @@ class Store(Catalogue):
         self._half_removed: list[Path] = []
 
     def publish(self, manifest: Manifest, write: Callable[[BinaryIO], object]) -> tuple[Manifest, list[str]]:
-        """Make a checkpoint; after return it survives a crash of the machine.
-
-        Args:
-            manifest: size and digest are filled in here.
-
-        Returns:
-            The manifest, and notes for people about what stood in the way.
+        """Make a checkpoint; after return it survives a crash of the machine. Returns the manifest, with size and digest filled in, and
+        notes for people about what stood in the way.
 
         Raises:
             OSError: the disk refuses; whatever was complete is still there, and trying again is right.
@@ -50,11 +45,9 @@ class Store(Catalogue):
             # Left by a try whose last fsync failed, or by a start that could not read it for a while.
             self.fs.sync_folder(data.parent)
             return there, [f"{data} is complete already and stays as it is"]
-        temp = write_temp_file(data, write, self.fence.owner, self.fs)
-        with discarded_unless_renamed(temp, self.fs):
+        with write_temp_file(data, write, self.fence.owner, self.fs) as temp:
             manifest = replace(manifest, size=temp.size, sha256=temp.sha256, fence=self.fence.number)
-            manifest_temp = write_temp_file(manifest_path, lambda file: file.write(encode(manifest)), self.fence.owner, self.fs)
-            with discarded_unless_renamed(manifest_temp, self.fs):
+            with self._draft(manifest_path, encode(manifest)) as manifest_temp:
                 notes = self._place(temp, data)
                 self._place(manifest_temp, manifest_path)
         self._verified[data] = (self.fs.identity(data), manifest.sha256)
@@ -69,22 +62,25 @@ class Store(Catalogue):
             # Whoever copied it here may have synced neither its content nor its name.
             self.fs.fsync(file.fileno())
         self.fs.sync_folder(data.parent)
-        temp = write_temp_file(manifest_path, lambda file: file.write(encode(manifest)), self.fence.owner, self.fs)
-        with discarded_unless_renamed(temp, self.fs):
+        with self._draft(manifest_path, encode(manifest)) as temp:
             self._place(temp, manifest_path)
         return manifest
 
-    def publish_text(self, path: Path, text: str) -> None:
-        """Publish another file of the run, such as its metrics, under its fence; raises as `publish`."""
-        temp = write_temp_file(path, lambda file: file.write(text.encode()), self.fence.owner, self.fs)
-        self.replace(temp, path)
-        self.fs.sync_folder(path.parent)
+    def publish_text(self, path: Path, text: str, is_synced: bool = True) -> None:
+        """Publish another file of the run, such as its metrics, under its fence; if not synced, a crash may take it back. Raises as
+        `publish`."""
+        with self._draft(path, text.encode()) as temp:
+            self.replace(temp, path)
+        if is_synced:
+            self.fs.sync_folder(path.parent)
 
     def replace(self, temp: TempFile, path: Path) -> None:
         """Give a draft its name under the fence, over what is there. Not synced: for what a crash may take back."""
-        with discarded_unless_renamed(temp, self.fs):
-            self.fence.check(self.fs)
-            self.fs.rename(temp.path, path)
+        self.fence.check(self.fs)
+        self.fs.rename(temp.path, path)
+
+    def _draft(self, path: Path, content: bytes) -> TempFile:
+        return write_temp_file(path, lambda file: file.write(content), self.fence.owner, self.fs)
 
     def keep_aside(self, path: Path) -> Path | None:
         """Give what lies under a name that is about to be given another one too, which is returned; None if there is nothing, or only
@@ -92,10 +88,7 @@ class Store(Catalogue):
 
         Not by rename: that of a writer which was stopped here, and replaced, would take its successor's checkpoint away. The rename of the
         draft over the old name is fenced, so a link is enough."""
-        try:
-            if self.fs.identity(path) == self._placed.get(path):
-                return None
-        except FileNotFoundError:
+        if self.fs.seen(path) in (None, self._placed.get(path)):
             return None
         taken, number = set(self.fs.names(path.parent)), 1
         while (aside := path.with_name(f"{path.name}.aside-{number}")).name in taken:
@@ -132,24 +125,14 @@ class Store(Catalogue):
 
     def is_same_file(self, one: Path, other: Path) -> bool:
         """Whether two names lead to one file; not if there is nothing."""
-        try:
-            return self.fs.identity(one) == self.fs.identity(other)
-        except FileNotFoundError:
-            return False
+        identity = self.fs.seen(one)
+        return identity is not None and identity == self.fs.seen(other)
 
     def sweep(self) -> list[Path]:
         """Remove what dead writers have left: drafts of other fences, and data of snapshots that never got a manifest and
         are not newer than the newest complete one. To be called at the start, after the fence was raised and before anything
-        is read: only then is nothing that was under way able to get a name any more.
-
-        Returns:
-            What was removed.
-
-        Raises:
-            CheckpointError: as `listing`.
-            RunFolderBusy: another job has taken the run over.
-            OSError: the disk refuses.
-        """
+        is read: only then is nothing that was under way able to get a name any more. Returns what was removed; raises as `listing` and
+        `publish`."""
         self.fence.check(self.fs)
         removed: list[Path] = []
         for left_behind in (self._foreign_drafts, self._useless_data):
@@ -176,12 +159,7 @@ class Store(Catalogue):
         return [path for path in orphans if int(path.stem.removeprefix("step_")) <= newest]
 
     def prune(self, policy: Policy) -> list[Decision]:
-        """Remove what retention lets go, manifests first; returns what was removed.
-
-        Raises:
-            OSError: the disk refuses; trying again is right.
-            RunFolderBusy: another job has taken the run over.
-        """
+        """Remove what retention lets go, manifests first; returns what was removed, raises as `publish`."""
         going = [decision for decision in self.plan_pruning(policy) if not decision.keep]
         for decision in going:
             self._remove(self.manifest_path(decision.manifest))

@@ -22,7 +22,7 @@ from gai_yolo.errors import RunFolderBusy
 from gai_yolo.log import showing
 from gai_yolo.store.manifest import Kind, Manifest, Position
 
-GOOD = Answer(size=1000, seconds=0.5, cpu_seconds=0.1)
+GOOD = Answer(seconds=0.5, cpu_seconds=0.1)
 FULL = Answer(failure="No space left on device")
 
 
@@ -50,11 +50,10 @@ class FakeProcess(WriterProcess):
         self.bench.num_moves += self.bench.moves_by_itself
         return self.bench.num_moves
 
-    def kill(self) -> bool:
+    def kill(self) -> None:
         self.bench.num_kills += 1
         if self.bench.can_be_killed:
             self.bench.answers.append(EOFError())
-        return self.bench.can_be_killed
 
     def free_bytes(self) -> int:
         return self.bench.free()
@@ -412,7 +411,7 @@ def test_what_stood_in_the_way_is_told_whether_it_worked_or_not(bench: Bench) ->
     bench.answer(Answer(failure="disk quota exceeded", notes=["a.pt is now a.pt.aside-1"]))
     assert bench.told[0] == "a.pt is now a.pt.aside-1" and "disk quota exceeded" in bench.told[1]
     bench.later(1.0)
-    bench.answer(Answer(size=1, notes=["b.pt is complete already"]))
+    bench.answer(Answer(notes=["b.pt is complete already"]))
     assert bench.told[2] == "b.pt is complete already"
 
 
@@ -489,7 +488,7 @@ def test_hanging_write_is_told_once_with_numbers_and_waited_for(bench: Bench) ->
 def test_disk_that_is_always_slow_does_not_hang(bench: Bench) -> None:
     """Loss: a warning with every snapshot of a large model on a slow disk."""
     bench.step(1)
-    bench.answer(Answer(size=1, seconds=10.0))
+    bench.answer(Answer(seconds=10.0))
     bench.step(2)
     bench.later(199.0)
     assert bench.told == []
@@ -763,7 +762,8 @@ def test_what_moves_in_a_process_is_seen_from_outside_and_it_can_be_ended() -> N
         child.stdin.write("go\n")
         child.stdin.flush()
         assert wait_until(lambda: process.progress > before)
-        assert process.kill() and child.returncode == -signal.SIGKILL
+        process.kill()
+        assert child.returncode == -signal.SIGKILL
         assert process.progress == 0
 
 

@@ -29,7 +29,7 @@ from gai_yolo.checkpointing.recovery import newest
 from gai_yolo.checkpointing.schedule import bytes_to_come
 from gai_yolo.checkpointing.state import CHECKPOINT_FORMAT, TrainingState
 from gai_yolo.checkpointing.tier import DiskTier
-from gai_yolo.checkpointing.writer_process import Answer, Request, serve
+from gai_yolo.checkpointing.writer_process import Answer, serve
 from gai_yolo.checkpointing.writer_start import START_CODE
 from gai_yolo.config import Config, fingerprint
 from gai_yolo.errors import CheckpointError
@@ -516,7 +516,7 @@ def served(store: Store, content: dict[str, Any], metric: float | None = None, r
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
     try:
-        return serve(store, Policy(), Request(manifest_of(content, metric=metric), buffer.content), descriptor)
+        return serve(store, Policy(), manifest_of(content, metric=metric), buffer.content, descriptor)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         buffer.close()
@@ -532,11 +532,11 @@ def test_full_disk_is_told_in_one_sentence_and_keeps_what_is_there(run: Path) ->
     store = store_of(run)
     answer = served(store, big, metric=0.5, room=20_000)
     assert answer.failure is not None and answer.failure.startswith("File too large") and "\n" not in answer.failure
-    assert (answer.size, answer.taken_over) == (0, None)
+    assert answer.taken_over is None
     assert names(old.parent) == before
     assert find(run) == (10, [])
     answer = served(store, big, metric=0.5)
-    assert answer.failure is None and answer.size == (run / "checkpoints" / "epoch_002.pt").stat().st_size
+    assert answer.failure is None
     assert find(run) == (20, [])
 
 
@@ -545,7 +545,7 @@ def test_complete_checkpoint_is_never_overwritten(run: Path) -> None:
     (path,) = saved(run, 3)
     data, manifest = path.read_bytes(), path.with_suffix(".json").read_bytes()
     answer = served(store_of(run), {**state(3), "extra": torch.ones(1000)}, metric=0.5)
-    assert answer.failure is None and answer.size == len(data)
+    assert answer.failure is None
     assert len(answer.notes) == 1 and str(path) in answer.notes[0] and "complete already" in answer.notes[0]
     assert (path.read_bytes(), path.with_suffix(".json").read_bytes()) == (data, manifest)
 
@@ -821,7 +821,7 @@ def test_a_writer_whose_training_process_has_left_ends_without_a_word(run: Path)
     buffer.fill(state(1))
     connection.send((run, store.fence, Policy()))
     socket.send_fds(own, [b"."], [buffer.descriptor])
-    connection.send(Request(manifest_of(state(1)), buffer.content))
+    connection.send((manifest_of(state(1)), buffer.content))
     while not connection.poll(0.1):
         assert writer.poll() is None
     own.close()  # with the answer unread, as by a process that was killed

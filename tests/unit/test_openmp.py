@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from gai_yolo.openmp import SAID_BY, SPIN_COUNT, wait_briefly
+from gai_yolo.machine import SAID_BY, SPIN_COUNT, wait_briefly
 from tests.harness import REPOSITORY
 
 

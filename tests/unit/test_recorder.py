@@ -33,8 +33,7 @@ from gai_yolo.goodput.record import (
     read_records,
     unpack,
 )
-from gai_yolo.goodput.record_file import BEAT, RecordFile
-from gai_yolo.goodput.recorder import STEP_PATIENCE, Identity, Recorder, process_started
+from gai_yolo.goodput.recorder import BEAT, STEP_PATIENCE, Recorder, RecordFile, process_started
 from gai_yolo.goodput.report import Report, report
 from tests.harness import REPOSITORY
 from tests.starts import EPOCH, Node
@@ -151,7 +150,7 @@ from pathlib import Path
 from gai_yolo.goodput.recorder import *
 from gai_yolo.goodput.record import Phase
 recorder = Recorder(process_started())
-recorder.open(Path(sys.argv[1]), Identity(3, "nonce", "node/1", 0, 2))
+recorder.open(Path(sys.argv[1]), 3, "nonce", "node/1", 0, 2)
 recorder.started_from(40, 1, "memory")
 recorder.enter(Phase.STEP)
 recorder.step_done(41, 1)
@@ -194,7 +193,7 @@ told = []
 said = showing(lambda record: told.append(record.getMessage()))
 said.__enter__()
 recorder = Recorder(process_started())
-recorder.open(Path(sys.argv[1]), Identity(1, "s", "a", 0, 1))
+recorder.open(Path(sys.argv[1]), 1, "s", "a", 0, 1)
 recorder.enter(Phase.STEP)
 recorder.step_done(1, 1)
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
@@ -252,7 +251,7 @@ def test_a_disk_that_hangs_holds_up_one_step_and_for_a_moment_only(hanging_disk:
     recorder = Recorder(time.time())
     blank = recorder.record()
     path = hanging_disk(replace(blank, number=1, start="s", node="a").name)
-    recorder.open(path.parent, Identity(1, "s", "a", 0, 1))
+    recorder.open(path.parent, 1, "s", "a", 0, 1)
     recorder.enter(Phase.STEP)
     took = []
     for step in range(1, 21):
