@@ -19,8 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gai_yolo.data import png
-from gai_yolo.data.formats.check import expand
-from gai_yolo.data.formats.reading import patiently, read_file
+from gai_yolo.data.formats.reading import expand, patiently, read_file
 from gai_yolo.data.header import SIDES_CHANGE
 from gai_yolo.data.index import ImageRecord, Index
 from gai_yolo.errors import DataError, refused_by
@@ -35,6 +34,8 @@ Image = NDArray[np.uint8]
 GREY = 114
 """Fill value of padding, as in the published recipe."""
 CHECKSUM = struct.Struct("<4xI")
+FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
+"""EXIF's orientations that need OpenCV's flip (0: top down, 1: left right, -1: both), from `SIDES_CHANGE` on of the transposed image."""
 NO_MEMORY = -4
 """OpenCV's `Error::StsNoMem`."""
 MOST_TRIED = 100
@@ -81,22 +82,9 @@ def decode(record: ImageRecord, image_size: int, patience: float | None = None) 
 
 def turned(image: Any, orientation: int) -> Any:
     """An image as EXIF's orientation (1 to 8; CIPA DC-008, 4.6.5) wants it to be seen."""
-    match orientation:
-        case 2:
-            return cv2.flip(image, 1)
-        case 3:
-            return cv2.rotate(image, cv2.ROTATE_180)
-        case 4:
-            return cv2.flip(image, 0)
-        case 5:
-            return cv2.transpose(image)
-        case 6:
-            return cv2.rotate(image, cv2.ROTATE_90_CLOCKWISE)
-        case 7:
-            return cv2.rotate(cv2.transpose(image), cv2.ROTATE_180)
-        case 8:
-            return cv2.rotate(image, cv2.ROTATE_90_COUNTERCLOCKWISE)
-    return image
+    if orientation >= SIDES_CHANGE:
+        image = cv2.transpose(image)
+    return cv2.flip(image, FLIPS[orientation]) if orientation in FLIPS else image
 
 
 def check_decodable(index: Index, image_size: int, max_bad_fraction: float) -> None:

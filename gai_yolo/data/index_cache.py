@@ -21,9 +21,9 @@ from filelock import FileLock, Timeout
 
 from gai_yolo.data.columns import map_columns, write_columns
 from gai_yolo.data.content import look, sample_positions
-from gai_yolo.data.formats.check import Split, expand
+from gai_yolo.data.formats.check import Split
 from gai_yolo.data.formats.folders import IMAGE_SUFFIXES, Folders
-from gai_yolo.data.formats.reading import Doubt
+from gai_yolo.data.formats.reading import Doubt, expand
 from gai_yolo.data.formats.yolo_txt import find_yaml, leads_to
 from gai_yolo.data.header import UNOPENED
 from gai_yolo.data.index import Category, Index, Problem, Recorded, Records

@@ -13,10 +13,10 @@ import numpy as np
 
 from gai_yolo.data.content import content_digest, look, part_digests, sample_positions
 from gai_yolo.data.formats import coco, voc_xml, yolo_txt
-from gai_yolo.data.formats.check import Split, expand
+from gai_yolo.data.formats.check import Split
 from gai_yolo.data.formats.coco import read_coco
 from gai_yolo.data.formats.folders import Folders
-from gai_yolo.data.formats.reading import Doubt, patiently
+from gai_yolo.data.formats.reading import Doubt, expand, patiently
 from gai_yolo.data.formats.voc import read_voc
 from gai_yolo.data.formats.yolo_txt import read_yolo
 from gai_yolo.data.index import Index, Problem, Recorded

@@ -13,8 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from gai_yolo.data.formats.check import Split
-from gai_yolo.data.formats.problems import MOST_SIGHTINGS
+from gai_yolo.data.formats.check import MOST_SIGHTINGS, Split
 from gai_yolo.data.formats.reading import CannotRead
 from gai_yolo.data.images import decode, refuse_undecodable, tried_positions
 from gai_yolo.data.index import Index, Problem, Sighting

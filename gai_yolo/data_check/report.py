@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gai_yolo.data.formats.check import Split, expand
+from gai_yolo.data.formats.check import Split
+from gai_yolo.data.formats.reading import expand
 from gai_yolo.data.index import Category, Index
 from gai_yolo.data_check.inspection import Findings, SplitFindings
 from gai_yolo.sections import DataConfig

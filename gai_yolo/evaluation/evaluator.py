@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gai_yolo.data.batch import Batch
+from gai_yolo.data.dataset import Batch
 from gai_yolo.data.index import Index
 from gai_yolo.data.loader import EvaluationLoader
 from gai_yolo.detector import YOLO12

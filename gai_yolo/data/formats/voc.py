@@ -23,10 +23,9 @@ import re
 from collections.abc import Sequence, Set
 from pathlib import Path
 
-from gai_yolo.data.formats.check import MISSING, NOT_NAMED, SAME_IMAGE, SPLIT_NAMES, RawBox, RawImage, Split, build_index, expand, read_text
+from gai_yolo.data.formats.check import MISSING, NOT_NAMED, SAME_IMAGE, SPLIT_NAMES, Problems, RawBox, RawImage, Split, build_index
 from gai_yolo.data.formats.folders import IMAGE_SUFFIXES, NOT_READ, Folders, plain_name
-from gai_yolo.data.formats.problems import Problems
-from gai_yolo.data.formats.reading import Doubt
+from gai_yolo.data.formats.reading import Doubt, expand, read_text
 from gai_yolo.data.formats.voc_images import Names, VocImages, is_bare, names_of
 from gai_yolo.data.formats.voc_xml import USUAL_XML, Place, VocFile, find_xml, parse_voc, place_in, relative
 from gai_yolo.data.index import Category, Index

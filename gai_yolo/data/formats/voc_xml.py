@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from xml.etree import ElementTree
 
-from gai_yolo.data.formats.check import SPLIT_NAMES, Split, read_annotations
+from gai_yolo.data.formats.check import SPLIT_NAMES, Split
 from gai_yolo.data.formats.folders import Folders
-from gai_yolo.data.formats.reading import Doubt
+from gai_yolo.data.formats.reading import Doubt, read_annotations
 
 USUAL_XML = "*.xml in Annotations, annotations, voc, xml, xmls, train, valid or the folder itself"
 

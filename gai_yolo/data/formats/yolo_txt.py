@@ -22,20 +22,9 @@ from typing import Any
 
 import yaml
 
-from gai_yolo.data.formats.check import (
-    SAME_IMAGE,
-    SPLIT_NAMES,
-    RawImage,
-    Split,
-    build_index,
-    expand,
-    is_text,
-    read_annotations,
-    read_text,
-)
-from gai_yolo.data.formats.folders import Folders, images_under, is_hidden
-from gai_yolo.data.formats.problems import Problems
-from gai_yolo.data.formats.reading import Doubt, read_file
+from gai_yolo.data.formats.check import SAME_IMAGE, SPLIT_NAMES, Problems, RawImage, Split, build_index
+from gai_yolo.data.formats.folders import IMAGE_SUFFIXES, NOT_READ, OTHER_SUFFIXES, Folders, is_hidden
+from gai_yolo.data.formats.reading import Doubt, expand, is_text, read_annotations, read_file, read_text
 from gai_yolo.data.formats.yolo_rows import Rows, append_row
 from gai_yolo.data.index import Category, Index
 from gai_yolo.errors import DataError
@@ -202,7 +191,11 @@ def _locate(entry: str, root: Path, split: Split, source: Path) -> Path:
 
 def _images_of(path: Path, folders: Folders, problems: Problems) -> list[Path]:
     if path.is_dir():
-        return images_under(path, folders, problems)
+        found = folders.files_under(path)
+        for other in found:
+            if other.suffix.lower() in OTHER_SUFFIXES:
+                problems.add(NOT_READ, str(other), "left out; convert them to jpg or png", other)
+        return [image for image in found if image.suffix.lower() in IMAGE_SUFFIXES]
     # The list is the user's own file: absolute paths in it are usual, so it may point anywhere.
     folders.look_into(path.parent)
     lines = (line.strip() for line in read_text(path, "list of images", folders.doubt).replace("\0", "").splitlines())
