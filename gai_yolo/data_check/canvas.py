@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from gai_yolo.reporting.drawing import Colour, class_colour, in_ascii
+from gai_yolo.reporting.drawing import Colour, class_colour
 
 BACKGROUND: Colour = (24, 26, 30)
 PANEL: Colour = (36, 39, 46)
@@ -94,11 +94,6 @@ def wrapped(text: str, width: float, size: int, most: int) -> list[str]:
 def letters(text: str) -> str:
     """A text in the letters that the font has."""
     return "".join(letter if letter.isascii() and letter.isprintable() else "?" for letter in text)
-
-
-def class_labels(names: Sequence[str]) -> list[str]:
-    """Names of classes in the letters that the font has; `class 3` if few are left of one."""
-    return [in_ascii(name, position) for position, name in enumerate(names)]
 
 
 def legend_rows(labels: Sequence[str], width: float) -> list[list[tuple[float, str, Colour]]]:

@@ -9,11 +9,11 @@ import numpy as np
 
 from gai_yolo.data.formats.check import Split
 from gai_yolo.data.index import Index
-from gai_yolo.data_check.canvas import FAINT, GAP, SMALL_TEXT, SPLIT_COLOURS, TITLE, Canvas, class_labels
+from gai_yolo.data_check.canvas import FAINT, GAP, SMALL_TEXT, SPLIT_COLOURS, TITLE, Canvas
 from gai_yolo.data_check.plots import Values, counting, heat_map, histogram, name_splits, page, powers, ranking
 from gai_yolo.data_check.report import Report, box_array
 from gai_yolo.data_check.tables import num_boxes, shortened
-from gai_yolo.reporting.drawing import Image, class_colour
+from gai_yolo.reporting.drawing import Image, class_colour, in_ascii
 
 CLASSES_WIDTH, NAMES_WIDTH, NUMBERS_WIDTH, BAR = 1100, 240, 90, 15
 """Of the class histogram: its width, that of the names and of the numbers behind the bars, and the height of a bar, in pixels."""
@@ -25,22 +25,21 @@ def class_chart(report: Report) -> Image:
     Returns:
         (H, W, 3) RGB.
     """
-    first, left_out, last = shortened(report.classes)
-    labels = dict(zip(map(id, report.classes), enumerate(class_labels([one.name for one in report.classes])), strict=True))
+    rows = shortened(report.classes)
     row, top = 2 * BAR + 10, 3 * GAP + TITLE
-    canvas = Canvas(CLASSES_WIDTH, top + row * (len(first) + len(last) + bool(left_out)) + GAP)
+    canvas = Canvas(CLASSES_WIDTH, top + row * len(rows) + GAP)
     canvas.text(GAP, GAP, f"boxes of {len(report.classes)} classes", TITLE)
     name_splits(canvas, list(report.splits))
     most = max((num_boxes(count) for one in report.classes for count in (one.train, one.val)), default=0)
     scale = (CLASSES_WIDTH - 2 * GAP - NAMES_WIDTH - NUMBERS_WIDTH) / max(1, most)
-    for number, one in enumerate([*first, *([None] if left_out else []), *last]):
+    for number, one in enumerate(rows):
         y = top + number * row
-        if one is None:
-            canvas.text(GAP + NAMES_WIDTH, y + 6, f"... {left_out} classes in between", colour=FAINT)
+        if isinstance(one, int):
+            canvas.text(GAP + NAMES_WIDTH, y + 6, f"... {one} classes in between", colour=FAINT)
             continue
-        position, label = labels[id(one)]
+        position = report.classes.index(one)
         canvas.draw.rectangle((GAP, y + 4, GAP + 14, y + 18), fill=class_colour(position))
-        canvas.text(GAP + 22, y + 3, label, width=NAMES_WIDTH - 34)
+        canvas.text(GAP + 22, y + 3, in_ascii(one.name, position), width=NAMES_WIDTH - 34)
         for place, (split, count) in enumerate((("train", one.train), ("val", one.val))):
             upper, x = y + place * BAR, GAP + NAMES_WIDTH
             length = num_boxes(count) * scale
@@ -63,14 +62,8 @@ def box_chart(indexes: Mapping[Split, Index]) -> Image:
     fractions = np.concatenate([_fractions(index) for index in indexes.values()])
     centres, extents = (fractions[:, :2] + fractions[:, 2:]) / 2, fractions[:, 2:] - fractions[:, :2]
     canvas = page("boxes", list(indexes))
-    histogram(
-        canvas,
-        0,
-        "square root of a box's width x height, pixels",
-        lengths,
-        powers(lengths, 4),
-        {32: "from 32: medium", 96: "from 96: large"},
-    )
+    borders = {32.0: "from 32: medium", 96.0: "from 96: large"}
+    histogram(canvas, 0, "square root of a box's width x height, pixels", lengths, powers(lengths, 4), borders)
     histogram(canvas, 1, "width / height of a box", aspects, powers(aspects, 4))
     heat_map(canvas, 2, "size of boxes, as fractions of the image", extents, ("width", "height"), from_top=False)
     heat_map(canvas, 3, "centres of boxes in the image", centres, ("", ""), from_top=True)

@@ -31,15 +31,14 @@ FATE: dict[Split, str] = {"train": "a grey image without boxes", "val": "left ou
 class SplitFindings:
     """What was found in a split."""
 
-    split: Split
     index: Index | None
     """None if it could not be read."""
     refusal: str | None
     """Why training would refuse it."""
     num_decoded: int = 0
     """Images that were tried."""
-    undecodable: frozenset[int] = frozenset()
-    """Positions of those of them that cannot be decoded."""
+    num_undecodable: int = 0
+    """Those of them that cannot be decoded."""
     problems: tuple[Problem, ...] = ()
 
 
@@ -48,14 +47,8 @@ class Findings:
     """What was found in a data set."""
 
     splits: dict[Split, SplitFindings]
-    mismatch: str | None
-    """Why training would refuse the splits together."""
-
-    @property
-    def refusals(self) -> list[str]:
-        """Every reason for which training would refuse the data set, each once."""
-        told = [*(findings.refusal for findings in self.splits.values()), self.mismatch]
-        return list(dict.fromkeys(sentence for sentence in told if sentence is not None))
+    refusals: list[str]
+    """Every reason for which training would refuse the data set, each once."""
 
 
 def inspect(config: DataConfig, most: int | None) -> Findings:
@@ -65,21 +58,21 @@ def inspect(config: DataConfig, most: int | None) -> Findings:
         most: images to decode of each split, at least those that training tries; None for all.
     """
     splits = {split: _inspect_split(config, split, most) for split in SPLITS}
+    refusals = [found.refusal for found in splits.values() if found.refusal is not None]
     train, val = splits["train"].index, splits["val"].index
-    mismatch = None
     if train is not None and val is not None:
         try:
             check_classes(train, val)
         except DataError as error:
-            mismatch = str(error)
-    return Findings(splits, mismatch)
+            refusals.append(str(error))
+    return Findings(splits, list(dict.fromkeys(refusals)))
 
 
 def _inspect_split(config: DataConfig, split: Split, most: int | None) -> SplitFindings:
     try:
         index = described(load_index(config, split, from_cache=False), split, config)
     except (DataError, CannotRead) as error:
-        return SplitFindings(split, None, str(error))
+        return SplitFindings(None, str(error))
     positions = _chosen(len(index), most)
     undecodable: list[int] = []
     refusal = None
@@ -89,8 +82,12 @@ def _inspect_split(config: DataConfig, split: Split, most: int | None) -> SplitF
         refuse_undecodable(index, set(undecodable), config.max_bad_fraction)
     except (DataError, CannotRead, MemoryError) as error:
         refusal = str(error)
-    problems = (*index.problems, *_told(index, split, undecodable))
-    return SplitFindings(split, index, refusal, len(positions), frozenset(undecodable), problems)
+    problems = index.problems
+    if undecodable:
+        paths = [index.images[position].path for position in undecodable]
+        sightings = tuple(Sighting(str(path), path) for path in paths[:MOST_SIGHTINGS])
+        problems = (*problems, Problem(UNDECODABLE, len(paths), str(paths[0]), FATE[split], sightings))
+    return SplitFindings(index, refusal, len(positions), len(undecodable), problems)
 
 
 def _chosen(num_images: int, most: int | None) -> Sequence[int]:
@@ -113,10 +110,3 @@ def _undecodable(index: Index, positions: Sequence[int], image_size: int, title:
                 yield position
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _told(index: Index, split: Split, undecodable: Sequence[int]) -> Iterator[Problem]:
-    if undecodable:
-        paths = [index.images[position].path for position in undecodable]
-        sightings = tuple(Sighting(str(path), path) for path in paths[:MOST_SIGHTINGS])
-        yield Problem(UNDECODABLE, len(paths), str(paths[0]), FATE[split], sightings)

@@ -130,11 +130,9 @@ class Report:
 
 def make_report(config: DataConfig, findings: Findings) -> Report:
     """Count what was found; nothing is drawn yet."""
-    refusals = findings.refusals
     splits = {split: _split_report(found) for split, found in findings.splits.items()}
-    return Report(
-        REPORT_VERSION, str(config.path), str(root_of(config)), not refusals, refusals, splits, _class_reports(findings), pictures=[]
-    )
+    classes, root, is_trainable = _class_reports(findings), str(root_of(config)), not findings.refusals
+    return Report(REPORT_VERSION, str(config.path), root, is_trainable, findings.refusals, splits, classes, pictures=[])
 
 
 def root_of(config: DataConfig) -> Path:
@@ -175,7 +173,7 @@ def _split_report(found: SplitFindings) -> SplitReport:
         boxes=len(boxes),
         crowds=sum(int(image.crowd.sum()) for image in images),
         decoded=found.num_decoded,
-        undecodable=len(found.undecodable),
+        undecodable=found.num_undecodable,
         box_sizes={"small": small, "medium": len(areas) - small - large, "large": large},
         box_width=_spread(width),
         box_height=_spread(height),
