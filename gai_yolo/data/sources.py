@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from gai_yolo.data.content import content_digest, look, part_digests, sample_positions
-from gai_yolo.data.formats import coco, voc_xml, yolo_txt
+from gai_yolo.data.formats import coco, voc_files, yolo_txt
 from gai_yolo.data.formats.check import Split
 from gai_yolo.data.formats.coco import read_coco
 from gai_yolo.data.formats.folders import Folders
@@ -194,11 +194,11 @@ def _kind(path: Path, config: DataConfig, folders: Folders) -> Literal["coco", "
         return "coco"
     if yolo_txt.find_yaml(path, folders):
         return "yolo"
-    if voc_xml.find_xml(path, folders):
+    if voc_files.find_xml(path, folders):
         return "voc"
     raise DataError(
         f"data.path {path}: found no data set there; looked for COCO ({coco.USUAL_JSON}), YOLO ({yolo_txt.USUAL_YAML}) "
-        f"and VOC ({voc_xml.USUAL_XML})."
+        f"and VOC ({voc_files.USUAL_XML})."
     )
 
 
