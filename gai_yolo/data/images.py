@@ -103,8 +103,7 @@ def check_decodable(index: Index, image_size: int, max_bad_fraction: float) -> N
 
 def tried_positions(num_images: int) -> list[int]:
     """Which images of a split are decoded before a training begins: spread over it, both ends included."""
-    positions: list[int] = np.unique(np.linspace(0, num_images - 1, min(MOST_TRIED, num_images)).round().astype(int)).tolist()
-    return positions
+    return list(np.unique(np.linspace(0, num_images - 1, min(MOST_TRIED, num_images)).round().astype(int)).tolist())
 
 
 def refuse_undecodable(index: Index, undecodable: Set[int], max_bad_fraction: float) -> None:

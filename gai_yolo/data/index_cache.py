@@ -111,22 +111,20 @@ def _alone(path: Path) -> Iterator[bool]:
     another one had to be waited for."""
     lock = FileLock(path.with_suffix(LOCK_SUFFIX), timeout=ANOTHER_READS)
     has_waited = False
-    try:
+    with contextlib.suppress(OSError, Timeout, NotImplementedError):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
         except Timeout:
             has_waited = True
             lock.acquire()
-    except (OSError, Timeout, NotImplementedError):
-        yield has_waited
-        return
     try:
         yield has_waited
     finally:
-        lock.release()
-        with contextlib.suppress(OSError):
-            Path(lock.lock_file).unlink(missing_ok=True)
+        if lock.is_locked:
+            lock.release()
+            with contextlib.suppress(OSError):
+                Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def keep(index: Index, path: Path, started: int) -> Index:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CHUNK_HEAD = struct.Struct(">I4s")
@@ -21,8 +20,13 @@ def quiet(data: bytes) -> bytes | None:
     if not data.startswith(SIGNATURE):
         return None
     kept: list[bytes | memoryview] = [SIGNATURE]
-    view = memoryview(data)
-    for kind, start, end, is_sound in _chunks(view):
+    view, start = memoryview(data), len(SIGNATURE)
+    while start + CHUNK_HEAD.size + CRC.size <= len(view):
+        length, kind = CHUNK_HEAD.unpack_from(view, start)
+        end = start + CHUNK_HEAD.size + length + CRC.size
+        if end > len(view):
+            return None
+        is_sound = CRC.unpack_from(view, end - CRC.size)[0] == zlib.crc32(view[start + 4 : end - CRC.size])
         is_critical = not kind[0] & 0x20
         if not is_sound and is_critical:
             return None
@@ -30,17 +34,5 @@ def quiet(data: bytes) -> bytes | None:
             kept.append(view[start:end])
         if kind == b"IEND":
             return data if sum(map(len, kept)) == len(data) else b"".join(kept)
-    return None
-
-
-def _chunks(view: memoryview) -> Iterator[tuple[bytes, int, int, bool]]:
-    """Type, place and whether the checksum is right; up to the first one that is not whole."""
-    start = len(SIGNATURE)
-    while start + CHUNK_HEAD.size + CRC.size <= len(view):
-        length, kind = CHUNK_HEAD.unpack_from(view, start)
-        end = start + CHUNK_HEAD.size + length + CRC.size
-        if end > len(view):
-            return
-        (crc,) = CRC.unpack_from(view, end - CRC.size)
-        yield kind, start, end, crc == zlib.crc32(view[start + 4 : end - CRC.size])
         start = end
+    return None

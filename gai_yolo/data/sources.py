@@ -86,18 +86,16 @@ def _from(cache: IndexCache | None, config: DataConfig, split: Split) -> Index:
     return index
 
 
-def _nothing_there(index: Index, split: Split) -> Iterator[Problem]:
-    """What there is nothing of to learn, or to measure."""
+def _remarks(index: Index, split: Split) -> Iterator[Problem]:
+    """What there is nothing of to learn, or to measure; and where even a perfect detector gets less than 1."""
     counts = index.images.class_counts(len(index.categories))
     absent = [category.name for category, count in zip(index.categories, counts, strict=True) if not count]
     if split == "val" and not counts.any():
         yield Problem(NO_BOXES, len(index), index.source, "there will be no metrics, no best epoch and no best.pt")
     elif absent:
         yield Problem(NO_INSTANCE, len(absent), f"{absent[0]} in {index.source}", "not learned" if split == "train" else "not measured")
-
-
-def _beyond_measure(index: Index) -> Iterator[Problem]:
-    """Where even a perfect detector gets less than 1."""
+    if split == "train":
+        return
     crowded = [index.images[position] for position in index.images.with_more_than(MOST_COUNTED)]
     many = [image.path for image in crowded if np.bincount(image.classes[~image.crowd], minlength=1).max() > MOST_COUNTED]
     if many:
@@ -152,8 +150,7 @@ def described(index: Index, split: Split, config: DataConfig, cache: IndexCache 
         sample = sample_positions(index.images) if index.recorded is None else index.recorded.sample
         parts = part_digests(index.images, sample)
         index = replace(index, content=content_digest(stamps, parts), recorded=Recorded(index.digest(), sample, stamps, parts))
-    told = (*_nothing_there(index, split), *(_beyond_measure(index) if split == "val" else ()))
-    return replace(index, problems=(*index.problems, *told))
+    return replace(index, problems=(*index.problems, *_remarks(index, split)))
 
 
 def _listed(categories: set[tuple[int, str]]) -> str:
@@ -169,7 +166,10 @@ def _read(config: DataConfig, split: Split, folders: Folders) -> Index:
     if kind == "coco":
         return read_coco(path, config, split, folders)
     if kind == "yolo":
-        return read_yolo(path if path.is_file() else _yaml_of(path, folders), config, split, folders)
+        description = path if path.is_file() else yolo_txt.find_yaml(path, folders)
+        if description is None:
+            raise DataError(f"data.path {path}: found no YOLO description there (looked for {yolo_txt.USUAL_YAML}).")
+        return read_yolo(description, config, split, folders)
     return read_voc(path, config, split, folders)
 
 
@@ -200,10 +200,3 @@ def _kind(path: Path, config: DataConfig, folders: Folders) -> Literal["coco", "
         f"data.path {path}: found no data set there; looked for COCO ({coco.USUAL_JSON}), YOLO ({yolo_txt.USUAL_YAML}) "
         f"and VOC ({voc_files.USUAL_XML})."
     )
-
-
-def _yaml_of(folder: Path, folders: Folders) -> Path:
-    found = yolo_txt.find_yaml(folder, folders)
-    if found is None:
-        raise DataError(f"data.path {folder}: found no YOLO description there (looked for {yolo_txt.USUAL_YAML}).")
-    return found

@@ -57,8 +57,8 @@ def box_chart(indexes: Mapping[Split, Index]) -> Image:
     """
     boxes = {split: box_array(index).astype(np.float64) for split, index in indexes.items()}
     sides = {split: array[:, 2:] - array[:, :2] for split, array in boxes.items()}
-    lengths: dict[str, Values] = {split: np.sqrt(side.prod(axis=1)) for split, side in sides.items()}
-    aspects: dict[str, Values] = {split: side[:, 0] / side[:, 1] for split, side in sides.items()}
+    lengths = {split: np.sqrt(side.prod(axis=1)) for split, side in sides.items()}
+    aspects = {split: side[:, 0] / side[:, 1] for split, side in sides.items()}
     fractions = np.concatenate([_fractions(index) for index in indexes.values()])
     centres, extents = (fractions[:, :2] + fractions[:, 2:]) / 2, fractions[:, 2:] - fractions[:, :2]
     canvas = page("boxes", list(indexes))
@@ -77,14 +77,10 @@ def image_chart(indexes: Mapping[Split, Index]) -> Image:
         (H, W, 3) RGB.
     """
     sizes = {split: np.array([(image.width, image.height) for image in index.images], dtype=float) for split, index in indexes.items()}
-    longer: dict[str, Values] = {split: size.max(axis=1) for split, size in sizes.items()}
-    aspects: dict[str, Values] = {split: size[:, 0] / size[:, 1] for split, size in sizes.items()}
-    counts: dict[str, Values] = {
-        split: np.array([(~image.crowd).sum() for image in index.images], float) for split, index in indexes.items()
-    }
-    named: dict[str, Counter[str]] = {
-        split: Counter(f"{image.width} x {image.height}" for image in index.images) for split, index in indexes.items()
-    }
+    longer = {split: size.max(axis=1) for split, size in sizes.items()}
+    aspects = {split: size[:, 0] / size[:, 1] for split, size in sizes.items()}
+    counts = {split: np.array([(~image.crowd).sum() for image in index.images], float) for split, index in indexes.items()}
+    named = {split: Counter(f"{image.width} x {image.height}" for image in index.images) for split, index in indexes.items()}
     canvas = page("images", list(indexes))
     ranking(canvas, 0, "images of the most frequent sizes, pixels", named)
     histogram(canvas, 1, "longer side of an image, pixels", longer, powers(longer, 8))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from gai_yolo.data.formats.check import Split
 from gai_yolo.data_check.canvas import FAINT, GAP, INK, PANEL, SMALL_TEXT, SPLIT_COLOURS, TEXT, TITLE, Canvas, text_width
 
 PLOT_WIDTH, HEIGHT = 560, 320
@@ -27,30 +27,26 @@ MOST_COUNTS = 40
 Values = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Bins:
-    """How values are sorted into bars."""
-
-    edges: Values
-    """(bars + 1,) ascending; a bar holds its lower edge."""
-    ticks: Sequence[tuple[float, str]]
-    """Numbers below the axis, and the edges at which they stand."""
+BySplit = Mapping[Split, Values]
+Bins = tuple[Values, list[tuple[float, str]]]
+"""How values are sorted into bars: (bars + 1,) ascending edges, of which a bar holds its lower one; numbers below the axis, and the edges
+at which they stand."""
 
 
-def powers(values: Mapping[str, Values], bars: int) -> Bins:
+def powers(values: BySplit, bars: int) -> Bins:
     """Bars of equal ratio, so many from one power of two to the next; for positive values."""
     everything = np.concatenate(list(values.values()))
     low, high = (0, 1) if not len(everything) else (math.floor(math.log2(everything.min())), math.floor(math.log2(everything.max())) + 1)
     edges = 2.0 ** (np.arange(bars * (high - low) + 1) / bars + low)
-    return Bins(edges, [(2.0**power, f"{2.0**power:.3g}" if power < 10 else str(2**power)) for power in range(low, high + 1)])
+    return edges, [(2.0**power, f"{2.0**power:.3g}" if power < 10 else str(2**power)) for power in range(low, high + 1)]
 
 
-def counting(values: Mapping[str, Values]) -> Bins:
+def counting(values: BySplit) -> Bins:
     """A bar for each whole number from 0, or for several if there are many."""
     most = int(max((array.max() for array in values.values() if len(array)), default=0))
     step = -(-(most + 1) // MOST_COUNTS)
     edges = np.arange(0, most + step + 1, step, dtype=np.float64)
-    return Bins(edges, [(edge, f"{edge:.0f}") for edge in edges[:-1]])
+    return edges, [(edge, f"{edge:.0f}") for edge in edges[:-1]]
 
 
 def page(title: str, splits: Sequence[str]) -> Canvas:
@@ -71,9 +67,7 @@ def name_splits(canvas: Canvas, splits: Sequence[str]) -> None:
         x -= 40
 
 
-def histogram(
-    canvas: Canvas, place: int, title: str, values: Mapping[str, Values], bins: Bins, lines: Mapping[float, str] | None = None
-) -> None:
+def histogram(canvas: Canvas, place: int, title: str, values: BySplit, bins: Bins, lines: Mapping[float, str] | None = None) -> None:
     """Draw shares of splits side by side.
 
     Args:
@@ -82,13 +76,14 @@ def histogram(
         lines: values that are marked, and the words beside them.
     """
     left, top, right, bottom = _frame(canvas, place, title)
-    bars = len(bins.edges) - 1
+    edges, ticks = bins
+    bars = len(edges) - 1
     wide = (right - left) / bars
-    shares = {split: np.histogram(array, bins.edges)[0] / max(1, len(array)) for split, array in values.items()}
+    shares = {split: np.histogram(array, edges)[0] / max(1, len(array)) for split, array in values.items()}
     most = max(1e-9, *(float(share.max()) for share in shares.values()))
 
     def x_of(value: float) -> float:
-        return left + wide * float(np.interp(value, bins.edges, np.arange(bars + 1)))
+        return left + wide * float(np.interp(value, edges, np.arange(bars + 1)))
 
     thick = wide * 0.9 / len(shares)
     for number, (split, share) in enumerate(shares.items()):
@@ -97,13 +92,13 @@ def histogram(
             height = max(1.0, (bottom - top) * share[bar] / most)
             canvas.draw.rectangle((x, bottom - height, x + max(thick - 1, 1), bottom), fill=SPLIT_COLOURS[split])
     for value, words in (lines or {}).items():
-        if bins.edges[0] < value < bins.edges[-1]:
+        if edges[0] < value < edges[-1]:
             canvas.draw.line((x_of(value), top, x_of(value), bottom), fill=FAINT)
             canvas.text(x_of(value), top - 16, words, SMALL_TEXT, FAINT, anchor="ma")
     canvas.draw.line((left, bottom, right, bottom), fill=FAINT)
     canvas.text(right, top - PLOT_HEAD, f"highest: {100 * most:.3g} %", SMALL_TEXT, FAINT, anchor="ra")
     taken = -math.inf
-    for value, words in bins.ticks:
+    for value, words in ticks:
         x, half = x_of(value), text_width(words, SMALL_TEXT) / 2
         if x - half > max(taken + 6, left - SIDE) and x + half <= right + SIDE:
             canvas.draw.line((x, bottom, x, bottom + 4), fill=FAINT)
@@ -111,7 +106,7 @@ def histogram(
             taken = x + half
 
 
-def ranking(canvas: Canvas, place: int, title: str, counts: Mapping[str, Mapping[str, int]]) -> None:
+def ranking(canvas: Canvas, place: int, title: str, counts: Mapping[Split, Mapping[str, int]]) -> None:
     """Draw a list of bars: how often each split has something, the most frequent first.
 
     Args:

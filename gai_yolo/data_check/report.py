@@ -131,8 +131,11 @@ class Report:
 def make_report(config: DataConfig, findings: Findings) -> Report:
     """Count what was found; nothing is drawn yet."""
     splits = {split: _split_report(found) for split, found in findings.splits.items()}
-    classes, root, is_trainable = _class_reports(findings), str(root_of(config)), not findings.refusals
-    return Report(REPORT_VERSION, str(config.path), root, is_trainable, findings.refusals, splits, classes, pictures=[])
+    counts = {split: _class_counts(found.index) for split, found in findings.splits.items()}
+    categories = dict.fromkeys(category for of_split in counts.values() for category in of_split)
+    classes = [ClassReport(one.id, one.name, counts["train"].get(one), counts["val"].get(one)) for one in categories]
+    is_trainable, refusals = not findings.refusals, findings.refusals
+    return Report(REPORT_VERSION, str(config.path), str(root_of(config)), is_trainable, refusals, splits, classes, pictures=[])
 
 
 def root_of(config: DataConfig) -> Path:
@@ -192,12 +195,6 @@ def _spread(values: NDArray[np.generic]) -> Spread | None:
         return None
     exact = values.astype(np.float64)
     return Spread(*(round(float(value), 3) for value in (exact.min(), np.median(exact), exact.mean(), exact.max())))
-
-
-def _class_reports(findings: Findings) -> list[ClassReport]:
-    counts = {split: _class_counts(found.index) for split, found in findings.splits.items()}
-    categories = dict.fromkeys(category for of_split in counts.values() for category in of_split)
-    return [ClassReport(one.id, one.name, counts["train"].get(one), counts["val"].get(one)) for one in categories]
 
 
 def _class_counts(index: Index | None) -> dict[Category, ClassCount]:

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gai_yolo.checkpointing.state import TrainingState
 from gai_yolo.data.dataset import Batch
 from gai_yolo.detector.loss import DetectionLoss, normalised
-from gai_yolo.detector.precision import autocast, to_input
+from gai_yolo.detector.network import autocast, to_input
 from gai_yolo.distributed.exact_sum import ExactSum, GradientSum, exponents_of, followed, is_too_coarse
 from gai_yolo.distributed.world import World
 from gai_yolo.errors import Stop
