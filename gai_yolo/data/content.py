@@ -73,7 +73,8 @@ def part_digests(images: Records, positions: NDArray[np.int64]) -> NDArray[np.ui
         CannotRead: the disk or the network fails.
     """
     with ThreadPoolExecutor(max_workers=min(32, 4 * (os.cpu_count() or 1))) as pool:
-        parts = b"".join(pool.map(lambda position: _bytes_digest(images[position].path), positions.tolist()))
+        paths = [images[position].path for position in positions.tolist()]
+        parts = b"".join(pool.map(lambda path: patiently(lambda: _bytes_digest(path), path), paths))
     return np.frombuffer(parts, dtype=np.uint8).reshape(-1, 32)
 
 
@@ -88,12 +89,9 @@ def content_digest(stamps: NDArray[np.int64], parts: NDArray[np.uint8]) -> str:
 
 
 def _bytes_digest(path: Path) -> bytes:
-    def read() -> bytes:
-        with open_file(path) as file:
-            digest = hashlib.sha256(file.read(PART))
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(PART, size - PART))
-            digest.update(file.read(PART))
-        return digest.digest()
-
-    return patiently(read, path)
+    with open_file(path) as file:
+        digest = hashlib.sha256(file.read(PART))
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(PART, size - PART))
+        digest.update(file.read(PART))
+    return digest.digest()

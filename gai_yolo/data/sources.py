@@ -103,10 +103,7 @@ def _remarks(index: Index, split: Split) -> Iterator[Problem]:
 
 
 def load_indexes(config: DataConfig) -> tuple[Index, Index]:
-    """Read both splits and check that they belong together.
-
-    Returns:
-        train, val
+    """Read both splits, train and val, and check that they belong together.
 
     Raises:
         DataError: as `load_index`, or the classes of the splits differ.
@@ -160,7 +157,10 @@ def _listed(categories: set[tuple[int, str]]) -> str:
 
 def _read(config: DataConfig, split: Split, folders: Folders) -> Index:
     if config.path == BUILT_IN:
-        return _read_built_in(config, split, folders)
+        if config.format not in ("auto", "coco"):
+            raise DataError(f"data.format: the built-in data set `shapes` is COCO, not {config.format}; remove data.format.")
+        root = ensure_shapes(expand(config.cache_folder))
+        return read_coco(root, config.model_copy(update={"train": SplitConfig(), "val": SplitConfig()}), split, folders)
     path = expand(config.path)
     kind = _kind(path, config, folders)
     if kind == "coco":
@@ -171,13 +171,6 @@ def _read(config: DataConfig, split: Split, folders: Folders) -> Index:
             raise DataError(f"data.path {path}: found no YOLO description there (looked for {yolo_txt.USUAL_YAML}).")
         return read_yolo(description, config, split, folders)
     return read_voc(path, config, split, folders)
-
-
-def _read_built_in(config: DataConfig, split: Split, folders: Folders) -> Index:
-    if config.format not in ("auto", "coco"):
-        raise DataError(f"data.format: the built-in data set `shapes` is COCO, not {config.format}; remove data.format.")
-    root = ensure_shapes(expand(config.cache_folder))
-    return read_coco(root, config.model_copy(update={"train": SplitConfig(), "val": SplitConfig()}), split, folders)
 
 
 def _kind(path: Path, config: DataConfig, folders: Folders) -> Literal["coco", "yolo", "voc"]:

@@ -25,8 +25,6 @@ GAP = 16
 MOST_IN_LEGEND = 24
 """Classes that a legend names."""
 
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-
 
 class Canvas:
     """A dark picture to draw on, RGB."""
@@ -57,7 +55,7 @@ class Canvas:
 
 
 @cache
-def font(size: int) -> Font:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Pillow's own font; one of a fixed size where Pillow was built without FreeType."""
     return ImageFont.load_default(size)
 

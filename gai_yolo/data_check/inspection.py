@@ -73,7 +73,10 @@ def _inspect_split(config: DataConfig, split: Split, most: int | None) -> SplitF
         index = described(load_index(config, split, from_cache=False), split, config)
     except (DataError, CannotRead) as error:
         return SplitFindings(None, str(error))
-    positions = _chosen(len(index), most)
+    positions: Sequence[int] = range(len(index))
+    if most is not None and most < len(index):
+        spread = np.linspace(0, len(index) - 1, most).round().astype(int).tolist()
+        positions = sorted({*tried_positions(len(index)), *spread})  # those that training tries among them
     undecodable: list[int] = []
     refusal = None
     try:
@@ -88,14 +91,6 @@ def _inspect_split(config: DataConfig, split: Split, most: int | None) -> SplitF
         sightings = tuple(Sighting(str(path), path) for path in paths[:MOST_SIGHTINGS])
         problems = (*problems, Problem(UNDECODABLE, len(paths), str(paths[0]), FATE[split], sightings))
     return SplitFindings(index, refusal, len(positions), len(undecodable), problems)
-
-
-def _chosen(num_images: int, most: int | None) -> Sequence[int]:
-    """Positions of the images that are decoded: those that training tries among them."""
-    if most is None or most >= num_images:
-        return range(num_images)
-    spread = np.linspace(0, num_images - 1, most).round().astype(int).tolist()
-    return sorted({*tried_positions(num_images), *spread})
 
 
 def _undecodable(index: Index, positions: Sequence[int], image_size: int, title: str) -> Iterator[int]:

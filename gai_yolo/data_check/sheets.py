@@ -30,11 +30,7 @@ WITHOUT_PICTURE = frozenset({MISSING, UNREADABLE, TOO_LARGE, UNOPENED, UNDECODAB
 
 
 def sample_sheet(split: Split, index: Index) -> Image:
-    """Random images of a split with their boxes; the same ones each time.
-
-    Returns:
-        (H, W, 3) RGB.
-    """
+    """Random images of a split with their boxes; the same ones each time. (H, W, 3) RGB."""
     count = min(NUM_SAMPLES, len(index))
     positions = sorted(np.random.default_rng(0).choice(len(index), count, replace=False).tolist())
     labels = [in_ascii(name, position) for position, name in enumerate(index.class_names)]
@@ -43,13 +39,10 @@ def sample_sheet(split: Split, index: Index) -> Image:
 
 
 def problem_sheet(findings: Findings, root: Path) -> Image | None:
-    """Images with something wrong, some of each kind; None if there is nothing wrong.
+    """Images with something wrong, some of each kind, (H, W, 3) RGB; None if there is nothing wrong.
 
     Args:
         root: the data set's folder, which is left out of names.
-
-    Returns:
-        (H, W, 3) RGB.
     """
     groups = [(split, problem, _by_image(problem)) for split, found in findings.splits.items() for problem in found.problems]
     if not groups:

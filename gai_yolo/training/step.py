@@ -158,7 +158,7 @@ class TrainingStep:
             self.gradients.begin(exponents, num_micro_batches, self.state.scaler.get_scale())
         for number, batch in enumerate(micro_batches, start=1):
             last = number == len(micro_batches)
-            with self._reduction(on=last):
+            with self.model.no_sync() if isinstance(self.model, DistributedDataParallel) and not last else contextlib.nullcontext():
                 losses = self._forward_backward(self.model, batch.to(device))
             sums.add(torch.cat((losses, self.statistics.end_micro_batch())))
             if self.gradients and not (last and self.world.world_size > 1):
@@ -209,11 +209,6 @@ class TrainingStep:
         part = self.loss(raw, height, width, batch.box_image, batch.classes, batch.boxes)
         self.state.scaler.scale(part.total * weight).backward()  # type: ignore[no-untyped-call]
         return part.detached()
-
-    def _reduction(self, on: bool) -> contextlib.AbstractContextManager[None]:
-        if on or not isinstance(self.model, DistributedDataParallel):
-            return contextlib.nullcontext()
-        return self.model.no_sync()
 
     def _is_usable(self, sums: ExactSum, norms: Tensor) -> bool:
         """Whether losses and gradients are finite; the same on all ranks."""

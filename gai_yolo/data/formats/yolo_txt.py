@@ -55,7 +55,11 @@ def read_yolo(source: Path, config: DataConfig, split: Split, folders: Folders) 
     given = str(root / expand(place.images)) if place.images is not None else content.get(split)
     problems = Problems()
     places = _places(given, root, split, source)
-    paths = _image_paths(places, f"{split} in {source}", folders, problems)
+    found = Counter(path for place in places for path in _images_of(place, folders, problems))
+    for path, count in found.items():
+        for _ in range(count - 1):
+            problems.add(SAME_IMAGE, f"{path} ({split} in {source})", "counted once")
+    paths = sorted(found)
     rows = Rows(len(categories), _keypoints(content, source))
     images = [_image(number, path, rows, folders, problems) for number, path in enumerate(paths, start=1)]
     rows.check(source)
@@ -169,14 +173,6 @@ def _places(given: Any, root: Path, split: Split, source: Path) -> list[Path]:
     if not entries or not all(isinstance(entry, str) and entry for entry in entries):
         raise DataError(f"{source}: `{split}` must be a folder, a list of folders, or a text file that lists images; add it.")
     return [_locate(entry, root, split, source) for entry in entries]
-
-
-def _image_paths(places: Sequence[Path], where: str, folders: Folders, problems: Problems) -> list[Path]:
-    paths = Counter(path for place in places for path in _images_of(place, folders, problems))
-    for path, count in paths.items():
-        for _ in range(count - 1):
-            problems.add(SAME_IMAGE, f"{path} ({where})", "counted once")
-    return sorted(paths)
 
 
 def _locate(entry: str, root: Path, split: Split, source: Path) -> Path:
