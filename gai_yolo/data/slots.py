@@ -34,8 +34,8 @@ class Slots:
         num_bytes: of the images of one.
     """
 
-    all: ClassVar[weakref.WeakValueDictionary[int, Slots]] = weakref.WeakValueDictionary()
-    """Those of this process, by name."""
+    by_name: ClassVar[weakref.WeakValueDictionary[int, Slots]] = weakref.WeakValueDictionary()
+    """Those of this process."""
     _names: ClassVar[Iterator[int]] = itertools.count()
 
     def __init__(self, number: int, num_bytes: int) -> None:
@@ -43,7 +43,7 @@ class Slots:
         memory = mmap.mmap(-1, max(1, number * num_bytes))
         self._memory: NDArray[np.uint8] = np.frombuffer(memory, np.uint8, number * num_bytes).reshape(number, num_bytes)
         self.name = next(self._names)
-        self.all[self.name] = self
+        self.by_name[self.name] = self
         self.clear()
 
     def clear(self) -> None:
@@ -68,7 +68,7 @@ class Parcel:
 
     def unpacked(self, pinned: bool = False) -> Batch:
         """The batch, in memory of its own; the slot is free again."""
-        slots = Slots.all[self.slots]
+        slots = Slots.by_name[self.slots]
         images = torch.empty(self.shape, dtype=torch.uint8, pin_memory=pinned)
         np.copyto(images.numpy(), slots.images(self.slot, self.shape))
         slots.free.append(self.slot)

@@ -34,8 +34,6 @@ MOST_COUNTS = 40
 """Bars of a histogram of counts."""
 
 Values = NDArray[np.float64]
-
-
 BySplit = Mapping[Split, Values]
 Bins = tuple[Values, list[tuple[float, str]]]
 """How values are sorted into bars: (bars + 1,) ascending edges, of which a bar holds its lower one; numbers below the axis, and the edges
