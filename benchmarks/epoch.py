@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gai_yolo.config import load_config
-from gai_yolo.data.batch import Batch
+from gai_yolo.data.dataset import Batch
 from gai_yolo.data.sources import load_indexes
 from gai_yolo.distributed.world import World, fix_arithmetic
 from gai_yolo.goodput.recorder import Recorder

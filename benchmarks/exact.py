@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.epoch import build
-from gai_yolo.data.batch import Batch
+from gai_yolo.data.dataset import Batch
 from gai_yolo.data.order import Order
 from gai_yolo.distributed.world import World, fix_arithmetic
 from gai_yolo.training.loop import TrainingParts

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from gai_yolo.data.batch import Batch
+    from gai_yolo.data.dataset import Batch
     from gai_yolo.training.loop import TrainingParts
 
 REPOSITORY = Path(__file__).parents[1]
@@ -107,7 +107,7 @@ def make_batch(number: int, images: int, side: int, boxes: int, pinned: bool = F
     """Noise with so many random boxes in each image; a function of its arguments."""
     import torch
 
-    from gai_yolo.data.batch import Batch
+    from gai_yolo.data.dataset import Batch
 
     random = torch.Generator().manual_seed(number)
     centres = torch.rand(images * boxes, 2, generator=random) * side

@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from benchmarks.epoch import build
 from gai_yolo.checkpointing.tier import DiskTier
-from gai_yolo.data.batch import Batch
+from gai_yolo.data.dataset import Batch
 from gai_yolo.training.loop import TrainingParts
 
 SETTINGS = (

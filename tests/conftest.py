@@ -15,7 +15,7 @@ import torch
 from gai_yolo.checkpointing import writer_start
 from gai_yolo.checkpointing.state import TrainingState
 from gai_yolo.data import shapes
-from gai_yolo.data.batch import Batch
+from gai_yolo.data.dataset import Batch
 from gai_yolo.data.index import ImageRecord, make_record
 from gai_yolo.detector import YOLO12
 from gai_yolo.detector.ema import EMA

@@ -76,16 +76,11 @@ def random_affine(sample: Sample, size: int, scale: float, translate: float, rng
     image = cv2.warpAffine(sample.image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderValue=(GREY, GREY, GREY))
     moved = (sample.boxes * zoom + np.array([offset_x, offset_y, offset_x, offset_y])).astype(np.float32)
     clipped = moved.clip(0, size)
-    keep = _worth_keeping(moved, clipped)
+    (width_left, height_left), (moved_width, moved_height) = ((corners[:, 2:] - corners[:, :2]).T for corners in (clipped, moved))
+    aspect = np.maximum(width_left / (height_left + 1e-9), height_left / (width_left + 1e-9))
+    keep = (width_left > LEAST_SIDE_LEFT) & (height_left > LEAST_SIDE_LEFT) & (aspect < LARGEST_ASPECT)
+    keep &= width_left * height_left > LEAST_AREA * (moved_width * moved_height)
     return Sample(np.asarray(image, dtype=np.uint8), clipped[keep], sample.classes[keep])
-
-
-def _worth_keeping(before: NDArray[np.float32], after: NDArray[np.float32]) -> NDArray[np.bool_]:
-    width, height = after[:, 2] - after[:, 0], after[:, 3] - after[:, 1]
-    area_before = (before[:, 2] - before[:, 0]) * (before[:, 3] - before[:, 1])
-    aspect = np.maximum(width / (height + 1e-9), height / (width + 1e-9))
-    large = (width > LEAST_SIDE_LEFT) & (height > LEAST_SIDE_LEFT) & (aspect < LARGEST_ASPECT)
-    return np.asarray(large & (width * height > LEAST_AREA * area_before))
 
 
 def mixup(a: Sample, b: Sample, rng: np.random.Generator) -> Sample:

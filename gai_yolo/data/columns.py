@@ -11,7 +11,7 @@ import math
 import mmap
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -67,8 +67,14 @@ def map_columns(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
             # A page that a server has no more, because another machine has removed the file, ends a process by SIGBUS.
             file.seek(0)
             data = file.read()
-    header = json.loads(data[FILE_HEAD.size : FILE_HEAD.size + header_size])
-    return header["described"], dict(_arrays(data, FILE_HEAD.size + header_size, header["arrays"]))
+    start = FILE_HEAD.size + header_size
+    header = json.loads(data[FILE_HEAD.size : start])
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, (kind, shape) in header["arrays"].items():
+        dtype, count = np.dtype(kind), math.prod(shape)
+        arrays[name] = (np.frombuffer(data, dtype, count, start) if count else np.zeros(0, dtype)).reshape(shape)
+        start += count * dtype.itemsize + -(count * dtype.itemsize) % ALIGNMENT
+    return header["described"], arrays
 
 
 def _checksum(file: BinaryIO) -> int:
@@ -76,11 +82,3 @@ def _checksum(file: BinaryIO) -> int:
     while piece := file.read(CHECKED_AT_ONCE):
         checksum = zlib.crc32(piece, checksum)
     return checksum
-
-
-def _arrays(data: mmap.mmap | bytes, start: int, places: Mapping[str, tuple[str, list[int]]]) -> Iterator[tuple[str, NDArray[Any]]]:
-    for name, (kind, shape) in places.items():
-        dtype, count = np.dtype(kind), math.prod(shape)
-        array = np.frombuffer(data, dtype, count, start) if count else np.zeros(0, dtype)
-        yield name, array.reshape(shape)
-        start += count * dtype.itemsize + -(count * dtype.itemsize) % ALIGNMENT

@@ -59,8 +59,11 @@ def _stamp(path: str, may_be_gone: bool) -> tuple[int, int]:
 def sample_positions(images: Records) -> NDArray[np.int64]:
     """Which files' bytes are read, ascending. Drawn by a hash, so that it does not depend on the order, and follows no pattern that a data
     set may have."""
-    drawn = heapq.nsmallest(SAMPLE, range(len(images)), key=lambda position: _draw(int(images.image_ids[position]), images.name(position)))
-    return np.array(sorted(drawn), dtype=np.int64)
+
+    def draw(position: int) -> bytes:
+        return hashlib.sha256(f"{images.image_ids[position]} {images.name(position)}".encode(errors="surrogateescape")).digest()
+
+    return np.array(sorted(heapq.nsmallest(SAMPLE, range(len(images)), key=draw)), dtype=np.int64)
 
 
 def part_digests(images: Records, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -70,7 +73,8 @@ def part_digests(images: Records, positions: NDArray[np.int64]) -> NDArray[np.ui
         CannotRead: the disk or the network fails.
     """
     with ThreadPoolExecutor(max_workers=min(32, 4 * (os.cpu_count() or 1))) as pool:
-        parts = b"".join(pool.map(lambda position: _bytes_digest(images[position].path), positions.tolist()))
+        paths = [images[position].path for position in positions.tolist()]
+        parts = b"".join(pool.map(lambda path: patiently(lambda: _bytes_digest(path), path), paths))
     return np.frombuffer(parts, dtype=np.uint8).reshape(-1, 32)
 
 
@@ -84,17 +88,10 @@ def content_digest(stamps: NDArray[np.int64], parts: NDArray[np.uint8]) -> str:
     return hashlib.sha256(repr(stamps[:, 0].tolist()).encode() + parts.tobytes()).hexdigest()
 
 
-def _draw(image_id: int, name: str) -> bytes:
-    return hashlib.sha256(f"{image_id} {name}".encode(errors="surrogateescape")).digest()
-
-
 def _bytes_digest(path: Path) -> bytes:
-    def read() -> bytes:
-        with open_file(path) as file:
-            digest = hashlib.sha256(file.read(PART))
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(PART, size - PART))
-            digest.update(file.read(PART))
-        return digest.digest()
-
-    return patiently(read, path)
+    with open_file(path) as file:
+        digest = hashlib.sha256(file.read(PART))
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(PART, size - PART))
+        digest.update(file.read(PART))
+    return digest.digest()

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from gai_yolo.data.augment import Sample, letterbox, mixup, mosaic, random_affine, random_flip, random_hsv
-from gai_yolo.data.batch import Batch
 from gai_yolo.data.images import GREY, ImageSource, fitted_size
 from gai_yolo.sections import AugmentConfig
 
@@ -38,6 +38,34 @@ class Item:
     """Ids of images that could not be decoded."""
 
 
+@dataclass
+class Batch:
+    """What the loader hands to the training step and to evaluation: images of one size with the boxes of all of them in one list."""
+
+    images: Tensor
+    """(B, 3, S, S) uint8, RGB."""
+    box_image: Tensor
+    """(M,) int64: the position in the batch of the image each box belongs to."""
+    classes: Tensor
+    """(M,) int64 class positions."""
+    boxes: Tensor
+    """(M, 4) float32 xyxy in pixels of the network input."""
+    image_ids: Tensor
+    """(B,) int64 ids as in the index."""
+    letterbox: Tensor
+    """(B, 3) float32: scale, left padding and top padding in pixels, with x_input = x_file * scale + left. Evaluation only."""
+    unreadable: Tensor
+    """(K,) int64 ids of images that could not be decoded and were replaced by grey without boxes."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device; asynchronous from pinned memory."""
+        return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+
+    def pin_memory(self) -> Batch:
+        """Called by the DataLoader when it pins memory."""
+        return Batch(*(getattr(self, f.name).pin_memory() for f in fields(self)))
+
+
 class SampleSet(Dataset[Item]):
     """Samples of one size, by `Key`."""
 
@@ -46,11 +74,6 @@ class SampleSet(Dataset[Item]):
 
     def __len__(self) -> int:
         return len(self.images.records)
-
-    @property
-    def image_size(self) -> int:
-        """Height and width of all samples, in pixels."""
-        return self.images.image_size
 
 
 class TrainingSet(SampleSet):

@@ -41,7 +41,7 @@ def image_size(path: Path, doubt: Doubt) -> Header | str:
         CannotRead: the disk or the network fails.
     """
 
-    def look() -> Header:
+    def look() -> Header | str:
         with reading.open_file(path) as file:
             try:
                 with Image.open(file, formats=_FORMATS) as image:
@@ -49,18 +49,19 @@ def image_size(path: Path, doubt: Doubt) -> Header | str:
             except OSError as error:
                 if error.errno is not None:
                     raise
-                return Header(0, 0)  # Pillow's own, of what is in the file
+                return UNREADABLE  # Pillow's own, of what is in the file
             except (ValueError, SyntaxError, EOFError, OverflowError, struct.error, Image.DecompressionBombError):
-                return Header(0, 0)
+                return UNREADABLE
 
     try:
         header = patiently(look, path, doubt)
     except (OSError, ValueError):
         return UNOPENED
-    width, height, _ = header
-    if width * height > MOST_PIXELS or max(width, height) > LONGEST_SIDE:
+    if isinstance(header, str):
+        return header
+    if header.width * header.height > MOST_PIXELS or max(header[:2]) > LONGEST_SIDE:
         return TOO_LARGE
-    return header if width > 0 and height > 0 else UNREADABLE
+    return header if min(header[:2]) > 0 else UNREADABLE
 
 
 def _orientation(image: Image.Image) -> int:

@@ -18,9 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from gai_yolo.data import png
-from gai_yolo.data.formats.check import expand
-from gai_yolo.data.formats.reading import patiently, read_file
+from gai_yolo.data.formats.reading import expand, patiently, read_file
 from gai_yolo.data.header import SIDES_CHANGE
 from gai_yolo.data.index import ImageRecord, Index
 from gai_yolo.errors import DataError, refused_by
@@ -35,6 +33,13 @@ Image = NDArray[np.uint8]
 GREY = 114
 """Fill value of padding, as in the published recipe."""
 CHECKSUM = struct.Struct("<4xI")
+FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
+"""EXIF's orientations (CIPA DC-008, 4.6.5) that need OpenCV's flip (0: top down, 1: left right, -1: both), from `SIDES_CHANGE` on of the
+transposed image."""
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+CHUNK_HEAD, PNG_CRC = struct.Struct(">I4s"), struct.Struct(">I")
+UNUSED = b"iCCP"
+"""The colour profile: OpenCV does not use it, and programs write wrong ones, of which libpng complains at each decoding."""
 NO_MEMORY = -4
 """OpenCV's `Error::StsNoMem`."""
 MOST_TRIED = 100
@@ -59,8 +64,8 @@ def decode(record: ImageRecord, image_size: int, patience: float | None = None) 
         MemoryError: there is no room for the image.
     """
     data: bytes | None = read_file(record.path, patience=patience)
-    if data and data.startswith(png.SIGNATURE):
-        data = png.quiet(data)
+    if data and data.startswith(PNG_SIGNATURE):
+        data = quiet_png(data)
     try:
         array = np.frombuffer(data or b"", dtype=np.uint8)
         image = cv2.imdecode(array, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if array.size else None
@@ -76,27 +81,36 @@ def decode(record: ImageRecord, image_size: int, patience: float | None = None) 
     if image.shape[:2] != (height, width):
         shrinks = height * width < image.shape[0] * image.shape[1]
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return _as_image(turned(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), record.orientation))
+    image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    if record.orientation >= SIDES_CHANGE:
+        image = cv2.transpose(image)
+    return _as_image(cv2.flip(image, FLIPS[record.orientation]) if record.orientation in FLIPS else image)
 
 
-def turned(image: Any, orientation: int) -> Any:
-    """An image as EXIF's orientation (1 to 8; CIPA DC-008, 4.6.5) wants it to be seen."""
-    match orientation:
-        case 2:
-            return cv2.flip(image, 1)
-        case 3:
-            return cv2.rotate(image, cv2.ROTATE_180)
-        case 4:
-            return cv2.flip(image, 0)
-        case 5:
-            return cv2.transpose(image)
-        case 6:
-            return cv2.rotate(image, cv2.ROTATE_90_CLOCKWISE)
-        case 7:
-            return cv2.rotate(cv2.transpose(image), cv2.ROTATE_180)
-        case 8:
-            return cv2.rotate(image, cv2.ROTATE_90_COUNTERCLOCKWISE)
-    return image
+def quiet_png(data: bytes) -> bytes | None:
+    """A PNG file without what makes libpng complain and changes no pixel; None where it is torn or rotten, which libpng refuses as well.
+
+    Chunks as in the PNG specification, 5.3: length, type, data, CRC-32 of type and data.
+    """
+    if not data.startswith(PNG_SIGNATURE):
+        return None
+    kept: list[bytes | memoryview] = [PNG_SIGNATURE]
+    view, start = memoryview(data), len(PNG_SIGNATURE)
+    while start + CHUNK_HEAD.size + PNG_CRC.size <= len(view):
+        length, kind = CHUNK_HEAD.unpack_from(view, start)
+        end = start + CHUNK_HEAD.size + length + PNG_CRC.size
+        if end > len(view):
+            return None
+        is_sound = PNG_CRC.unpack_from(view, end - PNG_CRC.size)[0] == zlib.crc32(view[start + 4 : end - PNG_CRC.size])
+        is_critical = not kind[0] & 0x20
+        if not is_sound and is_critical:
+            return None
+        if is_sound and kind != UNUSED:
+            kept.append(view[start:end])
+        if kind == b"IEND":
+            return data if sum(map(len, kept)) == len(data) else b"".join(kept)
+        start = end
+    return None
 
 
 def check_decodable(index: Index, image_size: int, max_bad_fraction: float) -> None:
@@ -115,8 +129,7 @@ def check_decodable(index: Index, image_size: int, max_bad_fraction: float) -> N
 
 def tried_positions(num_images: int) -> list[int]:
     """Which images of a split are decoded before a training begins: spread over it, both ends included."""
-    positions: list[int] = np.unique(np.linspace(0, num_images - 1, min(MOST_TRIED, num_images)).round().astype(int)).tolist()
-    return positions
+    return list(np.unique(np.linspace(0, num_images - 1, min(MOST_TRIED, num_images)).round().astype(int)).tolist())
 
 
 def refuse_undecodable(index: Index, undecodable: Set[int], max_bad_fraction: float) -> None:

@@ -151,8 +151,7 @@ class Records(Sequence[ImageRecord]):
 
     def with_more_than(self, boxes: int) -> list[int]:
         """Positions of images with more boxes than that, crowd regions among them."""
-        found: list[int] = np.flatnonzero(np.diff(self._first) > boxes).tolist()
-        return found
+        return list(np.flatnonzero(np.diff(self._first) > boxes).tolist())
 
     def class_counts(self, num_classes: int) -> NDArray[np.int64]:
         """(num_classes,) boxes of each class, crowd regions left out."""

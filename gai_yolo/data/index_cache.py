@@ -21,9 +21,9 @@ from filelock import FileLock, Timeout
 
 from gai_yolo.data.columns import map_columns, write_columns
 from gai_yolo.data.content import look, sample_positions
-from gai_yolo.data.formats.check import Split, expand
+from gai_yolo.data.formats.check import Split
 from gai_yolo.data.formats.folders import IMAGE_SUFFIXES, Folders
-from gai_yolo.data.formats.reading import Doubt
+from gai_yolo.data.formats.reading import Doubt, expand
 from gai_yolo.data.formats.yolo_txt import find_yaml, leads_to
 from gai_yolo.data.header import UNOPENED
 from gai_yolo.data.index import Category, Index, Problem, Recorded, Records
@@ -111,22 +111,20 @@ def _alone(path: Path) -> Iterator[bool]:
     another one had to be waited for."""
     lock = FileLock(path.with_suffix(LOCK_SUFFIX), timeout=ANOTHER_READS)
     has_waited = False
-    try:
+    with contextlib.suppress(OSError, Timeout, NotImplementedError):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
         except Timeout:
             has_waited = True
             lock.acquire()
-    except (OSError, Timeout, NotImplementedError):
-        yield has_waited
-        return
     try:
         yield has_waited
     finally:
-        lock.release()
-        with contextlib.suppress(OSError):
-            Path(lock.lock_file).unlink(missing_ok=True)
+        if lock.is_locked:
+            lock.release()
+            with contextlib.suppress(OSError):
+                Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def keep(index: Index, path: Path, started: int) -> Index:

@@ -22,8 +22,7 @@ from typing import Any
 import cv2
 from torch.utils.data import DataLoader
 
-from gai_yolo.data.batch import Batch
-from gai_yolo.data.dataset import EvaluationSet, Key, SampleSet, collate
+from gai_yolo.data.dataset import Batch, EvaluationSet, Key, SampleSet, collate
 from gai_yolo.data.order import BatchPlan, split_evenly
 from gai_yolo.data.slots import ParcelSet, Slots, as_it_is
 from gai_yolo.errors import DataError, refused_by
@@ -113,7 +112,7 @@ class _Loader:
             return
         self._workers = Workers()
         # As many as are asked for ahead, and the one that has come while the next is asked for.
-        self._slots = Slots(PREFETCHED * workers + 1, batch_size * dataset.image_size**2 * 3)
+        self._slots = Slots(PREFETCHED * workers + 1, batch_size * dataset.images.image_size**2 * 3)
         options |= {"multiprocessing_context": self._workers, "persistent_workers": persistent, "prefetch_factor": PREFETCHED}
         start = partial(_start_worker, os.getpid())
         self._loader = DataLoader(ParcelSet(dataset, self._slots), collate_fn=as_it_is, worker_init_fn=start, **options)
@@ -130,7 +129,8 @@ class _Loader:
             return iter(self._loader)
         slots = self._slots
         slots.clear()
-        self._requests.batches = ((slots.take(), keys) for keys in batches)
+        # There always is a free one: no more batches are asked for at a time.
+        self._requests.batches = ((slots.free.popleft(), keys) for keys in batches)
         count = self._loader.num_workers
         try:
             self._workers.try_room(count)
@@ -144,13 +144,13 @@ class _Loader:
         return (one if isinstance(one, Batch) else one.unpacked() for one in brought)
 
     def close(self) -> None:
-        """End its processes. To be called in the main thread."""
+        """End its processes, whatever they are doing. To be called in the main thread."""
         if self._workers is not None:
             self._workers.end()
         self._loader = None
 
 
-class TrainingLoader:
+class TrainingLoader(_Loader):
     """Brings the micro-batches of one rank, step by step.
 
     Args:
@@ -160,9 +160,9 @@ class TrainingLoader:
     """
 
     def __init__(self, dataset: SampleSet, plan: BatchPlan, rank: int, world_size: int, workers: int, pin_memory: bool) -> None:
+        super().__init__(dataset, plan.micro_batch_size, workers, pin_memory, persistent=True)
         self.plan = plan
         self.rank, self.world_size = rank, world_size
-        self._loader = _Loader(dataset, plan.micro_batch_size, workers, pin_memory, persistent=True)
         self._started: tuple[int, int, Iterator[Batch]] | None = None
 
     def start(self, epoch: int, first_step: int) -> None:
@@ -177,36 +177,28 @@ class TrainingLoader:
             num_micro_batches = len(split_evenly(range(self.plan.step_size(step)[0]), self.world_size)[self.rank])
             yield [next(batches) for _ in range(num_micro_batches)]
 
-    def close(self) -> None:
-        """End its processes, whatever they are doing."""
-        self._loader.close()
-
     def _begin(self, epoch: int, first_step: int) -> Iterator[Batch]:
         order, steps = self.plan.order(epoch), range(first_step, self.plan.steps_per_epoch)
         spans = (self.plan.rank_micro_batches(order, step, self.rank, self.world_size) for step in steps)
-        return self._loader.bring([Key(epoch, position) for position in micro] for span in spans for micro in span)
+        return self.bring([Key(epoch, position) for position in micro] for span in spans for micro in span)
 
 
-class EvaluationLoader:
+class EvaluationLoader(_Loader):
     """Brings whole batches of the evaluation set to one rank: every image once over all ranks, none twice.
 
     The content of a batch does not depend on the world size, so neither do the bits of the predictions.
     """
 
     def __init__(self, dataset: EvaluationSet, batch_size: int, rank: int, world_size: int, workers: int, pin_memory: bool) -> None:
+        super().__init__(dataset, batch_size, workers, pin_memory, persistent=False)
         positions = range(len(dataset))
         batches = [[Key(0, p) for p in positions[i : i + batch_size]] for i in range(0, len(dataset), batch_size)]
         self.numbers = list(range(len(batches)))[rank::world_size]
         """Which batches of the whole set this rank computes."""
         self._batches = [batches[number] for number in self.numbers]
-        self._loader = _Loader(dataset, batch_size, workers, pin_memory, persistent=False)
 
     def __iter__(self) -> Iterator[Batch]:
-        return self._loader.bring(self._batches)
-
-    def close(self) -> None:
-        """End its processes, whatever they are doing."""
-        self._loader.close()
+        return self.bring(self._batches)
 
 
 def _start_worker(parent: int, _worker: int) -> None:

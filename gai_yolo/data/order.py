@@ -50,8 +50,7 @@ class Order:
         while outside.any():
             values[outside] = self._permuted(values[outside])
             outside = values >= self.num_samples
-        samples: list[int] = values.tolist()
-        return samples
+        return list(values.tolist())
 
     def _permuted(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
         row, column = values // self._width, values % self._width

@@ -101,7 +101,9 @@ def write_shapes(folder: Path) -> None:
         for position in range(count):
             scene = draw_scene(number, position)
             name = f"shapes_{position + 1:06d}.jpg"
-            _write_jpeg(folder / "images" / split / name, scene.pixels)
+            done, data = cv2.imencode(".jpg", scene.pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+            assert done, "OpenCV could not encode a JPEG"
+            (folder / "images" / split / name).write_bytes(data.tobytes())
             height, width = scene.pixels.shape[:2]
             images.append({"id": position + 1, "file_name": name, "width": width, "height": height})
             for class_position, visible in scene.objects:
@@ -156,24 +158,9 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write_jpeg(path: Path, pixels: Image) -> None:
-    done, data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    assert done, "OpenCV could not encode a JPEG"
-    path.write_bytes(data.tobytes())
-
-
 def _annotation(number: int, image_id: int, class_position: int, visible: Mask) -> dict[str, Any]:
-    ys, xs = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
-    x, y, width, height = int(xs[0]), int(ys[0]), int(xs[-1] - xs[0] + 1), int(ys[-1] - ys[0] + 1)
-    area = int(visible.sum())
-    return {
-        "id": number,
-        "image_id": image_id,
-        "category_id": class_position + 1,
-        "bbox": [x, y, width, height],
-        "area": area,
-        "iscrowd": 0,
-    }
+    box, area = list(cv2.boundingRect(visible.astype(np.uint8))), int(visible.sum())
+    return {"id": number, "image_id": image_id, "category_id": class_position + 1, "bbox": box, "area": area, "iscrowd": 0}
 
 
 def _place(

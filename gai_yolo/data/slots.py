@@ -20,8 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from gai_yolo.data.batch import Batch
-from gai_yolo.data.dataset import Item, Key, collate
+from gai_yolo.data.dataset import Batch, Item, Key, collate
 
 Request = tuple[int, list[Key]]
 """A slot, and the samples of the batch to put there."""
@@ -35,34 +34,21 @@ class Slots:
         num_bytes: of the images of one.
     """
 
-    _all: ClassVar[weakref.WeakValueDictionary[int, Slots]] = weakref.WeakValueDictionary()
+    by_name: ClassVar[weakref.WeakValueDictionary[int, Slots]] = weakref.WeakValueDictionary()
+    """Those of this process."""
     _names: ClassVar[Iterator[int]] = itertools.count()
 
     def __init__(self, number: int, num_bytes: int) -> None:
         self._number = number
         memory = mmap.mmap(-1, max(1, number * num_bytes))
         self._memory: NDArray[np.uint8] = np.frombuffer(memory, np.uint8, number * num_bytes).reshape(number, num_bytes)
-        self._free: deque[int] = deque()
         self.name = next(self._names)
-        self._all[self.name] = self
+        self.by_name[self.name] = self
         self.clear()
-
-    @classmethod
-    def called(cls, name: int) -> Slots:
-        """Those of this process of that name."""
-        return cls._all[name]
 
     def clear(self) -> None:
         """All are free; what is still on its way is not going to be looked at."""
-        self._free = deque(range(self._number))
-
-    def take(self) -> int:
-        """A free one. There always is one: the loader asks for no more batches at a time."""
-        return self._free.popleft()
-
-    def give_back(self, slot: int) -> None:
-        """Its images are not needed any more."""
-        self._free.append(slot)
+        self.free = deque(range(self._number))
 
     def images(self, slot: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """The content of a slot, (B, S, S, 3)."""
@@ -82,10 +68,10 @@ class Parcel:
 
     def unpacked(self, pinned: bool = False) -> Batch:
         """The batch, in memory of its own; the slot is free again."""
-        slots = Slots.called(self.slots)
+        slots = Slots.by_name[self.slots]
         images = torch.empty(self.shape, dtype=torch.uint8, pin_memory=pinned)
         np.copyto(images.numpy(), slots.images(self.slot, self.shape))
-        slots.give_back(self.slot)
+        slots.free.append(self.slot)
         rest = {name: torch.from_numpy(values) for name, values in self.rest.items()}
         batch = Batch(images=images.permute(0, 3, 1, 2), **rest)
         return batch.pin_memory() if pinned else batch

@@ -12,11 +12,11 @@ from typing import Literal
 import numpy as np
 
 from gai_yolo.data.content import content_digest, look, part_digests, sample_positions
-from gai_yolo.data.formats import coco, voc_xml, yolo_txt
-from gai_yolo.data.formats.check import Split, expand
+from gai_yolo.data.formats import coco, voc_files, yolo_txt
+from gai_yolo.data.formats.check import Split
 from gai_yolo.data.formats.coco import read_coco
 from gai_yolo.data.formats.folders import Folders
-from gai_yolo.data.formats.reading import Doubt, patiently
+from gai_yolo.data.formats.reading import Doubt, expand, patiently
 from gai_yolo.data.formats.voc import read_voc
 from gai_yolo.data.formats.yolo_txt import read_yolo
 from gai_yolo.data.index import Index, Problem, Recorded
@@ -86,18 +86,16 @@ def _from(cache: IndexCache | None, config: DataConfig, split: Split) -> Index:
     return index
 
 
-def _nothing_there(index: Index, split: Split) -> Iterator[Problem]:
-    """What there is nothing of to learn, or to measure."""
+def _remarks(index: Index, split: Split) -> Iterator[Problem]:
+    """What there is nothing of to learn, or to measure; and where even a perfect detector gets less than 1."""
     counts = index.images.class_counts(len(index.categories))
     absent = [category.name for category, count in zip(index.categories, counts, strict=True) if not count]
     if split == "val" and not counts.any():
         yield Problem(NO_BOXES, len(index), index.source, "there will be no metrics, no best epoch and no best.pt")
     elif absent:
         yield Problem(NO_INSTANCE, len(absent), f"{absent[0]} in {index.source}", "not learned" if split == "train" else "not measured")
-
-
-def _beyond_measure(index: Index) -> Iterator[Problem]:
-    """Where even a perfect detector gets less than 1."""
+    if split == "train":
+        return
     crowded = [index.images[position] for position in index.images.with_more_than(MOST_COUNTED)]
     many = [image.path for image in crowded if np.bincount(image.classes[~image.crowd], minlength=1).max() > MOST_COUNTED]
     if many:
@@ -105,10 +103,7 @@ def _beyond_measure(index: Index) -> Iterator[Problem]:
 
 
 def load_indexes(config: DataConfig) -> tuple[Index, Index]:
-    """Read both splits and check that they belong together.
-
-    Returns:
-        train, val
+    """Read both splits, train and val, and check that they belong together.
 
     Raises:
         DataError: as `load_index`, or the classes of the splits differ.
@@ -152,8 +147,7 @@ def described(index: Index, split: Split, config: DataConfig, cache: IndexCache 
         sample = sample_positions(index.images) if index.recorded is None else index.recorded.sample
         parts = part_digests(index.images, sample)
         index = replace(index, content=content_digest(stamps, parts), recorded=Recorded(index.digest(), sample, stamps, parts))
-    told = (*_nothing_there(index, split), *(_beyond_measure(index) if split == "val" else ()))
-    return replace(index, problems=(*index.problems, *told))
+    return replace(index, problems=(*index.problems, *_remarks(index, split)))
 
 
 def _listed(categories: set[tuple[int, str]]) -> str:
@@ -163,21 +157,20 @@ def _listed(categories: set[tuple[int, str]]) -> str:
 
 def _read(config: DataConfig, split: Split, folders: Folders) -> Index:
     if config.path == BUILT_IN:
-        return _read_built_in(config, split, folders)
+        if config.format not in ("auto", "coco"):
+            raise DataError(f"data.format: the built-in data set `shapes` is COCO, not {config.format}; remove data.format.")
+        root = ensure_shapes(expand(config.cache_folder))
+        return read_coco(root, config.model_copy(update={"train": SplitConfig(), "val": SplitConfig()}), split, folders)
     path = expand(config.path)
     kind = _kind(path, config, folders)
     if kind == "coco":
         return read_coco(path, config, split, folders)
     if kind == "yolo":
-        return read_yolo(path if path.is_file() else _yaml_of(path, folders), config, split, folders)
+        description = path if path.is_file() else yolo_txt.find_yaml(path, folders)
+        if description is None:
+            raise DataError(f"data.path {path}: found no YOLO description there (looked for {yolo_txt.USUAL_YAML}).")
+        return read_yolo(description, config, split, folders)
     return read_voc(path, config, split, folders)
-
-
-def _read_built_in(config: DataConfig, split: Split, folders: Folders) -> Index:
-    if config.format not in ("auto", "coco"):
-        raise DataError(f"data.format: the built-in data set `shapes` is COCO, not {config.format}; remove data.format.")
-    root = ensure_shapes(expand(config.cache_folder))
-    return read_coco(root, config.model_copy(update={"train": SplitConfig(), "val": SplitConfig()}), split, folders)
 
 
 def _kind(path: Path, config: DataConfig, folders: Folders) -> Literal["coco", "yolo", "voc"]:
@@ -194,16 +187,9 @@ def _kind(path: Path, config: DataConfig, folders: Folders) -> Literal["coco", "
         return "coco"
     if yolo_txt.find_yaml(path, folders):
         return "yolo"
-    if voc_xml.find_xml(path, folders):
+    if voc_files.find_xml(path, folders):
         return "voc"
     raise DataError(
         f"data.path {path}: found no data set there; looked for COCO ({coco.USUAL_JSON}), YOLO ({yolo_txt.USUAL_YAML}) "
-        f"and VOC ({voc_xml.USUAL_XML})."
+        f"and VOC ({voc_files.USUAL_XML})."
     )
-
-
-def _yaml_of(folder: Path, folders: Folders) -> Path:
-    found = yolo_txt.find_yaml(folder, folders)
-    if found is None:
-        raise DataError(f"data.path {folder}: found no YOLO description there (looked for {yolo_txt.USUAL_YAML}).")
-    return found

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from gai_yolo.reporting.drawing import Colour, class_colour, in_ascii
+from gai_yolo.reporting.drawing import Colour, class_colour
 
 BACKGROUND: Colour = (24, 26, 30)
 PANEL: Colour = (36, 39, 46)
@@ -24,8 +24,6 @@ TITLE, TEXT, SMALL_TEXT = 20, 14, 12
 GAP = 16
 MOST_IN_LEGEND = 24
 """Classes that a legend names."""
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 class Canvas:
@@ -57,7 +55,7 @@ class Canvas:
 
 
 @cache
-def font(size: int) -> Font:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Pillow's own font; one of a fixed size where Pillow was built without FreeType."""
     return ImageFont.load_default(size)
 
@@ -94,11 +92,6 @@ def wrapped(text: str, width: float, size: int, most: int) -> list[str]:
 def letters(text: str) -> str:
     """A text in the letters that the font has."""
     return "".join(letter if letter.isascii() and letter.isprintable() else "?" for letter in text)
-
-
-def class_labels(names: Sequence[str]) -> list[str]:
-    """Names of classes in the letters that the font has; `class 3` if few are left of one."""
-    return [in_ascii(name, position) for position, name in enumerate(names)]
 
 
 def legend_rows(labels: Sequence[str], width: float) -> list[list[tuple[float, str, Colour]]]:

@@ -62,7 +62,7 @@ def _most_decoded(said: str) -> int | None:
 
 
 def _data_config(given: argparse.Namespace) -> DataConfig:
-    from gai_yolo.data.formats.check import expand
+    from gai_yolo.data.formats.reading import expand
     from gai_yolo.data.sources import BUILT_IN
 
     if given.config is not None and given.format is not None:

@@ -13,8 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from gai_yolo.data.formats.check import Split
-from gai_yolo.data.formats.problems import MOST_SIGHTINGS
+from gai_yolo.data.formats.check import MOST_SIGHTINGS, Split
 from gai_yolo.data.formats.reading import CannotRead
 from gai_yolo.data.images import decode, refuse_undecodable, tried_positions
 from gai_yolo.data.index import Index, Problem, Sighting
@@ -32,15 +31,14 @@ FATE: dict[Split, str] = {"train": "a grey image without boxes", "val": "left ou
 class SplitFindings:
     """What was found in a split."""
 
-    split: Split
     index: Index | None
     """None if it could not be read."""
     refusal: str | None
     """Why training would refuse it."""
     num_decoded: int = 0
     """Images that were tried."""
-    undecodable: frozenset[int] = frozenset()
-    """Positions of those of them that cannot be decoded."""
+    num_undecodable: int = 0
+    """Those of them that cannot be decoded."""
     problems: tuple[Problem, ...] = ()
 
 
@@ -49,14 +47,8 @@ class Findings:
     """What was found in a data set."""
 
     splits: dict[Split, SplitFindings]
-    mismatch: str | None
-    """Why training would refuse the splits together."""
-
-    @property
-    def refusals(self) -> list[str]:
-        """Every reason for which training would refuse the data set, each once."""
-        told = [*(findings.refusal for findings in self.splits.values()), self.mismatch]
-        return list(dict.fromkeys(sentence for sentence in told if sentence is not None))
+    refusals: list[str]
+    """Every reason for which training would refuse the data set, each once."""
 
 
 def inspect(config: DataConfig, most: int | None) -> Findings:
@@ -66,22 +58,25 @@ def inspect(config: DataConfig, most: int | None) -> Findings:
         most: images to decode of each split, at least those that training tries; None for all.
     """
     splits = {split: _inspect_split(config, split, most) for split in SPLITS}
+    refusals = [found.refusal for found in splits.values() if found.refusal is not None]
     train, val = splits["train"].index, splits["val"].index
-    mismatch = None
     if train is not None and val is not None:
         try:
             check_classes(train, val)
         except DataError as error:
-            mismatch = str(error)
-    return Findings(splits, mismatch)
+            refusals.append(str(error))
+    return Findings(splits, list(dict.fromkeys(refusals)))
 
 
 def _inspect_split(config: DataConfig, split: Split, most: int | None) -> SplitFindings:
     try:
         index = described(load_index(config, split, from_cache=False), split, config)
     except (DataError, CannotRead) as error:
-        return SplitFindings(split, None, str(error))
-    positions = _chosen(len(index), most)
+        return SplitFindings(None, str(error))
+    positions: Sequence[int] = range(len(index))
+    if most is not None and most < len(index):
+        spread = np.linspace(0, len(index) - 1, most).round().astype(int).tolist()
+        positions = sorted({*tried_positions(len(index)), *spread})  # those that training tries among them
     undecodable: list[int] = []
     refusal = None
     try:
@@ -90,16 +85,12 @@ def _inspect_split(config: DataConfig, split: Split, most: int | None) -> SplitF
         refuse_undecodable(index, set(undecodable), config.max_bad_fraction)
     except (DataError, CannotRead, MemoryError) as error:
         refusal = str(error)
-    problems = (*index.problems, *_told(index, split, undecodable))
-    return SplitFindings(split, index, refusal, len(positions), frozenset(undecodable), problems)
-
-
-def _chosen(num_images: int, most: int | None) -> Sequence[int]:
-    """Positions of the images that are decoded: those that training tries among them."""
-    if most is None or most >= num_images:
-        return range(num_images)
-    spread = np.linspace(0, num_images - 1, most).round().astype(int).tolist()
-    return sorted({*tried_positions(num_images), *spread})
+    problems = index.problems
+    if undecodable:
+        paths = [index.images[position].path for position in undecodable]
+        sightings = tuple(Sighting(str(path), path) for path in paths[:MOST_SIGHTINGS])
+        problems = (*problems, Problem(UNDECODABLE, len(paths), str(paths[0]), FATE[split], sightings))
+    return SplitFindings(index, refusal, len(positions), len(undecodable), problems)
 
 
 def _undecodable(index: Index, positions: Sequence[int], image_size: int, title: str) -> Iterator[int]:
@@ -114,10 +105,3 @@ def _undecodable(index: Index, positions: Sequence[int], image_size: int, title:
                 yield position
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _told(index: Index, split: Split, undecodable: Sequence[int]) -> Iterator[Problem]:
-    if undecodable:
-        paths = [index.images[position].path for position in undecodable]
-        sightings = tuple(Sighting(str(path), path) for path in paths[:MOST_SIGHTINGS])
-        yield Problem(UNDECODABLE, len(paths), str(paths[0]), FATE[split], sightings)

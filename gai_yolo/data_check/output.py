@@ -13,7 +13,7 @@ from gai_yolo.data_check.inspection import Findings
 from gai_yolo.data_check.report import Report, as_json, root_of
 from gai_yolo.data_check.sheets import problem_sheet, sample_sheet
 from gai_yolo.errors import Refusal
-from gai_yolo.reporting.drawing import Image, write_image
+from gai_yolo.reporting.drawing import write_image
 from gai_yolo.sections import DataConfig
 
 DOCUMENT = "report.json"
@@ -55,16 +55,6 @@ def keep(folder: Path, config: DataConfig, findings: Findings, report: Report) -
     """
     for name in (*PICTURES, DOCUMENT):
         (folder / name).unlink(missing_ok=True)
-    written = []
-    for name, image in _pictures(config, findings, report).items():
-        write_image(folder / name, image)
-        written.append(str(folder / name))
-    report = replace(report, pictures=written)
-    (folder / DOCUMENT).write_text(as_json(report), encoding="ascii")
-    return report
-
-
-def _pictures(config: DataConfig, findings: Findings, report: Report) -> dict[str, Image]:
     wrong = problem_sheet(findings, root_of(config))
     pictures = {} if wrong is None else {"problems.png": wrong}
     indexes: dict[Split, Index] = {split: found.index for split, found in findings.splits.items() if found.index is not None}
@@ -72,4 +62,8 @@ def _pictures(config: DataConfig, findings: Findings, report: Report) -> dict[st
         pictures[f"samples_{split}.png"] = sample_sheet(split, index)
     if indexes:
         pictures |= {"classes.png": class_chart(report), "boxes.png": box_chart(indexes), "images.png": image_chart(indexes)}
-    return pictures
+    for name, image in pictures.items():
+        write_image(folder / name, image)
+    report = replace(report, pictures=[str(folder / name) for name in pictures])
+    (folder / DOCUMENT).write_text(as_json(report), encoding="ascii")
+    return report

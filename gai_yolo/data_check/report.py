@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gai_yolo.data.formats.check import Split, expand
+from gai_yolo.data.formats.check import Split
+from gai_yolo.data.formats.reading import expand
 from gai_yolo.data.index import Category, Index
 from gai_yolo.data_check.inspection import Findings, SplitFindings
 from gai_yolo.sections import DataConfig
@@ -129,11 +130,12 @@ class Report:
 
 def make_report(config: DataConfig, findings: Findings) -> Report:
     """Count what was found; nothing is drawn yet."""
-    refusals = findings.refusals
     splits = {split: _split_report(found) for split, found in findings.splits.items()}
-    return Report(
-        REPORT_VERSION, str(config.path), str(root_of(config)), not refusals, refusals, splits, _class_reports(findings), pictures=[]
-    )
+    counts = {split: _class_counts(found.index) for split, found in findings.splits.items()}
+    categories = dict.fromkeys(category for of_split in counts.values() for category in of_split)
+    classes = [ClassReport(one.id, one.name, counts["train"].get(one), counts["val"].get(one)) for one in categories]
+    is_trainable, refusals = not findings.refusals, findings.refusals
+    return Report(REPORT_VERSION, str(config.path), str(root_of(config)), is_trainable, refusals, splits, classes, pictures=[])
 
 
 def root_of(config: DataConfig) -> Path:
@@ -174,7 +176,7 @@ def _split_report(found: SplitFindings) -> SplitReport:
         boxes=len(boxes),
         crowds=sum(int(image.crowd.sum()) for image in images),
         decoded=found.num_decoded,
-        undecodable=len(found.undecodable),
+        undecodable=found.num_undecodable,
         box_sizes={"small": small, "medium": len(areas) - small - large, "large": large},
         box_width=_spread(width),
         box_height=_spread(height),
@@ -193,12 +195,6 @@ def _spread(values: NDArray[np.generic]) -> Spread | None:
         return None
     exact = values.astype(np.float64)
     return Spread(*(round(float(value), 3) for value in (exact.min(), np.median(exact), exact.mean(), exact.max())))
-
-
-def _class_reports(findings: Findings) -> list[ClassReport]:
-    counts = {split: _class_counts(found.index) for split, found in findings.splits.items()}
-    categories = dict.fromkeys(category for of_split in counts.values() for category in of_split)
-    return [ClassReport(one.id, one.name, counts["train"].get(one), counts["val"].get(one)) for one in categories]
 
 
 def _class_counts(index: Index | None) -> dict[Category, ClassCount]:

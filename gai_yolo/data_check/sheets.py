@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -12,25 +12,11 @@ from gai_yolo.data.formats.check import MISSING, Split
 from gai_yolo.data.formats.reading import CannotRead, Doubt
 from gai_yolo.data.header import TOO_LARGE, UNOPENED, UNREADABLE, image_size
 from gai_yolo.data.index import ImageRecord, Index, Problem, Sighting, empty_record
-from gai_yolo.data_check.canvas import (
-    FAINT,
-    GAP,
-    INK,
-    OTHERS,
-    SMALL_TEXT,
-    TEXT,
-    TITLE,
-    WRONG,
-    Canvas,
-    class_labels,
-    legend_rows,
-    letters,
-    wrapped,
-)
+from gai_yolo.data_check.canvas import FAINT, GAP, INK, OTHERS, SMALL_TEXT, TEXT, TITLE, WRONG, Canvas, legend_rows, letters, wrapped
 from gai_yolo.data_check.inspection import UNDECODABLE, Findings
 from gai_yolo.data_check.report import without_root
 from gai_yolo.data_check.tile import LINE, PICTURE_HEIGHT, TILE_WIDTH, Mark, Tile, draw_tile
-from gai_yolo.reporting.drawing import Image, class_colour
+from gai_yolo.reporting.drawing import Image, class_colour, in_ascii
 
 NUM_SAMPLES = 16
 """Random images of a split that are shown."""
@@ -44,38 +30,25 @@ WITHOUT_PICTURE = frozenset({MISSING, UNREADABLE, TOO_LARGE, UNOPENED, UNDECODAB
 
 
 def sample_sheet(split: Split, index: Index) -> Image:
-    """Random images of a split with their boxes; the same ones each time.
-
-    Returns:
-        (H, W, 3) RGB.
-    """
+    """Random images of a split with their boxes; the same ones each time. (H, W, 3) RGB."""
     count = min(NUM_SAMPLES, len(index))
     positions = sorted(np.random.default_rng(0).choice(len(index), count, replace=False).tolist())
-    labels = class_labels(index.class_names)
+    labels = [in_ascii(name, position) for position, name in enumerate(index.class_names)]
     tiles = [_sample(index.images[position], labels) for position in positions]
-    title = f"{split}: {count} random images of {len(index)}"
-    return _sheet(title, tiles, SAMPLE_LINES, labels, [])
+    return _sheet(f"{split}: {count} random images of {len(index)}", tiles, SAMPLE_LINES, labels, [])
 
 
 def problem_sheet(findings: Findings, root: Path) -> Image | None:
-    """Images with something wrong, some of each kind; None if there is nothing wrong.
+    """Images with something wrong, some of each kind, (H, W, 3) RGB; None if there is nothing wrong.
 
     Args:
         root: the data set's folder, which is left out of names.
-
-    Returns:
-        (H, W, 3) RGB.
     """
-    problems = [(split, found, problem) for split, found in findings.splits.items() for problem in found.problems]
-    if not problems:
+    groups = [(split, problem, _by_image(problem)) for split, found in findings.splits.items() for problem in found.problems]
+    if not groups:
         return None
-    groups = [_by_image(problem) for _, _, problem in problems]
-    chosen = _in_turns([len(group) for group in groups], MOST_TILES)
-    shown = [
-        (split, problem, sightings)
-        for (split, _, problem), group, number in zip(problems, groups, chosen, strict=True)
-        for sightings in group[:number]
-    ]
+    chosen = _in_turns([len(images) for _, _, images in groups], MOST_TILES)
+    shown = [(split, problem, one) for (split, problem, images), most in zip(groups, chosen, strict=True) for one in images[:most]]
     records = {
         split: _records(found.index, {sightings[0].path for of_split, _, sightings in shown if of_split == split})
         for split, found in findings.splits.items()
@@ -83,10 +56,10 @@ def problem_sheet(findings: Findings, root: Path) -> Image | None:
     tiles = [_problem_tile(split, problem, group, records[split].get(group[0].path), root) for split, problem, group in shown]
     unseen = [
         f"no image: {split}: {problem.count} x {problem.kind}, {problem.action} (first: {without_root(problem.example, root)})"
-        for (split, _, problem), group in zip(problems, groups, strict=True)
-        if not group
+        for split, problem, images in groups
+        if not images
     ]
-    total = sum(problem.count for _, _, problem in problems)
+    total = sum(problem.count for _, problem, _ in groups)
     return _sheet(f"what is wrong: {_counted(total, 'record', 'records')}", tiles, PROBLEM_LINES, [], unseen)
 
 
@@ -113,21 +86,15 @@ def _sheet(title: str, tiles: Sequence[Tile], lines: int, labels: Sequence[str],
 
 def _sample(record: ImageRecord, labels: Sequence[str]) -> Tile:
     crowds = int(record.crowd.sum())
-    boxes = _counted(len(record.boxes) - crowds, "box", "boxes") + (
-        f", {_counted(crowds, 'crowd region', 'crowd regions')}" if crowds else ""
-    )
-    return Tile(
-        record, list(_marks(record, labels)), [(letters(record.path.name), INK), (f"{record.width} x {record.height}, {boxes}", FAINT)]
-    )
+    size = f"{record.width} x {record.height}, {_counted(len(record.boxes) - crowds, 'box', 'boxes')}"
+    size += f", {_counted(crowds, 'crowd region', 'crowd regions')}" if crowds else ""
+    rows = zip(record.boxes.tolist(), record.classes.tolist(), record.crowd.tolist(), strict=True)
+    marks = [Mark(tuple(box), class_colour(one), labels[one] + (" (crowd)" if crowd else "")) for box, one, crowd in rows]
+    return Tile(record, marks, [(letters(record.path.name), INK), (size, FAINT)])
 
 
 def _counted(number: int, one: str, several: str) -> str:
     return f"{number} {one if number == 1 else several}"
-
-
-def _marks(record: ImageRecord, labels: Sequence[str]) -> Iterator[Mark]:
-    for corners, position, crowd in zip(record.boxes.tolist(), record.classes.tolist(), record.crowd.tolist(), strict=True):
-        yield Mark(tuple(corners), class_colour(position), labels[position] + (" (crowd)" if crowd else ""))
 
 
 def _by_image(problem: Problem) -> list[list[Sighting]]:

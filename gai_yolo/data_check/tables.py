@@ -48,12 +48,12 @@ def view(report: Report) -> RenderableType:
     return Group(*parts)
 
 
-def shortened(classes: Sequence[ClassReport]) -> tuple[list[ClassReport], int, list[ClassReport]]:
+def shortened(classes: Sequence[ClassReport]) -> list[ClassReport | int]:
     """The most frequent classes, how many are left out, and the rarest; the most frequent in training first."""
     ordered = sorted(classes, key=lambda one: (-num_boxes(one.train), -num_boxes(one.val)))
     if len(ordered) <= MOST_CLASSES:
-        return ordered, 0, []
-    return ordered[: MOST_CLASSES - RAREST], len(ordered) - MOST_CLASSES, ordered[-RAREST:]
+        return [*ordered]
+    return [*ordered[: MOST_CLASSES - RAREST], len(ordered) - MOST_CLASSES, *ordered[-RAREST:]]
 
 
 def num_boxes(count: ClassCount | None) -> int:
@@ -105,21 +105,13 @@ def _range(spread: Spread | None) -> str:
 
 def _of_classes(report: Report) -> Table:
     table = _table("class", *(f"{split} {what}" for split in report.splits for what in ("boxes", "images")))
-    first, left_out, last = shortened(report.classes)
-    for one in first:
-        table.add_row(*_class_row(one))
-    if left_out:
-        table.add_row(Text(f"... {left_out} more in report.json", style="dim"), *[""] * 4)
-    for one in last:
-        table.add_row(*_class_row(one))
+    for one in shortened(report.classes):
+        if isinstance(one, int):
+            table.add_row(Text(f"... {one} more in report.json", style="dim"))
+            continue
+        numbers = [x for count in (one.train, one.val) for x in (("-", "-") if count is None else (count.boxes, count.images))]
+        table.add_row(_text(one.name), *(Text(str(number), style="yellow" if number == 0 else "") for number in numbers))
     return table
-
-
-def _class_row(one: ClassReport) -> Iterator[Text]:
-    yield _text(one.name)
-    for count in (one.train, one.val):
-        for number in ("-", "-") if count is None else (count.boxes, count.images):
-            yield Text(str(number), style="yellow" if number == 0 else "")
 
 
 def _of_problems(report: Report) -> Table:

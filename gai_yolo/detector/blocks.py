@@ -6,8 +6,6 @@ All blocks map `(B, c_in, H, W)` to `(B, c_out, H', W')`; spatial size changes o
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -141,12 +139,10 @@ class A2C2f(nn.Module):
         assert areas is None or hidden % min(hidden, HEAD_CHANNELS) == 0, f"{hidden} channels do not split into heads of {HEAD_CHANNELS}"
         self.cv1 = Conv(c_in, hidden)
         self.cv2 = Conv((1 + repeats) * hidden, c_out)
-        unit: Callable[[], nn.Module]
-        if areas is None:
-            unit = lambda: C3k(hidden, hidden)  # noqa: E731
-        else:
-            unit = lambda: nn.Sequential(*(ABlock(hidden, mlp_ratio, areas) for _ in range(2)))  # noqa: E731
-        self.m = nn.ModuleList(unit() for _ in range(repeats))
+        self.m = nn.ModuleList(
+            C3k(hidden, hidden) if areas is None else nn.Sequential(*(ABlock(hidden, mlp_ratio, areas) for _ in range(2)))
+            for _ in range(repeats)
+        )
         self.gamma = nn.Parameter(torch.full((c_out,), 0.01)) if scaled_residual else None
 
     def forward(self, x: Tensor) -> Tensor:

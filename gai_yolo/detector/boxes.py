@@ -21,14 +21,10 @@ def anchor_points(height: int, width: int, device: torch.device) -> tuple[Tensor
     """
     points, strides = [], []
     for stride in STRIDES:
-        rows, columns = height // stride, width // stride
-        y, x = torch.meshgrid(
-            torch.arange(rows, device=device, dtype=torch.float32),
-            torch.arange(columns, device=device, dtype=torch.float32),
-            indexing="ij",
-        )
+        sides = (torch.arange(side // stride, device=device, dtype=torch.float32) for side in (height, width))
+        y, x = torch.meshgrid(*sides, indexing="ij")
         points.append((torch.stack((x, y), dim=-1).view(-1, 2) + 0.5) * stride)
-        strides.append(torch.full((rows * columns,), float(stride), device=device))
+        strides.append(torch.full((x.numel(),), float(stride), device=device))
     return torch.cat(points), torch.cat(strides)
 
 

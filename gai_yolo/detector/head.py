@@ -66,13 +66,10 @@ class Detect(nn.Module):
             for c in channels
         )
         self.dfl = DistributionExpectation()
-        self._start_biases()
-
-    def _start_biases(self) -> None:
         # About five objects on a 640 px image are expected before anything is learned.
         for box_branch, class_branch, stride in zip(self.cv2, self.cv3, STRIDES, strict=True):
             nn.init.constant_(box_branch[-1].bias, 1.0)  # type: ignore[index]
-            nn.init.constant_(class_branch[-1].bias, math.log(5 / self.num_classes / (640 / stride) ** 2))  # type: ignore[index]
+            nn.init.constant_(class_branch[-1].bias, math.log(5 / num_classes / (640 / stride) ** 2))  # type: ignore[index]
 
     def forward(self, features: Sequence[Tensor]) -> RawPredictions:
         """Feature maps `(B, c, H/stride, W/stride)` of the three strides to raw predictions."""

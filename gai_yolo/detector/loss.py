@@ -43,15 +43,13 @@ def normalised(sums: Tensor) -> dict[str, float]:
     return {"total": sum(losses.values()), **losses}
 
 
+@dataclass(frozen=True)
 class DetectionLoss:
-    """The loss of YOLO12 on raw predictions.
+    """The loss of YOLO12 on raw predictions, with weights of its three terms."""
 
-    Args:
-        box_gain, cls_gain, dfl_gain: weights of the three terms.
-    """
-
-    def __init__(self, box_gain: float = 7.5, cls_gain: float = 0.5, dfl_gain: float = 1.5) -> None:
-        self.box_gain, self.cls_gain, self.dfl_gain = box_gain, cls_gain, dfl_gain
+    box_gain: float = 7.5
+    cls_gain: float = 0.5
+    dfl_gain: float = 1.5
 
     def __call__(self, raw: RawPredictions, height: int, width: int, box_image: Tensor, classes: Tensor, boxes: Tensor) -> LossSums:
         """Loss sums of one micro-batch, in float32 whatever the autocast type.

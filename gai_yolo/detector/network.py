@@ -35,6 +35,7 @@ SCALES = {
     "x": Scale(1.00, 1.50, 512, True, True),
     "debug": Scale(0.25, 1 / 32, 512, False, False, box_channels=16),  # no published size: for tests, where nothing is learned
 }
+AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Concat(nn.Module):
@@ -144,3 +145,14 @@ def _layers(scale: Scale, num_classes: int) -> nn.ModuleList:
             Detect(num_classes, (n3, p4, p5), scale.box_channels),
         )
     )
+
+
+def autocast(device: torch.device, amp: str) -> torch.autocast:
+    """The autocast context of `training.amp`; does nothing for `none`."""
+    return torch.autocast(device.type, dtype=AMP_TYPES.get(amp, torch.bfloat16), enabled=amp != "none")
+
+
+def to_input(images: Tensor, channels_last: bool) -> Tensor:
+    """uint8 images `(B, 3, H, W)` to float 0..1, contiguous or channels-last in memory."""
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return images.to(torch.float32, memory_format=memory_format).div_(255)

@@ -96,7 +96,10 @@ def load_weights(model: YOLO12, path: Path) -> list[str]:
     Raises:
         CheckpointError: unreadable, or a weight file of another network.
     """
-    state = _state_dict(read_checkpoint_file(path))
+    content = read_checkpoint_file(path)
+    content = next((content[key] for key in ("ema_state_dict", "model_state_dict") if isinstance(content.get(key), dict)), content)
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    state = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
     own = model.state_dict()
     missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
     misfits = [name for name in own if name in state and own[name].shape != state[name].shape]
@@ -109,13 +112,3 @@ def load_weights(model: YOLO12, path: Path) -> list[str]:
         )
     model.load_state_dict({name: tensor for name, tensor in state.items() if name not in misfits}, strict=False)
     return misfits
-
-
-def _state_dict(content: dict[str, Any]) -> dict[str, Tensor]:
-    for key in ("ema_state_dict", "model_state_dict"):
-        if isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    return {
-        str(name): value.float() if value.is_floating_point() else value for name, value in content.items() if isinstance(value, Tensor)
-    }

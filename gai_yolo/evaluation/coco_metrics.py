@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,18 +19,8 @@ from numpy.typing import NDArray
 from gai_yolo.data.index import Index
 
 STAT_NAMES = (
-    "mAP50-95",
-    "mAP50",
-    "mAP75",
-    "mAP_small",
-    "mAP_medium",
-    "mAP_large",
-    "AR_1",
-    "AR_10",
-    "AR_100",
-    "AR_small",
-    "AR_medium",
-    "AR_large",
+    *("mAP50-95", "mAP50", "mAP75", "mAP_small", "mAP_medium", "mAP_large"),
+    *("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
 )
 """Names of pycocotools' `stats`, in its order. Precision is averaged over IoU 0.50:0.95 unless the name says otherwise."""
 
@@ -72,12 +62,9 @@ def coco_metrics(index: Index, detections: Sequence[ImageDetections]) -> CocoMet
     # Imported here because evaluation is loaded with the job, and a restart should not wait for what it needs an epoch later.
     from pycocotools.cocoeval import COCOeval
 
-    images = [{"id": record.image_id, "width": record.width, "height": record.height} for record in index.images]
     # pycocotools reports its progress with print; redirecting is process-wide but lasts only for the evaluation.
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(
-            _table(index, images, list(_truths(index))), _table(index, images, list(_results(index, detections))), iouType="bbox"
-        )
+        evaluation = COCOeval(_table(index, _truths(index)), _table(index, _results(index, detections)), iouType="bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -85,55 +72,39 @@ def coco_metrics(index: Index, detections: Sequence[ImageDetections]) -> CocoMet
     return CocoMetrics(stats, _per_class(index, evaluation))
 
 
-def _table(index: Index, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> Any:
+def _table(index: Index, annotations: Iterable[dict[str, Any]]) -> Any:
     """A pycocotools table; built by hand on both sides because its `loadRes` fails on an empty list."""
     from pycocotools.coco import COCO
 
     coco = COCO()
-    categories = [{"id": category.id, "name": category.name} for category in index.categories]
-    coco.dataset = {"images": images, "annotations": annotations, "categories": categories}
+    coco.dataset = {
+        "images": [{"id": record.image_id, "width": record.width, "height": record.height} for record in index.images],
+        # Ids start at 1: pycocotools marks a match by the id of its partner, and an id of 0 would read as "no match".
+        "annotations": [{"id": number, **annotation} for number, annotation in enumerate(annotations, start=1)],
+        "categories": [{"id": category.id, "name": category.name} for category in index.categories],
+    }
     coco.createIndex()
     return coco
 
 
 def _truths(index: Index) -> Iterator[dict[str, Any]]:
-    # Ids start at 1: pycocotools marks a match by the id of its partner, and an id of 0 would read as "no match".
-    number = 1
     for record in index.images:
-        boxes = _xywh(record.boxes)
-        for box, position, crowd, area in zip(boxes, record.classes, record.crowd, record.areas, strict=True):
-            yield {
-                "id": number,
-                "image_id": record.image_id,
-                "category_id": index.categories[int(position)].id,
-                "bbox": box,
-                "area": float(area),
-                "iscrowd": int(crowd),
-            }
-            number += 1
+        for box, position, crowd, area in zip(_xywh(record.boxes), record.classes, record.crowd, record.areas, strict=True):
+            category = index.categories[position].id
+            yield {"image_id": record.image_id, "category_id": category, "bbox": box, "area": float(area), "iscrowd": int(crowd)}
 
 
 def _results(index: Index, detections: Sequence[ImageDetections]) -> Iterator[dict[str, Any]]:
     known = set(index.images.image_ids.tolist())
     ids = [found.image_id for found in detections]
     assert len(set(ids)) == len(ids), "an image was evaluated twice"
-    number = 1
     for found in sorted(detections, key=lambda item: item.image_id):
         if found.image_id not in known:
             continue
         boxes = _xywh(found.boxes)
         for place in np.argsort(-found.scores, kind="stable"):
-            box = boxes[place]
-            yield {
-                "id": number,
-                "image_id": found.image_id,
-                "category_id": index.categories[int(found.classes[place])].id,
-                "bbox": box,
-                "area": box[2] * box[3],
-                "iscrowd": 0,
-                "score": float(found.scores[place]),
-            }
-            number += 1
+            box, category, score = boxes[place], index.categories[found.classes[place]].id, float(found.scores[place])
+            yield {"image_id": found.image_id, "category_id": category, "bbox": box, "area": box[2] * box[3], "iscrowd": 0, "score": score}
 
 
 def _xywh(boxes: NDArray[np.float32]) -> list[list[float]]:

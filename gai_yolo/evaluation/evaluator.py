@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gai_yolo.data.batch import Batch
+from gai_yolo.data.dataset import Batch
 from gai_yolo.data.index import Index
 from gai_yolo.data.loader import EvaluationLoader
 from gai_yolo.detector import YOLO12
 from gai_yolo.detector.loss import DetectionLoss, normalised
+from gai_yolo.detector.network import autocast, to_input
 from gai_yolo.detector.postprocess import Detections, select_detections
-from gai_yolo.detector.precision import autocast, to_input
 from gai_yolo.distributed.world import World
 from gai_yolo.evaluation.coco_metrics import CocoMetrics, ImageDetections, coco_metrics
 from gai_yolo.sections import EvaluationConfig
@@ -33,27 +33,22 @@ class Evaluation:
     """Ids of images that could not be decoded, sorted; nothing could be found in them, so the metrics leave them out."""
 
 
+@dataclass(eq=False)
 class Evaluator:
-    """Evaluates models on one split.
+    """Evaluates models on one split."""
 
-    Args:
-        loader: this rank's batches.
-        amp, channels_last: number and memory formats, as in training.
-    """
+    loader: EvaluationLoader
+    """This rank's batches."""
+    index: Index
+    loss: DetectionLoss
+    world: World
+    config: EvaluationConfig
+    amp: str
+    channels_last: bool
+    """Number and memory formats, as in training."""
 
-    def __init__(
-        self,
-        loader: EvaluationLoader,
-        index: Index,
-        loss: DetectionLoss,
-        world: World,
-        config: EvaluationConfig,
-        amp: str,
-        channels_last: bool,
-    ) -> None:
-        self.loader, self.index, self.loss, self.world, self.config = loader, index, loss, world, config
-        self.amp, self.channels_last = amp, channels_last
-        self._positions = {image_id: position for position, image_id in enumerate(index.images.image_ids.tolist())}
+    def __post_init__(self) -> None:
+        self._positions = {image_id: position for position, image_id in enumerate(self.index.images.image_ids.tolist())}
 
     @torch.inference_mode()
     def __call__(self, model: YOLO12, watched: Callable[[Iterable[Batch]], Iterable[Batch]] = iter) -> Evaluation:

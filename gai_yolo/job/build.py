@@ -24,7 +24,7 @@ from gai_yolo.checkpointing.state import TrainingState
 from gai_yolo.checkpointing.tier import DiskTier, Tier
 from gai_yolo.config import Config
 from gai_yolo.data.dataset import EvaluationSet, TrainingSet
-from gai_yolo.data.formats.check import expand
+from gai_yolo.data.formats.reading import expand
 from gai_yolo.data.images import ImageSource, check_decodable
 from gai_yolo.data.index import Index
 from gai_yolo.data.loader import EvaluationLoader, TrainingLoader

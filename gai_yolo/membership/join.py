@@ -18,7 +18,7 @@ from typing import Any
 from gai_yolo.checkpointing.compatibility import settings_of
 from gai_yolo.checkpointing.recovery import LoadedCheckpoint, newest
 from gai_yolo.config import value_at
-from gai_yolo.data.formats.check import expand
+from gai_yolo.data.formats.reading import expand
 from gai_yolo.errors import CheckpointError, Refusal, refused_by
 from gai_yolo.log import OF_NODE
 from gai_yolo.membership.decision import KEPT, Claim, Fate, is_open, turns_after

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gai_yolo.data.batch import Batch
+from gai_yolo.data.dataset import Batch
 from gai_yolo.data.formats.reading import CannotRead
 from gai_yolo.data.images import decode
 from gai_yolo.data.index import Index

@@ -17,15 +17,10 @@ class RunningStatistics:
     """The running means and variances of a model's BatchNorm layers, taken out after each micro-batch of a step."""
 
     def __init__(self, model: nn.Module) -> None:
-        norms = {name: module for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
-        self._running: list[Tensor] = []
-        self._counters: list[Tensor] = []
-        for norm in norms.values():
-            assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
-            self._running += [norm.running_mean, norm.running_var]
-            self._counters.append(norm.num_batches_tracked)
+        norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
         self._names = [f"{name}.{kind}" for name in norms for kind in ("running_mean", "running_var")]
-        self._counter_names = [f"{name}.num_batches_tracked" for name in norms]
+        self._running = [model.get_buffer(name) for name in self._names]
+        self._counters = {name: model.get_buffer(name) for name in (f"{norm}.num_batches_tracked" for norm in norms)}
         self._in_step = False
         self._start = [torch.empty_like(t) for t in self._running]
         self._sizes = [t.numel() for t in self._running]
@@ -61,10 +56,10 @@ class RunningStatistics:
         """The model's state dict as it was before the step that is under way, if one is; `steps` are completed."""
         if not self._in_step:
             return dict(weights)
-        counters = {name: torch.full_like(counter, steps) for name, counter in zip(self._counter_names, self._counters, strict=True)}
+        counters = {name: torch.full_like(counter, steps) for name, counter in self._counters.items()}
         return {**weights, **dict(zip(self._names, self._start, strict=True)), **counters}
 
     def _end(self, steps: int) -> None:
-        for counter in self._counters:
+        for counter in self._counters.values():
             counter.fill_(steps)
         self._in_step = False

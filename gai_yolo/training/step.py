@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gai_yolo.checkpointing.state import TrainingState
-from gai_yolo.data.batch import Batch
+from gai_yolo.data.dataset import Batch
 from gai_yolo.detector.loss import DetectionLoss, normalised
-from gai_yolo.detector.precision import autocast, to_input
+from gai_yolo.detector.network import autocast, to_input
 from gai_yolo.distributed.exact_sum import ExactSum, GradientSum, exponents_of, followed, is_too_coarse
 from gai_yolo.distributed.world import World
 from gai_yolo.errors import Stop
@@ -158,7 +158,7 @@ class TrainingStep:
             self.gradients.begin(exponents, num_micro_batches, self.state.scaler.get_scale())
         for number, batch in enumerate(micro_batches, start=1):
             last = number == len(micro_batches)
-            with self._reduction(on=last):
+            with self.model.no_sync() if isinstance(self.model, DistributedDataParallel) and not last else contextlib.nullcontext():
                 losses = self._forward_backward(self.model, batch.to(device))
             sums.add(torch.cat((losses, self.statistics.end_micro_batch())))
             if self.gradients and not (last and self.world.world_size > 1):
@@ -209,11 +209,6 @@ class TrainingStep:
         part = self.loss(raw, height, width, batch.box_image, batch.classes, batch.boxes)
         self.state.scaler.scale(part.total * weight).backward()  # type: ignore[no-untyped-call]
         return part.detached()
-
-    def _reduction(self, on: bool) -> contextlib.AbstractContextManager[None]:
-        if on or not isinstance(self.model, DistributedDataParallel):
-            return contextlib.nullcontext()
-        return self.model.no_sync()
 
     def _is_usable(self, sums: ExactSum, norms: Tensor) -> bool:
         """Whether losses and gradients are finite; the same on all ranks."""

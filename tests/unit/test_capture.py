@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from gai_yolo.checkpointing.capture import TENSOR_ALIGNMENT, StateBuffer, open_state
 from gai_yolo.checkpointing.state import LOSSES, Progress, TrainingState
-from gai_yolo.data.batch import Batch
+from gai_yolo.data.dataset import Batch
 from gai_yolo.detector.loss import DetectionLoss
 from gai_yolo.distributed.world import World
 from gai_yolo.sections import TrainingConfig

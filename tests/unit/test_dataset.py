@@ -14,8 +14,7 @@ import pytest
 import torch
 
 from gai_yolo.data.augment import Sample
-from gai_yolo.data.batch import Batch
-from gai_yolo.data.dataset import EvaluationSet, Item, Key, TrainingSet, collate
+from gai_yolo.data.dataset import Batch, EvaluationSet, Item, Key, TrainingSet, collate
 from gai_yolo.data.images import GREY, ImageSource
 from gai_yolo.data.index import ImageRecord, make_record
 from gai_yolo.data.loader import EvaluationLoader, TrainingLoader

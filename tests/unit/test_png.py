@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from gai_yolo.data.images import decode
+from gai_yolo.data.images import PNG_SIGNATURE, decode, quiet_png
 from gai_yolo.data.index import make_record
-from gai_yolo.data.png import SIGNATURE, quiet
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
 
@@ -68,6 +67,6 @@ def test_a_remark_that_is_rotten_spoils_no_picture(tmp_path: Path) -> None:
 def test_a_length_beyond_the_end_is_no_chunk() -> None:
     """Loss: an exception in a loader, or all of the memory."""
     chunk = struct.pack(">I4s", 2**32 - 1, b"IDAT")
-    assert quiet(SIGNATURE + chunk) is None and quiet(SIGNATURE) is None and quiet(b"") is None
+    assert quiet_png(PNG_SIGNATURE + chunk) is None and quiet_png(PNG_SIGNATURE) is None and quiet_png(b"") is None
     end = struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
-    assert quiet(SIGNATURE + end) == SIGNATURE + end
+    assert quiet_png(PNG_SIGNATURE + end) == PNG_SIGNATURE + end

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gai_yolo.checkpointing.state import CHECKPOINT_FORMAT, FIELDS, TrainingState
-from gai_yolo.data.batch import Batch
+from gai_yolo.data.dataset import Batch
 from gai_yolo.detector.ema import EMA
 from gai_yolo.detector.loss import DetectionLoss
 from gai_yolo.distributed.exact_sum import ExactSum

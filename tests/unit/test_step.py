@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gai_yolo.checkpointing.digest import part_digests
 from gai_yolo.checkpointing.state import TrainingState
-from gai_yolo.data.batch import Batch
+from gai_yolo.data.dataset import Batch
 from gai_yolo.detector.loss import DetectionLoss
 from gai_yolo.distributed.world import World
 from gai_yolo.sections import TrainingConfig

@@ -8,6 +8,7 @@ real image sizes, clips boxes and leaves out impossible ones. Everything that wa
 from __future__ import annotations
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,11 +18,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from gai_yolo.data.formats.folders import Folders
-from gai_yolo.data.formats.problems import Problems
-from gai_yolo.data.formats.reading import Doubt, read_file
 from gai_yolo.data.header import SIDES_CHANGE, Header, image_size
-from gai_yolo.data.index import Category, ImageRecord, Index, Records, make_record
-from gai_yolo.errors import DataError, refused_by
+from gai_yolo.data.index import Category, ImageRecord, Index, Problem, Records, Sighting, make_record
+from gai_yolo.errors import DataError
 from gai_yolo.machine import available_cores
 
 Split = Literal["train", "val"]
@@ -31,9 +30,8 @@ MIN_SIDE = 1e-3
 """Pixels; a shorter side is what remains of a mis-click or of rounded fractions, and IoU with it is noise."""
 CLIP_TOLERANCE = 0.5
 """Pixels; written decimals are rounded, so less than this beyond the border is clipped without being counted."""
-
-NO_AREA = 0.0
-"""For one that is written and not to be used."""
+MOST_SIGHTINGS = 12
+"""Records of one kind of problem that are kept to be looked at."""
 
 MISSING = "image file missing"
 OTHER_SIZE = "image size differs from the annotation"
@@ -79,61 +77,46 @@ class RawImage:
     """The corners are fractions of the sides (YOLO)."""
 
 
-def expand(path: Path) -> Path:
-    """Replace a leading `~`.
+class Problems:
+    """Counts what is wrong in a split, by kind, and keeps the first example of each; of those about an image, the first few."""
 
-    Raises:
-        DataError: that user has no home folder (containers often run as a user without one).
-    """
-    try:
-        return path.expanduser()
-    except RuntimeError:
-        raise DataError(f"{path}: there is no home folder for `~`; write the path in full.") from None
+    def __init__(self) -> None:
+        self._counts = Counter[tuple[str, str]]()
+        self._examples: dict[tuple[str, str], str] = {}
+        self._seen: defaultdict[tuple[str, str], list[Sighting]] = defaultdict(list)
+        self.num_bad_images = 0
+        self.first_bad = ""
 
+    def add(
+        self, kind: str, example: str, action: str, path: Path | None = None, corners: tuple[float, ...] = (), fractions: bool = False
+    ) -> None:
+        """Count one; `example` is kept if it is the first of its kind. What it is about: image and box, as of a `Sighting`."""
+        self._counts[kind, action] += 1
+        self._examples.setdefault((kind, action), example)
+        seen = self._seen[kind, action]
+        if path is not None and len(seen) < MOST_SIGHTINGS:
+            seen.append(Sighting(example, path, corners, fractions))
 
-def is_text(value: object) -> bool:
-    """Whether it is a string, not empty, that can be printed and be a file's name (JSON and YAML can spell half characters)."""
-    if not isinstance(value, str) or not value:
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    def add_box(self, kind: str, image: RawImage, box: RawBox, action: str) -> None:
+        """Count one about a box."""
+        self.add(kind, f"{image.where} {box.record}", action, image.path, box.corners, image.fractions)
 
+    def add_bad_image(self, kind: str, example: str, path: Path | None = None) -> None:
+        """Count one image that cannot be used; these are held against `max_bad_fraction`."""
+        self.add(kind, example, "image skipped", path)
+        self.num_bad_images += 1
+        self.first_bad = self.first_bad or f"{kind}: {example}"
 
-def read_annotations(path: Path, what: str, doubt: Doubt) -> bytes:
-    """All of a file that says what is in images. Without it the data set is another one (images without boxes, or without a class, which
-    renumbers those behind it), so that it cannot be left out as an image can.
-
-    Raises:
-        DataError: it cannot be read; `what` says in the message what it is.
-    """
-    try:
-        return read_file(path, doubt)
-    except OSError as error:
-        raise refused_by(error, DataError(f"{path}: cannot read the {what} ({error.strerror}); correct data.path or the file.")) from None
-
-
-def read_text(path: Path, what: str, doubt: Doubt) -> str:
-    """A small text file (UTF-8, with or without a byte order mark).
-
-    Raises:
-        DataError: as `read_annotations`, or it is no such text.
-    """
-    try:
-        return read_annotations(path, what, doubt).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: the {what} is not UTF-8 text; save it as UTF-8.") from None
+    def freeze(self) -> tuple[Problem, ...]:
+        """All kinds, in the order in which they were first seen."""
+        return tuple(
+            Problem(kind, count, self._examples[kind, action], action, tuple(self._seen[kind, action]))
+            for (kind, action), count in self._counts.items()
+        )
 
 
 def build_index(
-    source: str,
-    categories: Sequence[Category],
-    images: Sequence[RawImage],
-    problems: Problems,
-    max_bad_fraction: float,
-    folders: Folders,
+    source: str, categories: Sequence[Category], images: Sequence[RawImage], problems: Problems, max_bad_fraction: float, folders: Folders
 ) -> Index:
     """Check every image and box and build the index, in the order of `images`.
 
@@ -155,7 +138,12 @@ def build_index(
     for image, size in zip(present, sizes, strict=True):
         if isinstance(size, str):
             problems.add_bad_image(size, str(image.path), image.path)
-    _refuse_bad_images(source, total, problems, max_bad_fraction)
+    bad = problems.num_bad_images
+    if bad > max_bad_fraction * total or bad == total:
+        raise DataError(
+            f"{source}: {bad} of {total} images are missing or unreadable, more than data.max_bad_fraction = {max_bad_fraction:g} allows "
+            f"({problems.first_bad}); restore the files or correct data.path."
+        )
     records = [_checked(image, size, problems) for image, size in zip(present, sizes, strict=True) if not isinstance(size, str)]
     return Index(source, tuple(categories), Records.of(records), problems.freeze())
 
@@ -185,67 +173,46 @@ def _each_once(images: Sequence[RawImage], folders: Folders, problems: Problems)
     return list(found.values())
 
 
-def _refuse_bad_images(source: str, total: int, problems: Problems, max_bad_fraction: float) -> None:
-    bad = problems.num_bad_images
-    if bad > max_bad_fraction * total or bad == total:
-        raise DataError(
-            f"{source}: {bad} of {total} images are missing or unreadable, more than data.max_bad_fraction = {max_bad_fraction:g} allows "
-            f"({problems.first_bad}); restore the files or correct data.path."
-        )
-
-
 def _checked(image: RawImage, header: Header, problems: Problems) -> ImageRecord:
     width, height, orientation = _as_seen(image, header, problems)
     if image.size is not None and image.size != (width, height):
         example = f"{image.path}: {image.size[0]:g} x {image.size[1]:g}, really {width} x {height}"
         problems.add(OTHER_SIZE, example, "real size used", image.path)
-    scale = (width, height, width, height) if image.fractions else (1, 1, 1, 1)
-    kept: list[tuple[RawBox, list[float]]] = []
+    kept: list[RawBox] = []
+    corners: list[list[float]] = []
     seen: set[RawBox] = set()
     for box in image.boxes:
         same = box._replace(record="")
         if same in seen:
-            problems.add(SAME_BOX, f"{image.where} {box.record}", "counted once", image.path, box.corners, image.fractions)
-            continue
-        corners = [value * factor for value, factor in zip(box.corners, scale, strict=True)]
-        clipped = _clip(corners, width, height, image, box, problems)
-        if clipped is not None:
+            problems.add_box(SAME_BOX, image, box, "counted once")
+        elif (clipped := _clipped(box, width, height, image, problems)) is not None:
             seen.add(same)
-            kept.append((box, clipped))
-    areas = [_area(box, corners, width * height, image, problems) for box, corners in kept]
-    return make_record(
-        image.image_id,
-        image.path,
-        width,
-        height,
-        [corners for _, corners in kept],
-        [box.position for box, _ in kept],
-        [box.crowd for box, _ in kept],
-        areas,
-        orientation,
-    )
+            kept.append(box)
+            corners.append(clipped)
+    classes, crowd = [box.position for box in kept], [box.crowd for box in kept]
+    areas = [_area(box, clipped, width * height, image, problems) for box, clipped in zip(kept, corners, strict=True)]
+    return make_record(image.image_id, image.path, width, height, corners, classes, crowd, areas, orientation)
 
 
 def _area(box: RawBox, corners: list[float], most: float, image: RawImage, problems: Problems) -> float:
-    if box.area is not None and 0.0 < box.area <= most:
-        return box.area
     if box.area is not None:
-        problems.add(NO_OBJECTS_AREA, f"{image.where} {box.record}", "that of its box taken", image.path, box.corners, image.fractions)
+        if 0.0 < box.area <= most:
+            return box.area
+        problems.add_box(NO_OBJECTS_AREA, image, box, "that of its box taken")
     return (corners[2] - corners[0]) * (corners[3] - corners[1])
 
 
-def _clip(corners: list[float], width: int, height: int, image: RawImage, box: RawBox, problems: Problems) -> list[float] | None:
-    def add(kind: str, action: str) -> None:
-        problems.add(kind, f"{image.where} {box.record}", action, image.path, box.corners, image.fractions)
-
-    if not all(map(math.isfinite, corners)):
-        add(NOT_FINITE, "skipped")
-        return None
+def _clipped(box: RawBox, width: int, height: int, image: RawImage, problems: Problems) -> list[float] | None:
+    """The corners in pixels, within the image; None if nothing is left of the box."""
     limits = (width, height, width, height)
+    corners = [value * limit if image.fractions else value for value, limit in zip(box.corners, limits, strict=True)]
+    if not all(map(math.isfinite, corners)):
+        problems.add_box(NOT_FINITE, image, box, "skipped")
+        return None
     clipped = [float(np.float32(min(max(value, 0.0), limit))) for value, limit in zip(corners, limits, strict=True)]
     if clipped[2] - clipped[0] <= MIN_SIDE or clipped[3] - clipped[1] <= MIN_SIDE:
-        add(DEGENERATE, "skipped")
+        problems.add_box(DEGENERATE, image, box, "skipped")
         return None
     if max(abs(a - b) for a, b in zip(corners, clipped, strict=True)) > CLIP_TOLERANCE:
-        add(OUTSIDE, "clipped")
+        problems.add_box(OUTSIDE, image, box, "clipped")
     return clipped

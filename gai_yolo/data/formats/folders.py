@@ -7,7 +7,6 @@ import os
 import unicodedata
 from pathlib import Path
 
-from gai_yolo.data.formats.problems import Problems
 from gai_yolo.data.formats.reading import Doubt, patiently
 from gai_yolo.errors import DataError, refused_by
 
@@ -146,19 +145,6 @@ def plain_name(name: str) -> str:
 def is_hidden(name: str) -> bool:
     """Whether a name is none of a person's: what systems and tools leave behind (`._1.jpg`, `.ipynb_checkpoints`, `__MACOSX`)."""
     return name.startswith(".") or name == "__MACOSX"
-
-
-def images_under(folder: Path, folders: Folders, problems: Problems) -> list[Path]:
-    """All image files in a folder and below, as `Folders.files_under`. What may be an image and is of a kind that is not read is counted.
-
-    Raises:
-        DataError: a folder cannot be read.
-    """
-    found = folders.files_under(folder)
-    for path in found:
-        if path.suffix.lower() in OTHER_SUFFIXES:
-            problems.add(NOT_READ, str(path), "left out; convert them to jpg or png", path)
-    return [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def is_picture(name: str) -> bool:

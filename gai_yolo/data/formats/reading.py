@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from gai_yolo.errors import Departure, Ending
+from gai_yolo.errors import DataError, Departure, Ending, refused_by
 
 T = TypeVar("T")
 
@@ -137,3 +137,51 @@ def _read(path: Path) -> bytes:
         # A network file system that has lost its server in the middle. Half a JPEG would be decoded, with a grey rest.
         raise OSError(errno.EIO, f"only {len(data)} of {size} bytes could be read", str(path))
     return bytes(data)
+
+
+def expand(path: Path) -> Path:
+    """Replace a leading `~`.
+
+    Raises:
+        DataError: that user has no home folder (containers often run as a user without one).
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise DataError(f"{path}: there is no home folder for `~`; write the path in full.") from None
+
+
+def is_text(value: object) -> bool:
+    """Whether it is a string, not empty, that can be printed and be a file's name (JSON and YAML can spell half characters)."""
+    if not isinstance(value, str) or not value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def read_annotations(path: Path, what: str, doubt: Doubt) -> bytes:
+    """All of a file that says what is in images. Without it the data set is another one (images without boxes, or without a class, which
+    renumbers those behind it), so that it cannot be left out as an image can.
+
+    Raises:
+        DataError: it cannot be read; `what` says in the message what it is.
+    """
+    try:
+        return read_file(path, doubt)
+    except OSError as error:
+        raise refused_by(error, DataError(f"{path}: cannot read the {what} ({error.strerror}); correct data.path or the file.")) from None
+
+
+def read_text(path: Path, what: str, doubt: Doubt) -> str:
+    """A small text file (UTF-8, with or without a byte order mark).
+
+    Raises:
+        DataError: as `read_annotations`, or it is no such text.
+    """
+    try:
+        return read_annotations(path, what, doubt).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: the {what} is not UTF-8 text; save it as UTF-8.") from None

@@ -23,12 +23,10 @@ import re
 from collections.abc import Sequence, Set
 from pathlib import Path
 
-from gai_yolo.data.formats.check import MISSING, NOT_NAMED, SAME_IMAGE, SPLIT_NAMES, RawBox, RawImage, Split, build_index, expand, read_text
+from gai_yolo.data.formats.check import MISSING, NOT_NAMED, SAME_IMAGE, SPLIT_NAMES, Problems, RawBox, RawImage, Split, build_index
 from gai_yolo.data.formats.folders import IMAGE_SUFFIXES, NOT_READ, Folders, plain_name
-from gai_yolo.data.formats.problems import Problems
-from gai_yolo.data.formats.reading import Doubt
-from gai_yolo.data.formats.voc_images import Names, VocImages, is_bare, names_of
-from gai_yolo.data.formats.voc_xml import USUAL_XML, Place, VocFile, find_xml, parse_voc, place_in, relative
+from gai_yolo.data.formats.reading import Doubt, expand, read_text
+from gai_yolo.data.formats.voc_files import USUAL_XML, Names, VocFile, VocImages, find_xml, is_bare, names_of, parse_voc
 from gai_yolo.data.index import Category, Index
 from gai_yolo.errors import DataError
 from gai_yolo.sections import DataConfig, SplitConfig
@@ -40,8 +38,6 @@ BAD_OBJECT = "unreadable object"
 
 _CLASS_COLUMN = re.compile(r"\s+(1|0|-1)$")
 
-Files = dict[Path, tuple[VocFile, Place]]
-"""By the path of the xml."""
 Chosen = list[tuple[Path, VocFile]]
 """Images and their xml."""
 
@@ -53,8 +49,8 @@ def read_voc(root: Path, config: DataConfig, split: Split, folders: Folders) -> 
         DataError: xml files, image folder or list of names are not found, an xml cannot be read, no xml names a class, it cannot be told
             of which image an xml is, or too many images are bad (a broken xml counts as a bad image).
     """
-    files: Files = {path: (parse_voc(path, folders.doubt), place_in(relative(path, root))) for path in find_xml(root, folders)}
-    names = sorted({item.name for file, _ in files.values() for item in file.objects if item.name})
+    files = [parse_voc(path, root, folders.doubt) for path in find_xml(root, folders)]
+    names = sorted({item.name for file in files for item in file.objects if item.name})
     if not names:
         raise DataError(f"{root}: none of {len(files)} VOC xml files names an object (looked for {USUAL_XML}); correct data.path.")
     problems = Problems()
@@ -65,13 +61,16 @@ def read_voc(root: Path, config: DataConfig, split: Split, folders: Folders) -> 
     return build_index(f"{root} (VOC, {split})", categories, images, problems, config.max_bad_fraction, folders)
 
 
-def _choose(root: Path, config: DataConfig, split: Split, files: Files, problems: Problems, folders: Folders) -> Chosen:
+def _choose(root: Path, config: DataConfig, split: Split, files: Sequence[VocFile], problems: Problems, folders: Folders) -> Chosen:
     """The image and xml of each usable image of a split, sorted by image path."""
     place = config.train if split == "train" else config.val
     source = _list_of_names(root, place, split)
-    choose = _choose_by_folder if source is None else _choose_listed
+    if source is None:
+        chosen = _choose_by_folder(root, config, split, files, problems, folders)
+    else:
+        chosen = _choose_listed(source, root, config, split, files, problems, folders)
     usable: dict[Path, VocFile] = {}
-    for path, file in choose(root, config, split, files, problems, folders):
+    for path, file in chosen:
         if file.broken:
             problems.add_bad_image(BROKEN_XML, f"{file.path} (of {path.name})", path)
         elif path in usable:
@@ -106,26 +105,24 @@ def _image_folder(root: Path, place: SplitConfig, split: Split, before: Sequence
     return found
 
 
-def _choose_listed(root: Path, config: DataConfig, split: Split, files: Files, problems: Problems, folders: Folders) -> Chosen:
+def _choose_listed(
+    source: Path, root: Path, config: DataConfig, split: Split, files: Sequence[VocFile], problems: Problems, folders: Folders
+) -> Chosen:
     place = config.train if split == "train" else config.val
     images = VocImages(_image_folder(root, place, split, ("JPEGImages",), ("images", ".")), root, split, folders)
-    ours = [(file, where) for file, where in files.values() if where.split in (None, split)]
-    source = _list_of_names(root, place, split)
-    assert source is not None
+    ours = [file for file in files if file.place.split in (None, split)]
     by_name: dict[str, list[VocFile]] = {}
-    for one, _ in ours:
-        for name in names_of(relative(one.path, root), bare=True):
+    for one in ours:
+        for name in names_of(one.inside, bare=True):
             by_name.setdefault(name, []).append(one)
     names = _listed(source, by_name.keys(), folders.doubt)
     if not is_bare(names):
-        by_name = {
-            name: [one for one in found if name in names_of(relative(one.path, root), bare=False)] for name, found in by_name.items()
-        }
+        by_name = {name: [one for one in found if name in names_of(one.inside, bare=False)] for name, found in by_name.items()}
     image_of = images.of(ours)
     chosen: Chosen = []
     seen: set[Path | str] = set()
     for name in names:
-        file = _named(name, by_name.get(name, []), root, source)
+        file = _named(name, by_name.get(name, []), source)
         key = file.path if file else name
         if key in seen:
             problems.add(SAME_IMAGE, f"{source}: {name}", "counted once")
@@ -137,13 +134,18 @@ def _choose_listed(root: Path, config: DataConfig, split: Split, files: Files, p
             absent = images.folder / (Path(file.file_name).name or f"{name}.jpg")
             problems.add_bad_image(MISSING, str(absent), absent)
         seen.add(key)
-    _count_unused(images, {path for path, _ in chosen}, frozenset(names), _all_names(root, config, folders, split), problems)
+    unused = images.unused({path for path, _ in chosen}, _all_names(root, config, folders, split))
+    for path in sorted({*unused, *images.named(images.others, frozenset(names))}):
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            problems.add(NOT_NAMED, str(path), "not used", path)
+        else:
+            problems.add(NOT_READ, str(path), "left out; convert them to jpg or png", path)
     return chosen
 
 
-def _named(name: str, found: Sequence[VocFile], root: Path, source: Path) -> VocFile | None:
+def _named(name: str, found: Sequence[VocFile], source: Path) -> VocFile | None:
     """The xml that a list calls so."""
-    exactly = [file for file in found if plain_name(str(relative(file.path, root).with_suffix(""))) == name]
+    exactly = [file for file in found if plain_name(str(file.inside.with_suffix(""))) == name]
     if not exactly and len(found) > 1:
         raise DataError(f"{source}: {name} may be {found[0].path} or {found[1].path}; write names with their folders.")
     return next(iter(exactly or found), None)
@@ -160,43 +162,31 @@ def _all_names(root: Path, config: DataConfig, folders: Folders, split: Split) -
     return frozenset(lines) | {_CLASS_COLUMN.sub("", line) for line in lines}
 
 
-def _count_unused(images: VocImages, chosen: Set[Path], ours: Names, named: Names | None, problems: Problems) -> None:
-    """Count pictures that nobody names, or that are of a kind that is not read."""
-    for path in sorted({*images.unused(chosen, named), *images.named(images.others, ours)}):
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            problems.add(NOT_NAMED, str(path), "not used", path)
-        else:
-            problems.add(NOT_READ, str(path), "left out; convert them to jpg or png", path)
-
-
-def _choose_by_folder(root: Path, config: DataConfig, split: Split, files: Files, problems: Problems, folders: Folders) -> Chosen:
+def _choose_by_folder(
+    root: Path, config: DataConfig, split: Split, files: Sequence[VocFile], problems: Problems, folders: Folders
+) -> Chosen:
     place, other = (config.train, config.val) if split == "train" else (config.val, config.train)
     images = VocImages(_image_folder(root, place, split), root, split, folders)
-    image_of = images.of([(file, where) for file, where in files.values() if where.split in (None, split)])
+    image_of = images.of([file for file in files if file.place.split in (None, split)])
     annotated = set(image_of.values())
     if place.images is not None and place.images == other.images:
-        annotated |= set(images.of([(file, where) for file, where in files.values() if where.split not in (None, split)]).values())
+        annotated |= set(images.of([file for file in files if file.place.split not in (None, split)]).values())
     for path in images.all:
         if path not in annotated:
             problems.add(NO_XML, str(path), "left out", path)
     for path in images.others:
         problems.add(NOT_READ, str(path), "left out; convert them to jpg or png", path)
-    _count_orphans(root, config, split, files, image_of.keys(), problems, folders)
-    return [(image_of[path], file) for path, (file, _) in files.items() if path in image_of]
-
-
-def _count_orphans(
-    root: Path, config: DataConfig, split: Split, files: Files, taken: Set[Path], problems: Problems, folders: Folders
-) -> None:
-    """An xml whose image is in neither split's folder cannot say where it belongs, unless its own folder does; it is held against train."""
-    free = [(file, where) for file, where in files.values() if where.split is None]
+    # An xml whose image is in neither split's folder cannot say where it belongs, unless its own folder does; it is held against train.
+    free = [file for file in files if file.place.split is None]
     try:
         others = VocImages(_image_folder(root, config.val, "val"), root, "val", folders).of(free) if split == "train" else None
     except DataError:  # there is no val split; reading that will tell
         others = None
-    for file, where in files.values():
-        if file.path not in taken and (where.split == split or (others is not None and where.split is None and file.path not in others)):
+    for file in files:
+        is_nobodys = others is not None and file.place.split is None and file.path not in others
+        if file.path not in image_of and (file.place.split == split or is_nobodys):
             problems.add_bad_image(MISSING, f"image of {file.path}")
+    return [(image_of[file.path], file) for file in files if file.path in image_of]
 
 
 def _image(number: int, path: Path, file: VocFile, positions: dict[str, int], problems: Problems) -> RawImage:

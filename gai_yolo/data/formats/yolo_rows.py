@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from gai_yolo.data.formats.check import UNKNOWN_CLASS, RawBox, RawImage
-from gai_yolo.data.formats.problems import Problems
+from gai_yolo.data.formats.check import UNKNOWN_CLASS, Problems, RawBox, RawImage
 from gai_yolo.errors import DataError
 
 UNPARSABLE_ROW = "unparsable label row"

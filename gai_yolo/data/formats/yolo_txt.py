@@ -22,20 +22,9 @@ from typing import Any
 
 import yaml
 
-from gai_yolo.data.formats.check import (
-    SAME_IMAGE,
-    SPLIT_NAMES,
-    RawImage,
-    Split,
-    build_index,
-    expand,
-    is_text,
-    read_annotations,
-    read_text,
-)
-from gai_yolo.data.formats.folders import Folders, images_under, is_hidden
-from gai_yolo.data.formats.problems import Problems
-from gai_yolo.data.formats.reading import Doubt, read_file
+from gai_yolo.data.formats.check import SAME_IMAGE, SPLIT_NAMES, Problems, RawImage, Split, build_index
+from gai_yolo.data.formats.folders import IMAGE_SUFFIXES, NOT_READ, OTHER_SUFFIXES, Folders, is_hidden
+from gai_yolo.data.formats.reading import Doubt, expand, is_text, read_annotations, read_file, read_text
 from gai_yolo.data.formats.yolo_rows import Rows, append_row
 from gai_yolo.data.index import Category, Index
 from gai_yolo.errors import DataError
@@ -66,7 +55,11 @@ def read_yolo(source: Path, config: DataConfig, split: Split, folders: Folders) 
     given = str(root / expand(place.images)) if place.images is not None else content.get(split)
     problems = Problems()
     places = _places(given, root, split, source)
-    paths = _image_paths(places, f"{split} in {source}", folders, problems)
+    found = Counter(path for place in places for path in _images_of(place, folders, problems))
+    for path, count in found.items():
+        for _ in range(count - 1):
+            problems.add(SAME_IMAGE, f"{path} ({split} in {source})", "counted once")
+    paths = sorted(found)
     rows = Rows(len(categories), _keypoints(content, source))
     images = [_image(number, path, rows, folders, problems) for number, path in enumerate(paths, start=1)]
     rows.check(source)
@@ -182,14 +175,6 @@ def _places(given: Any, root: Path, split: Split, source: Path) -> list[Path]:
     return [_locate(entry, root, split, source) for entry in entries]
 
 
-def _image_paths(places: Sequence[Path], where: str, folders: Folders, problems: Problems) -> list[Path]:
-    paths = Counter(path for place in places for path in _images_of(place, folders, problems))
-    for path, count in paths.items():
-        for _ in range(count - 1):
-            problems.add(SAME_IMAGE, f"{path} ({where})", "counted once")
-    return sorted(paths)
-
-
 def _locate(entry: str, root: Path, split: Split, source: Path) -> Path:
     path = root / expand(Path(entry))
     # Roboflow writes `../train/images` for folders that lie beside the yaml.
@@ -202,7 +187,11 @@ def _locate(entry: str, root: Path, split: Split, source: Path) -> Path:
 
 def _images_of(path: Path, folders: Folders, problems: Problems) -> list[Path]:
     if path.is_dir():
-        return images_under(path, folders, problems)
+        found = folders.files_under(path)
+        for other in found:
+            if other.suffix.lower() in OTHER_SUFFIXES:
+                problems.add(NOT_READ, str(other), "left out; convert them to jpg or png", other)
+        return [image for image in found if image.suffix.lower() in IMAGE_SUFFIXES]
     # The list is the user's own file: absolute paths in it are usual, so it may point anywhere.
     folders.look_into(path.parent)
     lines = (line.strip() for line in read_text(path, "list of images", folders.doubt).replace("\0", "").splitlines())
