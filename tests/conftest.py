@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -67,6 +68,16 @@ def writers_are_forked() -> Iterator[None]:
         if forks is not None:
             patch.setattr(writer_start, "fork_writer", forks.fork_writer)
         yield
+
+
+@pytest.fixture(autouse=True)
+def environment_stays() -> Iterator[None]:
+    """A job that is run in this process sets variables, and the next test's jobs would not be forked from one that has them not."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture

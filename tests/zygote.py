@@ -41,6 +41,8 @@ AFTER_START = (
     "TROUBLE_STEP",
     "TROUBLE_RANK",
     "SLOW_SECONDS",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "TORCHINDUCTOR_CACHE_DIR",
 )
 """Variables that may differ: nobody looks at them while anything is imported, or `follow_python_path` makes up for it."""
 LATER = ("torchvision.ops", "torch.utils.tensorboard", "pycocotools.cocoeval")

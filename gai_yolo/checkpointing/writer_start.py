@@ -88,7 +88,7 @@ def be_writer(line: socket.socket, main: Callable[[], None]) -> NoReturn:
         os.dup2(line.detach(), 0)
         os.dup2(nowhere, 1)
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-        sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # they may have been elsewhere
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))  # they may have been elsewhere
         gc.freeze()  # a collection would write to pages that it shares with the training process
         main()
         code = 0
