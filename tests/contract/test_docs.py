@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from gai_yolo.config_reference import configuration_reference
+from tests.config_reference import configuration_reference
 from tests.harness import REPOSITORY
 
 

@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from the configuration's own definition: `python -m gai_yolo.config_reference`."""
+"""Writes docs/configuration.md from the configuration's own definition: `python -m tests.config_reference`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gai_yolo.sections import FIXED, LOCAL
 
 HEADER = """# Configuration
 
-Made by `uv run python -m gai_yolo.config_reference > docs/configuration.md`; a test compares the two.
+Made by `uv run python -m tests.config_reference > docs/configuration.md`; a test compares the two.
 
 Every key can be set in the YAML file or with `--set key.path=value ...`. Keys marked with * define the run: a run that has
 checkpoints is not continued with another value. A change of any other key is told and accepted.
