@@ -18,8 +18,8 @@ from gai_yolo.processes import children_of, name_of
 from tests.zygote import TORCHRUN, Forked, zygote
 
 REPOSITORY = Path(__file__).parents[1]
-NUM_IMAGES, NUM_VALIDATION_IMAGES = 400, 13
-"""Of the data set that jobs train on: `shapes`, but most of what is evaluated."""
+NUM_IMAGES, NUM_VALIDATION_IMAGES = 211, 13
+"""Of the data set that jobs train on: `shapes`, but half of it, and little to evaluate."""
 PATIENCE = 240.0
 """Seconds to wait for a process on a busy machine before a test fails."""
 

@@ -58,19 +58,21 @@ class SpareWriter:
 def fork_writer(main: Callable[[], None]) -> Started | None:
     """A fork that is a writer, if there can be one."""
     own, other = socket.socketpair()
-    signal.pthread_sigmask(signal.SIG_BLOCK, NOT_FOR_IT)  # until the fork ignores them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, NOT_FOR_IT)  # until the fork ignores them
     try:
         process = ForkedChild(os.fork(), [])
         if process.pid == 0:
             be_writer(other, main)
     except OSError:
+        own.close()
         return None
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, NOT_FOR_IT)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         other.close()
     if not has_one_thread():  # another may have held a lock, which nobody lets go in the fork; OpenBLAS ends its own at a fork
         process.kill()
         process.wait()
+        own.close()
         return None
     return process, own
 

@@ -35,7 +35,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize("storage", ["shared", "local"])
+@pytest.mark.parametrize("storage", ["shared", pytest.param("local", marks=pytest.mark.exhaustive)])
 def test_the_node_of_rank_0_and_the_rendezvous_is_lost_and_comes_back(
     storage: str, undisturbed: Path, tmp_path: Path, cache: Path, figure: Callable[[str], None]
 ) -> None:

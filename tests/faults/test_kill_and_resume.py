@@ -20,7 +20,7 @@ CONFIG = ["--config", "configs/config_test_resume.yaml"]
 def _arguments(folder: Path, cache: Path) -> list[str]:
     # Without snapshots: what is tested here are the first guide's checkpoints after whole epochs.
     never = ("snapshots.interval_seconds=null", "elastic.memory_interval_steps=null")
-    values = (f"training.max_batches_per_epoch={STEPS}", "data.workers=1", "evaluation.interval=1", *never)
+    values = (f"training.max_batches_per_epoch={STEPS}", "training.batch_size=8", "data.workers=1", "evaluation.interval=1", *never)
     return [*CONFIG, *small(folder, cache, *values)]
 
 

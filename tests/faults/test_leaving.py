@@ -113,7 +113,7 @@ def test_a_session_that_drops_costs_no_step(tmp_path: Path, cache: Path) -> None
     """Loss: everything since the last snapshot, and the writer and the loaders with it, because a laptop was closed; or, as nothing can be
     said on a terminal that is gone, the state that was about to be saved."""
     never = ("snapshots.interval_seconds=null", "elastic.memory_interval_steps=null", "training.max_batches_per_epoch=25")
-    arguments = [*CONFIG, *small(tmp_path, cache, *never, "data.workers=1")]
+    arguments = [*CONFIG, *small(tmp_path, cache, *never, "training.batch_size=8", "data.workers=1")]
     master, slave = os.openpty()
     job = subprocess.Popen(
         [sys.executable, "elastic_train.py", *arguments],
