@@ -12,7 +12,8 @@ from tests.harness import Running, run, small
 from tests.runs import metrics, state_digest
 
 CONFIG = ["--config", "configs/config_test_resume.yaml"]
-SETTINGS = ("training.max_batches_per_epoch=12", "snapshots.interval_steps=1", "snapshots.keep=50")
+SETTINGS = ("training.max_batches_per_epoch=12", "training.batch_size=12")
+EACH_STEP = ("snapshots.interval_steps=1", "snapshots.keep=50")
 
 
 def saved_steps(run_folder: Path) -> list[int]:
@@ -36,7 +37,7 @@ def test_a_flipped_bit_is_named_and_nothing_is_saved_after_it(
     """Loss: a broken GPU's weights, saved over the good ones; found weeks later, or never."""
     interval = {"interval": "elastic.check_interval=8", "before saving": "elastic.check_interval=1000"}[check]
     saving = {"interval": ["snapshots.interval_steps=9"], "before saving": []}[check]
-    arguments = [*CONFIG, *small(tmp_path, cache, *SETTINGS, interval, *saving)]
+    arguments = [*CONFIG, *small(tmp_path, cache, *SETTINGS, *EACH_STEP, interval, *saving)]
     job = Running("tests/distributed/trouble.py", arguments, 3, {"TROUBLE": "flip", "TROUBLE_RANK": "1", "TROUBLE_STEP": str(flipped)})
     assert job.wait() != 0
     assert job.output.count("trouble: flip") == 1
@@ -84,7 +85,7 @@ def test_a_gradient_that_is_no_number_on_one_rank_is_passed_over_by_all(tmp_path
 def test_a_run_that_stays_bad_goes_back_twice_and_stops_with_one_line(tmp_path: Path, cache: Path) -> None:
     """Loss: a run that passes over every step and calls itself trained; or that ends without a word, because its first rank was killed
     before it spoke."""
-    arguments = [*CONFIG, *small(tmp_path, cache, *IDLE, "training.max_bad_steps=2", "snapshots.interval_steps=1", "snapshots.keep=50")]
+    arguments = [*CONFIG, *small(tmp_path, cache, *IDLE, *EACH_STEP, "training.max_bad_steps=2")]
     job = Running("tests/distributed/trouble.py", arguments, 3, {"TROUBLE": "nans", "TROUBLE_RANK": "1", "TROUBLE_STEP": "6"})
     assert job.wait() != 0
     assert job.output.count("going back to the last good state") == 2, job.output

@@ -96,8 +96,9 @@ def test_whatever_happens_the_job_finishes_by_itself_with_the_same_result(
 FEW = (faults_of_nodes.stopped, faults_of_nodes.cut_off, faults_of_storage.stale, faults_of_storage.lock_held)
 
 
+@pytest.mark.exhaustive
 def test_what_only_a_cluster_suffers_leaves_no_trace(tmp_path: Path, cache: Path, figure: Callable[[str], None]) -> None:
-    """Loss: as below. These are the kinds of faults of which no other quick test has one like them: those of single processes, notices,
+    """Loss: as above, and whichever storage the schedules have drawn for them, on a shared one. These are the kinds of faults of which no other quick test has one like them: those of single processes, notices,
     full disks, slow ranks and other configurations have tests of their own."""
     figure(check_schedule(0, "shared", tmp_path, cache, FEW))
 
