@@ -98,7 +98,7 @@ FEW = (faults_of_nodes.stopped, faults_of_nodes.cut_off, faults_of_storage.stale
 
 @pytest.mark.exhaustive
 def test_what_only_a_cluster_suffers_leaves_no_trace(tmp_path: Path, cache: Path, figure: Callable[[str], None]) -> None:
-    """Loss: as above, on a shared storage, whichever the schedules have drawn for them. These are the kinds of faults of which no quick test
+    """Loss: as above, on a shared storage, whatever the schedules drew for them. These are the kinds of faults of which no quick test
     has one like them: those of single processes, notices, full disks, slow ranks and other configurations have tests of their own."""
     figure(check_schedule(0, "shared", tmp_path, cache, FEW))
 
