@@ -38,7 +38,7 @@ def small(folder: Path, cache: Path, *more: str) -> list[str]:
         "data.image_size=64",
         "data.workers=0",
         "training.epochs=2",
-        "training.batch_size=16",
+        "training.batch_size=12",
         "training.micro_batch_size=4",
         "training.max_batches_per_epoch=2",
         "training.checkpoint_interval=1",

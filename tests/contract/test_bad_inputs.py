@@ -119,7 +119,7 @@ def test_wrong_configuration_is_refused(case: str, tmp_path: Path, capsys: pytes
 
 OVERRIDES = {
     "image size": ("data.image_size=100", "data.image_size: input should be a multiple of 32, got 100"),
-    "micro batch": ("training.micro_batch_size=99", "micro_batch_size must lie between 1 and batch_size (16)"),
+    "micro batch": ("training.micro_batch_size=99", "micro_batch_size must lie between 1 and batch_size (12)"),
     "no value": ("training.epochs", "write it as key.path=value"),
     "fp16 on a CPU": ("training.amp=fp16", "training.amp: fp16 needs a GPU"),
     "no such user": ("experiment.folder=~nosuchuser/x", "there is no home folder"),

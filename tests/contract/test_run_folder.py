@@ -73,7 +73,7 @@ def test_finished_run_says_so_and_goes_on_when_epochs_are_raised(start: Start) -
     [
         ("model.size=s", "model.size is 's', was 'debug'"),
         ("data.image_size=96", "data.image_size is 96, was 64"),
-        ("training.batch_size=8", "training.batch_size is 8, was 16"),
+        ("training.batch_size=8", "training.batch_size is 8, was 12"),
         ("experiment.seed=1", "experiment.seed is 1, was 0"),
     ],
 )

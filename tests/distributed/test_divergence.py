@@ -12,7 +12,7 @@ from tests.harness import Running, run, small
 from tests.runs import metrics, state_digest
 
 CONFIG = ["--config", "configs/config_test_resume.yaml"]
-SETTINGS = ("training.max_batches_per_epoch=12", "training.batch_size=12")
+SETTINGS = ("training.max_batches_per_epoch=12",)
 EACH_STEP = ("snapshots.interval_steps=1", "snapshots.keep=50")
 
 

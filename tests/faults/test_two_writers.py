@@ -192,6 +192,7 @@ def _arguments(folder: Path, cache: Path, *more: str) -> list[str]:
         folder,
         cache,
         "training.max_batches_per_epoch=5",
+        "training.batch_size=4",
         "snapshots.interval_steps=1",
         "snapshots.keep=1",
         "evaluation.interval=1000",
