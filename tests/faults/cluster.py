@@ -213,8 +213,10 @@ class Cluster:
             node.signal_all(signal.SIGCONT)
             node.kill()
         if self.namespaces:
-            for node in self.nodes:
+            for place, node in enumerate(self.nodes):
                 assert node.namespace is not None
+                with contextlib.suppress(subprocess.CalledProcessError):
+                    _ip("link", "del", f"{self._bridge}v{place}")  # goes with its namespace, but later than the next cluster wants its name
                 with contextlib.suppress(subprocess.CalledProcessError):
                     _ip("netns", "del", node.namespace)
                 shutil.rmtree(Path("/etc/netns") / node.namespace, ignore_errors=True)
