@@ -42,7 +42,7 @@ def test_run_leaves_what_the_guide_says(start: Start) -> None:
     assert {path.name for path in checkpoints.iterdir()} == files
     content = torch.load(checkpoints / "epoch_002.pt", weights_only=True)
     assert content.keys() >= {"model_state_dict", "optimizer_state_dict", "epoch", "train_loss", "val_loss", "ema_state_dict"}
-    assert (content["epoch"], content["step"], content["samples"]) == (2, 4, 64)
+    assert (content["epoch"], content["step"], content["samples"]) == (2, 4, 48)
     rows = metrics(start.run_folder)
     assert [row["epoch"] for row in rows] == [1, 2]
     assert rows[1]["train_loss"] == content["train_loss"] and rows[1]["val_loss"] == content["val_loss"]
