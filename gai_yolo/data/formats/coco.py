@@ -97,12 +97,11 @@ def _load(source: Path, doubt: Doubt) -> dict[str, Any]:
     return content
 
 
-def _records(content: dict[str, Any], key: str, name: str, source: Path) -> list[dict[str, Any]]:
-    records: list[dict[str, Any]] = content[key]
-    for position, record in enumerate(records):
+def _records(content: dict[str, Any], key: str, name: str, source: Path) -> Iterator[dict[str, Any]]:
+    for position, record in enumerate(content[key]):
         if not isinstance(record, dict) or not _is_id(record.get("id")) or not is_text(record.get(name)):
             raise DataError(f"{source}: {key}[{position}] needs a whole number `id` and a text `{name}`; correct the record.")
-    return records
+        yield record
 
 
 def _categories(content: dict[str, Any], source: Path) -> tuple[Category, ...]:
