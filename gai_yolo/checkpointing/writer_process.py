@@ -86,11 +86,13 @@ class WriterProcess:
 
     def __init__(self, run: Path, fence: Fence, policy: Policy, spare: SpareWriter | None = None) -> None:
         self._run, begin = run, (run.absolute(), fence, policy)
-        forked = spare.take() if spare is not None else None
-        with contextlib.suppress(OSError):  # somebody has killed it
-            if forked is not None:
+        if (forked := spare.take() if spare is not None else None) is not None:
+            try:
                 self._open(forked, begin)
                 return
+            except OSError:  # somebody has killed it, or there was no descriptor for it
+                self._socket.close()
+                self.kill()
         self._open(start_writer(), begin)
 
     def _open(self, started: Started, begin: object) -> None:

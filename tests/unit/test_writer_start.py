@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -110,20 +111,30 @@ def test_it_serves_as_one_that_imports_everything(tmp_path: Path, monkeypatch: p
     assert all(file.startswith("socket:") for file in files[3:]), files
 
 
-def test_one_that_was_killed_is_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loss: the kernel takes the one process that nobody misses yet, and the job ends or writes nothing."""
+@pytest.mark.parametrize("what", ["killed", "no descriptor"])
+def test_one_that_cannot_be_had_is_no_loss(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss: the kernel takes the one process that nobody misses yet, and the job ends or writes nothing; or a process without work for each
+    start that was short of descriptors."""
 
-    def body() -> str:
-        spare = SpareWriter(writer_process.main)
+    def body() -> tuple[str, int, int]:
+        spare, dup = SpareWriter(writer_process.main), os.dup
         (pid,) = children_of(os.getpid())
-        os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: is_gone(pid))
-        process = WriterProcess(tmp_path, fence_of(tmp_path), Policy(), spare)
-        answer = process.answer(PATIENCE)
-        process.close(PATIENCE)
-        return type(answer).__name__
+        if what == "killed":
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: is_gone(pid))
+        else:
 
-    assert in_one_thread(body, monkeypatch) == "BestRenewed"
+            def refuse(_: int) -> int:
+                os.dup = dup
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+            os.dup = refuse
+        process = WriterProcess(tmp_path, fence_of(tmp_path), Policy(), spare)
+        answer, children = process.answer(PATIENCE), children_of(os.getpid())
+        process.close(PATIENCE)
+        return type(answer).__name__, len(children - {pid}), len(children)
+
+    assert in_one_thread(body, monkeypatch) == ("BestRenewed", 1, 1)
 
 
 def test_nobody_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
