@@ -15,7 +15,7 @@ import pickle
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,8 +24,7 @@ TENSOR_ALIGNMENT = 64
 """Bytes; of every tensor's begin in a buffer."""
 
 
-@dataclass(frozen=True)
-class TensorPlace:
+class TensorPlace(NamedTuple):
     """Where in a buffer a tensor lies."""
 
     offset: int
@@ -71,7 +70,9 @@ class StateBuffer:
         self.content = Content(0, 0)
         self.ready: Callable[[], bool] = _always
         """Whether the copies that were begun are done."""
-        self._views: dict[TensorPlace, Tensor] = {}
+        self._places: list[TensorPlace] = []
+        self._views: list[Tensor] = []
+        """Of the last state, whose tensors lay in these places. Most states have theirs in the same ones."""
         self.descriptor = -1
         self._allocate(capacity)
 
@@ -83,12 +84,11 @@ class StateBuffer:
         self.content = Content(pickler.used, len(skeleton))
         if self.content.size > len(self._map):
             self._allocate(self.content.size)
-        for place in pickler.places:
-            if place not in self._views:
-                self._views[place] = place.view(self._map)
-        targets = [self._views[place] for place in pickler.places]
-        if targets:
-            torch._foreach_copy_(targets, pickler.tensors, non_blocking=self.pinned)
+        if pickler.places != self._places:
+            self._places, self._views = pickler.places, [place.view(self._map) for place in pickler.places]
+        if self._views:
+            with torch.no_grad():
+                torch._foreach_copy_(self._views, pickler.tensors, non_blocking=self.pinned)
         self.ready = _recorded_event() if self.pinned else _always
         self._map[self.content.tensors : self.content.size] = skeleton
 
@@ -102,7 +102,7 @@ class StateBuffer:
             self.descriptor = -1
 
     def _allocate(self, capacity: int) -> None:
-        self._views.clear()
+        self._places, self._views = [], []
         self.close()
         size = max(capacity, mmap.PAGESIZE)
         self.descriptor = _anonymous_file(size)
@@ -128,17 +128,24 @@ class _Pickler(pickle.Pickler):
         self.tensors: list[Tensor] = []
         self.used = 0
 
-    def persistent_id(self, item: Any) -> TensorPlace | None:
+    def reducer_override(self, item: Any) -> Any:
+        # Asked for what is not of Python's plain types; `persistent_id` would be for each number, and a state has twenty a tensor.
         if not isinstance(item, Tensor):
-            return None
-        # The same order in memory (channels_last) wherever the tensor is one run of bytes, so that the copy is one too.
-        stride = torch.empty_like(item, device="meta").stride()
-        place = TensorPlace(self.used, item.dtype, tuple(item.shape), tuple(stride))
+            return NotImplemented
+        stride = item.stride()
+        if not item.is_contiguous():
+            # The same order in memory (channels_last) wherever the tensor is one run of bytes, so that the copy is one too.
+            stride = torch.empty_like(item, device="meta").stride()
+        place = TensorPlace(self.used, item.dtype, tuple(item.shape), stride)
         self.places.append(place)
-        self.tensors.append(item.detach())
-        size = item.numel() * item.element_size()
-        self.used += -(-size // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT
-        return place
+        self.tensors.append(item)
+        self.used += -(-item.nbytes // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT
+        return _tensor_at, tuple(place)
+
+
+def _tensor_at(*place: Any) -> Tensor:
+    """Stands for the tensor in a pickle."""
+    raise NotImplementedError  # `_Unpickler` has its own
 
 
 class _Unpickler(pickle.Unpickler):
@@ -146,9 +153,10 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(stream)
         self._memory = memory
 
-    def persistent_load(self, place: Any) -> Tensor:
-        assert isinstance(place, TensorPlace)
-        return place.view(self._memory)
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == (_tensor_at.__module__, _tensor_at.__name__):
+            return lambda *place: TensorPlace(*place).view(self._memory)
+        return super().find_class(module, name)
 
 
 def _anonymous_file(size: int) -> int:
