@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import IO, Any
 
 from gai_yolo.launcher.fork_server import FORKED_NAME
 from gai_yolo.processes import children_of, name_of
@@ -74,8 +75,12 @@ def run(script: str, arguments: Sequence[str], processes: int = 1, plain: bool =
     Args:
         plain: not by the zygote.
     """
-    words = command(script, arguments, processes)
-    job = start(words, environment(), apart=True, plain=plain)
+    return finished(command(script, arguments, processes), environment(), plain=plain)
+
+
+def finished(words: Sequence[str], wanted: Mapping[str, str], apart: bool = True, plain: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run a command to the end; see `start`."""
+    job = start(words, wanted, apart, plain)
     with ThreadPoolExecutor() as readers:
         said = [readers.submit(stream.read) for stream in (job.stdout, job.stderr) if stream is not None]
         try:
@@ -83,21 +88,30 @@ def run(script: str, arguments: Sequence[str], processes: int = 1, plain: bool =
         except subprocess.TimeoutExpired:
             job.kill()
             raise
-    return subprocess.CompletedProcess(words, code, *(one.result() for one in said))
+    return subprocess.CompletedProcess(list(words), code, *(one.result() for one in said))
 
 
-def start(words: Sequence[str], wanted: Mapping[str, str], apart: bool, plain: bool) -> subprocess.Popen[str] | Forked:
+def start(
+    words: Sequence[str],
+    wanted: Mapping[str, str],
+    apart: bool = False,
+    plain: bool = False,
+    folder: Path = REPOSITORY,
+    output: IO[Any] | None = None,
+) -> subprocess.Popen[str] | Forked:
     """Start a job in a session of its own, forked where that makes no difference.
 
     Args:
         apart: errors have a stream of their own.
+        folder: where it runs.
+        output: where all is written that it says; None: to streams.
     """
     forks = None if plain else zygote()
     if forks is not None and forks.can_start(wanted):
-        return forks.start(words, wanted, apart)
+        return forks.start(words, wanted, apart, folder, output)
     errors = subprocess.PIPE if apart else subprocess.STDOUT
     return subprocess.Popen(
-        words, cwd=REPOSITORY, env=dict(wanted), stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
+        words, cwd=folder, env=dict(wanted), stdout=output or subprocess.PIPE, stderr=errors, text=True, start_new_session=True
     )
 
 

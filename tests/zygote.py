@@ -2,7 +2,7 @@
 
 A job is a process of its own as ever, with its own session, environment and output. What it shares with the others is the seed of
 Python's hashes, so some tests start their jobs in the plain way (`harness.plain`). `python -m tests.zygote SOCKET` is the process that
-forks; torchrun's agents fork their workers through the product's own fork server.
+forks; a launcher forks its agents, and agents their workers through the product's own fork server.
 """
 
 from __future__ import annotations
@@ -17,16 +17,22 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from gai_yolo.checkpointing import writer_process
 from gai_yolo.checkpointing.writer_start import Started, be_writer
-from gai_yolo.launcher.fork_server import ForkServer, Script, be_server, fork_workers, preload
-from gai_yolo.processes import die_with_parent
+from gai_yolo.launcher import fork_server
+from gai_yolo.launcher.fork_server import OF_WORKER, ForkServer, Script, be_server, fork_workers, preload
+from gai_yolo.launcher.processes import Child
+from gai_yolo.log import PACKAGE
+from gai_yolo.processes import ForkedChild, die_with_parent
 from gai_yolo.supervision import outcome
 
 REPOSITORY = Path(__file__).parents[1]
@@ -37,17 +43,22 @@ AFTER_START = (
     "GAI_YOLO_FAULTS",
     "GAI_YOLO_STRACE",
     "GAI_YOLO_ENDING",
+    "NODE",
+    "OTHER",
+    "OTHER_RANK",
+    "TMPDIR",
     "TROUBLE",
     "TROUBLE_STEP",
     "TROUBLE_RANK",
+    "TROUBLE_DEATHS",
     "SLOW_SECONDS",
     "CUBLAS_WORKSPACE_CONFIG",
     "TORCHINDUCTOR_CACHE_DIR",
 )
 """Variables that may differ: nobody looks at them while anything is imported, or `follow_python_path` makes up for it."""
-LATER = ("torchvision.ops", "torch.utils.tensorboard", "pycocotools.cocoeval")
-"""What a job imports only when it evaluates and reports."""
-TORCHRUN = ["-m", "torch.distributed.run"]
+LATER = ("torchvision.ops", "torch.utils.tensorboard", "pycocotools.cocoeval", "gai_yolo.launcher.torchrun")
+"""What a job imports only when it evaluates and reports, and agents."""
+TORCHRUN, LAUNCH = ["-m", "torch.distributed.run"], ["-m", "gai_yolo.cli", "launch"]
 
 
 class Forked:
@@ -81,8 +92,16 @@ class Forked:
 
     def kill(self) -> None:
         """Send SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send one, if it still runs."""
         if self.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)
+            os.kill(self.pid, number)
 
 
 class Zygote:
@@ -101,16 +120,21 @@ class Zygote:
     def can_start(self, environment: Mapping[str, str]) -> bool:
         """Whether a job's imports would be the same."""
         names = self.environment.keys() | environment.keys()
-        return all(self.environment.get(name) == environment.get(name) for name in names - set(AFTER_START))
+        differing = {name for name in names - set(AFTER_START) if self.environment.get(name) != environment.get(name)}
+        return all(map(OF_WORKER.fullmatch, differing))
 
-    def start(self, command: Sequence[str], environment: Mapping[str, str], apart: bool) -> Forked:
-        """Start `python ...`.
+    def start(self, command: Sequence[str], environment: Mapping[str, str], apart: bool, folder: Path, output: IO[Any] | None) -> Forked:
+        """Start `python ...` in a folder.
 
         Args:
             apart: errors have a stream of their own.
+            output: where all is written that it says; None: to streams.
         """
+        wanted = {"words": command[1:], "environment": dict(environment), "folder": str(folder)}
+        if output is not None:
+            return Forked(self._ask(wanted, [output.fileno()] * 2))
         streams = [os.pipe() for _ in range(2 if apart else 1)]
-        control = self._ask({"words": command[1:], "environment": dict(environment)}, [streams[0][1], streams[-1][1]])
+        control = self._ask(wanted, [streams[0][1], streams[-1][1]])
         for _, writing in streams:
             os.close(writing)
         stdout, *rest = [os.fdopen(reading, "r", errors="replace") for reading, _ in streams]
@@ -141,13 +165,75 @@ def zygote() -> Zygote | None:
 
 def twin(requests: Connection, command: Sequence[str]) -> Pid:
     """A fork server that is itself a fork of the agent, made before the agent has threads."""
-    agent = os.getpid()
+    agent, script = os.getpid(), Script(command[2:])
     pid = os.fork()
     if pid == 0:
-        script = Script(command[2:])
-        be_server(requests, agent, script, lambda: be_child_of(agent, script))
-        sys.exit()
+        end_as_python(lambda: be_server(requests, agent, script, lambda: be_child_of(agent, script)))
     return Pid(pid)
+
+
+class Twins(ForkServer):
+    """A fork server whose process is a fork of the agent."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        super().__init__(command, twin)
+
+
+class ForkedAgent(ForkedChild):
+    """An agent that is a fork of its launcher; stands for `launcher.processes.Child`."""
+
+    end: Any = Child.end
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # until it has no handlers of the launcher's
+        super().__init__(os.fork(), command)
+        if self.pid == 0:
+            end_as_python(lambda: be_agent(command, environment, before))
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self.started = time.monotonic()
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGTERM)
+
+
+def be_agent(command: Sequence[str], environment: Mapping[str, str], mask: set[int | signal.Signals]) -> None:
+    """Be what `Child` would have started, in a fork of the launcher: nothing of the launcher's is to be here but its memory."""
+    os.setsid()
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    gc.freeze()  # what is collected might close a descriptor that is another one by then
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    os.environ.clear()
+    os.environ.update(environment)
+    tempfile.tempdir = None
+    PACKAGE.handlers.clear()
+    vars(fork_server)["ForkServer"] = Twins
+    Script(command[1:]).run()
+
+
+def end_as_python(main: Callable[[], None]) -> NoReturn:
+    """Do this, and end as Python does after it, but without what the process that this is a fork of would have done at its end."""
+    code = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def be_child_of(agent: int, script: Script) -> None:
@@ -181,8 +267,12 @@ def follow_python_path() -> None:
 
 
 def run_job(words: list[str]) -> None:
-    """Be `python WORDS`; with torchrun, an agent whose workers come from a fork of this process."""
+    """Be `python WORDS`; with a launcher, one whose agents are forks of this process, and with torchrun, an agent whose workers are."""
     os.setsid()
+    if words[:3] == LAUNCH:
+        from gai_yolo.launcher import supervisor
+
+        vars(supervisor)["Child"] = ForkedAgent
     if words[:2] == TORCHRUN:
         at = next(place for place, word in enumerate(words[2:], 2) if not word.startswith("--"))
         fork_workers(ForkServer([sys.executable, "-u", *words[at:]], twin))
@@ -235,9 +325,11 @@ def main() -> None:
         os.close(descriptor)
     os.environ.clear()
     os.environ.update(wanted["environment"])
+    tempfile.tempdir = None  # the variable may name another one
     if not wanted["words"]:
         be_writer(socket.socket(fileno=descriptors[3]), writer_process.main)
     gc.unfreeze()
+    os.chdir(wanted["folder"])
     run_job(wanted["words"])
 
 

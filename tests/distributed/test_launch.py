@@ -10,11 +10,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gai_yolo.processes import children_of
 from tests.harness import environment
+from tests.harness import start as start_process
 
 WORKER = """
 import ctypes, json, os, signal, sys, time
@@ -72,16 +74,16 @@ PATIENCE = 90.0
 class Node:
     """A launcher in the background, its agent and its workers."""
 
-    def __init__(self, folder: Path, name: str, *options: str, script: tuple[str, ...] = ("worker.py",)) -> None:
+    def __init__(self, folder: Path, name: str, *options: str, script: tuple[str, ...] = ("worker.py",), plain: bool = False) -> None:
         self.folder, self.name = folder, name
         self._output = folder / f"{name}.out"
         with self._output.open("ab") as output:
-            self.launcher = subprocess.Popen(
+            self.launcher = start_process(
                 [sys.executable, "-m", "gai_yolo.cli", "launch", *options, "--", *script],
-                cwd=folder,
-                env={**environment(), "NODE": name, "TORCH_CPP_LOG_LEVEL": "ERROR", "TMPDIR": str(folder)},
-                stdout=output,
-                stderr=output,
+                {**environment(), "NODE": name, "TMPDIR": str(folder)},
+                plain=plain,
+                folder=folder,
+                output=output,
             )
 
     @property
@@ -146,7 +148,7 @@ def start(tmp_path: Path) -> Iterator[StartNode]:
     (tmp_path / "worker.py").write_text(WORKER)
     nodes: list[Node] = []
 
-    def start(name: str, *options: str, **more: tuple[str, ...]) -> Node:
+    def start(name: str, *options: str, **more: Any) -> Node:
         nodes.append(Node(tmp_path, name, *options, **more))
         return nodes[-1]
 
@@ -187,7 +189,7 @@ def free_port() -> int:
 @pytest.mark.timeout(300)
 def test_killed_worker_and_killed_agent_are_started_again_in_the_same_run(start: StartNode, tmp_path: Path) -> None:
     """A job that waits for a person after the kernel has killed one of its processes, or that takes a restart for a new `--fresh`."""
-    node = start("a", "--processes-per-node", "2")
+    node = start("a", "--processes-per-node", "2", plain=True)
     node.until_started(2)
     goes_on(node)
     os.kill(node.workers()[1], signal.SIGKILL)

@@ -21,7 +21,8 @@ from tests.zygote import run_job
 
 PATIENCE = 10.0
 """Seconds that processes may be there after the job's first one has ended."""
-TICK = 0.02
+TICK = 0.1
+"""Seconds between two looks at all processes of the machine."""
 
 
 @dataclass

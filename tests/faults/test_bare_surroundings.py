@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.cluster import has_namespaces
-from tests.harness import PATIENCE, REPOSITORY, environment, small
+from tests.harness import PATIENCE, REPOSITORY, environment, finished, small, start
 
 pytestmark = pytest.mark.timeout(300)
 LENGTH = ("training.epochs=1", "training.batch_size=2", "training.micro_batch_size=1", "training.max_batches_per_epoch=2")
@@ -43,11 +42,8 @@ def run(command: Sequence[str], before: str = "", **variables: str | None) -> tu
         variables: of the environment; None: not set.
     """
     wanted = {name: value for name, value in {**environment(), **variables}.items() if value is not None}
-    line = f"{before} {shlex.join(command)}"
-    words = ["unshare", "--mount", "sh", "-ec", line] if before else list(command)
-    done = subprocess.run(
-        words, cwd=REPOSITORY, env=wanted, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=PATIENCE, check=False
-    )
+    words = ["unshare", "--mount", "sh", "-ec", f"{before} {shlex.join(command)}"] if before else list(command)
+    done = finished(words, wanted, apart=False, plain=words[0] != sys.executable)
     return done.returncode, done.stdout
 
 
@@ -131,7 +127,8 @@ def test_processes_that_were_started_by_hand_train_together_and_a_lonely_one_say
     """Loss: an operator that sets no LOCAL_RANK, as pods have one process; or a pod that waits for the first, and ends silently."""
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29876"}
     arguments = job(tmp_path, cache, "elastic.timeout_seconds=60")
-    second = subprocess.Popen(arguments, cwd=REPOSITORY, env={**environment(), **group, "RANK": "1"}, stderr=subprocess.DEVNULL)
+    with (tmp_path / "second").open("w") as log:
+        second = start(arguments, {**environment(), **group, "RANK": "1"}, output=log)
     try:
         code, output = run(arguments, **group, RANK="0")
         assert code == 0 and "2 processes on cpu" in output and second.wait(PATIENCE) == 0, output

@@ -19,8 +19,9 @@ from gai_yolo.launcher.fork_server import FORKED_NAME
 from gai_yolo.processes import children_of, name_of
 from gai_yolo.store.catalogue import Catalogue
 from tests.faults.faults import Faults
-from tests.harness import PATIENCE, REPOSITORY, Running, environment, run, small
+from tests.harness import PATIENCE, Running, environment, run, small, start
 from tests.runs import metrics, state_digest
+from tests.zygote import Forked
 
 SETTINGS = (
     "training.epochs=4",
@@ -188,13 +189,7 @@ def test_a_worker_that_dies_while_the_disk_is_full_goes_on_from_memory(
     arguments = small(small_disk, cache, *SETTINGS, *settings)
     output = tmp_path / "output"
     with output.open("wb") as out:
-        launcher = subprocess.Popen(
-            [sys.executable, "-m", "gai_yolo.cli", "launch", "--", "main.py", *arguments],
-            cwd=REPOSITORY,
-            env=environment(),
-            stdout=out,
-            stderr=out,
-        )
+        launcher = start([sys.executable, "-m", "gai_yolo.cli", "launch", "--", "main.py", *arguments], environment(), output=out)
     try:
         wait_for(output, "epoch 2/4  step 2/8", launcher)
         filler = fill(small_disk)
@@ -210,7 +205,7 @@ def test_a_worker_that_dies_while_the_disk_is_full_goes_on_from_memory(
     assert state_digest(small_disk / "run" / LAST) == undisturbed
 
 
-def wait_for(output: Path, text: str, process: subprocess.Popen[bytes]) -> None:
+def wait_for(output: Path, text: str, process: subprocess.Popen[str] | Forked) -> None:
     """Wait until a text has appeared in the output of a process that lives."""
     deadline = time.monotonic() + PATIENCE
     while text not in output.read_text():

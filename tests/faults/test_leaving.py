@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import REPOSITORY, Running, environment, run, small
+from tests.harness import REPOSITORY, Running, environment, finished, run, small
 from tests.runs import state_digest
 
 pytestmark = pytest.mark.timeout(600)
@@ -90,15 +90,7 @@ def test_a_step_that_hangs_in_every_start_ends_the_job_with_the_reason(tmp_path:
     settings = ("training.max_batches_per_epoch=12", "elastic.step_timeout_seconds=3", "elastic.memory_interval_steps=1")
     arguments = ["tests/distributed/trouble.py", *CONFIG, *small(tmp_path, cache, *settings)]
     launch = [sys.executable, "-m", "gai_yolo.cli", "launch", "--processes-per-node", "2", "--", *arguments]
-    done = subprocess.run(
-        launch,
-        cwd=REPOSITORY,
-        env={**environment(), "TROUBLE": "hang", "TROUBLE_RANK": "1", "TROUBLE_STEP": "6"},
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
+    done = finished(launch, {**environment(), "TROUBLE": "hang", "TROUBLE_RANK": "1", "TROUBLE_STEP": "6"})
     output = done.stdout + done.stderr
     assert done.returncode == 4, output
     assert output.count("trouble: hang") == 4, "the first start made five steps; the three others none"
@@ -147,15 +139,8 @@ def test_five_deaths_in_a_row_before_the_first_step_do_not_end_the_job(tmp_path:
     """Loss: `kill -9` three times during the start, by a kernel that is short of memory, gives exit code 4 for good; five times, 1."""
     settings = ("training.max_batches_per_epoch=1", "training.epochs=1")
     arguments = ["tests/distributed/trouble.py", *CONFIG, *small(tmp_path, cache, *settings)]
-    done = subprocess.run(
-        [sys.executable, "-m", "gai_yolo.cli", "launch", "--", *arguments],
-        cwd=REPOSITORY,
-        env={**environment(), "TROUBLE": "kill", "TROUBLE_STEP": "1", "TROUBLE_DEATHS": f"{tmp_path / 'deaths'}:5"},
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
+    deaths = {"TROUBLE": "kill", "TROUBLE_STEP": "1", "TROUBLE_DEATHS": f"{tmp_path / 'deaths'}:5"}
+    done = finished([sys.executable, "-m", "gai_yolo.cli", "launch", "--", *arguments], {**environment(), **deaths})
     output = done.stdout + done.stderr
     assert done.returncode == 0, output
     assert (tmp_path / "deaths").read_text() == "xxxxx" and output.count("trouble: kill") == 6
