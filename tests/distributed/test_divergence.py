@@ -12,13 +12,15 @@ from tests.harness import Running, run, small
 from tests.runs import metrics, state_digest
 
 CONFIG = ["--config", "configs/config_test_resume.yaml"]
-SETTINGS = ("training.max_batches_per_epoch=12",)
+STEPS = 8
+"""An epoch."""
+SETTINGS = (f"training.max_batches_per_epoch={STEPS}",)
 EACH_STEP = ("snapshots.interval_steps=1", "snapshots.keep=50")
 
 
 def saved_steps(run_folder: Path) -> list[int]:
     """Steps of which a checkpoint or snapshot exists."""
-    epochs = [12 * int(path.stem.removeprefix("epoch_")) for path in (run_folder / "checkpoints").glob("epoch_*.json")]
+    epochs = [STEPS * int(path.stem.removeprefix("epoch_")) for path in (run_folder / "checkpoints").glob("epoch_*.json")]
     return sorted(epochs + [int(path.stem.removeprefix("step_")) for path in (run_folder / "snapshots").glob("step_*.json")])
 
 
@@ -30,13 +32,13 @@ def healthy(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> str:
     return state_digest(folder / "run" / "checkpoints" / "epoch_002.pt")
 
 
-@pytest.mark.parametrize(("check", "flipped", "noticed"), [("interval", 15, "16"), ("before saving", 14, r"14|15|16|17|18|19|2\d")])
+@pytest.mark.parametrize(("check", "flipped", "noticed"), [("interval", 11, "12"), ("before saving", 10, r"1\d")])
 def test_a_flipped_bit_is_named_and_nothing_is_saved_after_it(
     check: str, flipped: int, noticed: str, healthy: str, tmp_path: Path, cache: Path
 ) -> None:
     """Loss: a broken GPU's weights, saved over the good ones; found weeks later, or never."""
-    interval = {"interval": "elastic.check_interval=8", "before saving": "elastic.check_interval=1000"}[check]
-    saving = {"interval": ["snapshots.interval_steps=9"], "before saving": []}[check]
+    interval = {"interval": "elastic.check_interval=6", "before saving": "elastic.check_interval=1000"}[check]
+    saving = {"interval": ["snapshots.interval_steps=7"], "before saving": []}[check]
     arguments = [*CONFIG, *small(tmp_path, cache, *SETTINGS, *EACH_STEP, interval, *saving)]
     job = Running("tests/distributed/trouble.py", arguments, 3, {"TROUBLE": "flip", "TROUBLE_RANK": "1", "TROUBLE_STEP": str(flipped)})
     assert job.wait() != 0
@@ -52,7 +54,7 @@ def test_a_flipped_bit_is_named_and_nothing_is_saved_after_it(
     again = run("elastic_train.py", arguments)
     assert again.returncode == 0, again.stdout + again.stderr
     assert state_digest(tmp_path / "run" / "checkpoints" / "epoch_002.pt") == healthy
-    assert [row["step"] for row in metrics(tmp_path / "run")] == [12, 24]
+    assert [row["step"] for row in metrics(tmp_path / "run")] == [STEPS, 2 * STEPS]
 
 
 def test_a_process_with_another_configuration_is_not_trained_with(tmp_path: Path, cache: Path) -> None:
@@ -65,7 +67,7 @@ def test_a_process_with_another_configuration_is_not_trained_with(tmp_path: Path
     assert not (tmp_path / "run").exists(), "nothing is begun"
 
 
-IDLE = ("training.batch_size=8", "training.micro_batch_size=4", "training.max_batches_per_epoch=12", "evaluation.interval=2")
+IDLE = (*SETTINGS, "training.batch_size=8", "training.micro_batch_size=4", "evaluation.interval=2")
 """Ranks that have nothing to do, if there are three."""
 
 
@@ -99,18 +101,17 @@ def test_a_run_that_stays_bad_goes_back_twice_and_stops_with_one_line(tmp_path: 
 
 def test_a_jump_in_the_first_step_after_a_resume_leaves_no_trace_of_the_processes(tmp_path: Path, cache: Path) -> None:
     """Loss: ranks that wait for each other for ever, in every start: the first step of a process is when DDP rebuilds its buckets."""
-    settings = (*SETTINGS, "training.batch_size=8", "training.micro_batch_size=4", "evaluation.interval=2")
     begun = tmp_path / "begun"
-    done = run("elastic_train.py", [*CONFIG, *small(begun, cache, *settings, "training.epochs=1")])
+    done = run("elastic_train.py", [*CONFIG, *small(begun, cache, *IDLE, "training.epochs=1")])
     assert done.returncode == 0, done.stdout + done.stderr
     digests = []
     for processes in (1, 3):
         folder = tmp_path / str(processes)
         shutil.copytree(begun, folder)
-        trouble = {"TROUBLE": "jump", "TROUBLE_STEP": "13"}
-        job = Running("tests/distributed/trouble.py", [*CONFIG, *small(folder, cache, *settings)], processes, trouble)
+        trouble = {"TROUBLE": "jump", "TROUBLE_STEP": f"{STEPS + 1}"}
+        job = Running("tests/distributed/trouble.py", [*CONFIG, *small(folder, cache, *IDLE)], processes, trouble)
         assert job.wait() == 0, job.output
         assert job.output.count("measured: True") == processes
-        assert job.output.count("step 13: the gradients jumped") == 1
+        assert job.output.count(f"step {STEPS + 1}: the gradients jumped") == 1
         digests.append(state_digest(folder / "run" / "checkpoints" / "epoch_002.pt"))
     assert digests[0] == digests[1]
