@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -82,13 +82,22 @@ def preload(source: bytes) -> None:
             break
 
 
+class Listed(str):
+    """A variable's name as it comes when all are gone through."""
+
+
 class Noting(os._Environ[str]):
-    """Environment variables, with a list of those that were looked at."""
+    """Environment variables, with a list of those that were asked for by name. Who goes through all of them looks for others: tqdm and
+    fsspec do, for their own settings."""
 
     seen: ClassVar[set[str]] = set()
 
+    def __iter__(self) -> Iterator[str]:
+        return map(Listed, super().__iter__())
+
     def __getitem__(self, name: str) -> str:
-        self.seen.add(name)
+        if not isinstance(name, Listed):
+            self.seen.add(name)
         return super().__getitem__(name)
 
 

@@ -155,12 +155,21 @@ UNFIT = {
 }
 
 
+HARMLESS = (
+    "harmless.py",
+    "import os\nHOME = os.environ.get('HOME')\nSEEN = [dict(os.environ), os.environ.copy(), list(os.environ.items())]\n"
+    "assert all('OMP_NUM_THREADS' in seen for seen in SEEN[:2])\n",
+)
+"""Goes through all variables, as tqdm and fsspec do; among them is one that differs between workers."""
+
+
 @linux
 @pytest.mark.parametrize("why", [*UNFIT, "none"])
 def test_nothing_is_forked_where_a_fork_would_not_be_as_good(why: str, tmp_path: Path) -> None:
-    """Loss: workers that hang in their first step, cannot use their GPU, or all take themselves for rank -1."""
+    """Loss: workers that hang in their first step, cannot use their GPU, or all take themselves for rank -1; and, on a machine with tqdm
+    where somebody has set OMP_NUM_THREADS, that no worker is ever forked."""
     (tmp_path / "code").mkdir()
-    name, text = UNFIT.get(why, ("harmless.py", "import os\nHOME = os.environ.get('HOME')\n"))
+    name, text = UNFIT.get(why, HARMLESS)
     (tmp_path / "code" / name).write_text(text)
     found = agent(
         tmp_path,
