@@ -43,6 +43,8 @@ class CheckpointManager:
         self._fingerprint = fingerprint(config)
         self._due: list[Tier] = []
         self._saving = threading.Lock()
+        # A queue of its own for `save_now`: the training thread's may wait for a peer for ever, and then none can be made.
+        self._stream = torch.cuda.Stream() if state.is_on_gpu else None  # type: ignore[no-untyped-call]
         self.stall = 0.0
         """Seconds that the training loop has stood still for saving."""
 
@@ -85,7 +87,7 @@ class CheckpointManager:
             try:
                 if not self.state.is_whole:
                     return ["the step was broken off while it changed the state, which is worth nothing now"]
-                with _own_stream():
+                with torch.cuda.stream(self._stream) if self._stream is not None else contextlib.nullcontext():
                     return self._save_on_all_tiers()
             except Exception as error:
                 # The state cannot be had: a GPU that is gone, say.
@@ -153,10 +155,3 @@ class CheckpointManager:
         started = time.monotonic()
         yield
         self.stall += time.monotonic() - started
-
-
-def _own_stream() -> contextlib.AbstractContextManager[object]:
-    """On a GPU, a queue of its own: the training thread's may wait for a peer for ever."""
-    if not torch.cuda.is_available():
-        return contextlib.nullcontext()
-    return torch.cuda.stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]

@@ -72,7 +72,7 @@ class ExactSum:
     @property
     def counts(self) -> list[int]:
         """The counts so far."""
-        counts: list[int] = self._words[2 * self._size + 1 :].tolist()
+        counts: list[int] = on_host(self._words[2 * self._size + 1 :]).tolist()
         return counts
 
     def result(self) -> Tensor:
@@ -210,7 +210,7 @@ def exponents_of(magnitudes: Tensor) -> list[int]:
     """For each of `(P,)` float32 magnitudes the least e with magnitude < 2^e; 0 and what is not finite give `NO_EXPONENT`."""
     known = magnitudes.isfinite() & (magnitudes > 0)
     exponents = torch.frexp(magnitudes)[1]
-    result: list[int] = exponents.masked_fill(~known, NO_EXPONENT).tolist()
+    result: list[int] = on_host(exponents.masked_fill(~known, NO_EXPONENT)).tolist()
     return result
 
 
@@ -242,6 +242,16 @@ def followed(exponents: Sequence[int] | None, given: Sequence[int]) -> list[int]
     if exponents is None:
         return None if set(given) <= {NO_EXPONENT} else list(given)
     return [old if new == NO_EXPONENT else max(new, old - 1) for old, new in zip(exponents, given, strict=True)]
+
+
+def on_host(tensor: Tensor) -> Tensor:
+    """A copy in the host's memory, once the GPU has come so far. It is pinned: while the driver copies into other memory it keeps all other
+    threads from the GPU, and behind a collective whose peer is gone that is for ever, also for who saves the state."""
+    if not tensor.is_cuda:
+        return tensor
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+    torch.cuda.current_stream(tensor.device).synchronize()
+    return copy
 
 
 def memory_order(tensor: Tensor) -> Tensor:
