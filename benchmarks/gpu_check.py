@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).parents[1]
 KEPT: list[TrainingParts] = []
 """Runs of this process. A pinned buffer that goes without being closed leaves its address pinned, and the next one there is refused."""
-STALL_SECONDS = 40.0
+STALL_SECONDS = 25.0
 """How long a stuck GPU stays so."""
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_check import REPOSITORY, Check, be_one_of
+from gai_yolo.checkpointing.writer_start import WRITER_NAME
 from gai_yolo.goodput.record import high_water, read_records
 from gai_yolo.processes import children_of, name_of
 
@@ -136,6 +137,10 @@ def undisturbed(check: Check, amp: str) -> None:
     """The run that the others are compared with."""
     started = time.monotonic()
     job = Job(check, "run", ["elastic_train.py"], amp)
+    job.wait_for_step(1)
+    children = sorted(name_of(pid) for pid in children_of(job.process.pid))
+    check.say("processes beside it", children)
+    check.expect(WRITER_NAME in children, "the checkpoint writer is no fork")
     code = job.end()
     check.expect(code == 0, f"exit code {code}: {job.tail() if code else ''}")
     check.say("seconds", time.monotonic() - started)
@@ -197,6 +202,7 @@ def fork_server(check: Check, amp: str) -> None:
         job.wait_for_step(5)
         worker = worker_of(job.process.pid)
         check.say(f"{run}: name of the worker", name_of(worker))
+        check.say(f"{run}: processes beside it", sorted(name_of(pid) for pid in children_of(worker)))
         if run == "forked":
             check.expect(name_of(worker).startswith("rank-"), "the worker is no fork: the fork server found itself unfit")
         starts, killed = job.starts(), time.time()
