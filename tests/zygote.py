@@ -274,6 +274,9 @@ def run_job(words: list[str]) -> None:
 
         vars(supervisor)["Child"] = ForkedAgent
     if words[:2] == TORCHRUN:
+        from gai_yolo.launcher.torchrun import name_methods_at_once
+
+        name_methods_at_once()
         at = next(place for place, word in enumerate(words[2:], 2) if not word.startswith("--"))
         fork_workers(ForkServer([sys.executable, "-u", *words[at:]], twin))
         sys.argv = words[1:]

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,13 @@ import torch
 import torch.distributed.run as torchrun
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousError, RendezvousParameters, rendezvous_handler_registry
+from torch.distributed.elastic.rendezvous import (
+    RendezvousClosedError,
+    RendezvousError,
+    RendezvousParameters,
+    dynamic_rendezvous,
+    rendezvous_handler_registry,
+)
 
 from gai_yolo.errors import LAST_WORDS, Ending
 from gai_yolo.launcher.command import BACKEND, JOB_VARIABLE, threads_each
@@ -56,6 +63,7 @@ def run(arguments: Sequence[str], server: ForkServer | None = None) -> int:
     given.nproc_per_node = str(processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_each(available_cores(), processes)))
     _quieten_tracebacks()
+    name_methods_at_once()
     interruption = SignalToException(outcome)
     code = _run(given, server)
     interruption.is_over()
@@ -132,6 +140,12 @@ def _say_good_bye(rendezvous: StoreRendezvous, succeeded: bool) -> None:
             logger.warning(f"other nodes were not told of the end: {error}")
     else:
         rendezvous.leave()
+
+
+def name_methods_at_once() -> None:
+    """torchrun's rendezvous notes its methods' names for a log. `inspect.stack` goes through all modules for each name, for 0.1 s and more,
+    and workers wait for a second in all."""
+    vars(dynamic_rendezvous)["get_method_name"] = lambda depth=2: sys._getframe(depth).f_code.co_name
 
 
 def _quieten_tracebacks() -> None:
