@@ -15,7 +15,7 @@ from gai_yolo.launcher.command import FORK_VARIABLE, worker_command
 from gai_yolo.launcher.fork_server import ForkServer
 from gai_yolo.log import showing
 from gai_yolo.processes import die_with_parent
-from gai_yolo.supervision.outcome import LAUNCHER_VARIABLE
+from gai_yolo.supervision.outcome import LAUNCHER_VARIABLE, leave
 from gai_yolo.supervision.streams import forgive_lost_streams
 
 
@@ -35,4 +35,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())  # Python's own end takes half a second, in which a machine that was told to go, or to start again, waits
