@@ -162,8 +162,12 @@ def write_images(tmp_path: Path) -> WriteImages:
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder with the built-in data set in its place, written once for all tests, with few images to evaluate."""
-    folder = tmp_path_factory.mktemp("cache")
+    return make_cache(tmp_path_factory.mktemp("cache"), NUM_IMAGES)
+
+
+def make_cache(folder: Path, images: int) -> Path:
+    """A cache folder with so many images to train on."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shapes, "NUM_IMAGES", {"train": NUM_IMAGES, "val": NUM_VALIDATION_IMAGES})
+        patch.setattr(shapes, "NUM_IMAGES", {"train": images, "val": NUM_VALIDATION_IMAGES})
         shapes.ensure_shapes(folder)
     return folder

@@ -15,14 +15,15 @@ import pytest
 import torch
 
 from gai_yolo.checkpointing.digest import part_digests
-from tests.harness import NUM_IMAGES, NUM_VALIDATION_IMAGES, Running, run, small
+from tests.conftest import make_cache
+from tests.harness import NUM_VALIDATION_IMAGES, Running, run, small
 from tests.runs import ledger, scalars
 
 pytestmark = pytest.mark.timeout(1200)
 WORLD_SIZES = (1, 2, 3, 4)
-STEPS = 11
+STEPS, IMAGES = 6, 106
 SETTINGS = (
-    # Of all images: 10 steps of four uneven micro-batches and one of a single image, for which most ranks have nothing.
+    # Of all images: 5 steps of four uneven micro-batches and one of a single image, for which most ranks have nothing.
     "training.max_batches_per_epoch=null",
     "training.batch_size=21",
     "training.micro_batch_size=6",
@@ -35,7 +36,7 @@ SETTINGS = (
     "snapshots.interval_steps=2",
     "reporting.ledger=true",
 )
-assert NUM_IMAGES == 10 * 21 + 1
+assert IMAGES == (STEPS - 1) * 21 + 1
 STATE = ("weights", "batch_norm", "ema", "optimizer")
 
 
@@ -54,15 +55,15 @@ def has_snapshot_after(run_folder: Path, step: int) -> bool:
     return any(int(path.stem.removeprefix("step_")) > step for path in (run_folder / "snapshots").glob("*.json"))
 
 
-def resized(folder: Path, cache: Path, sizes: tuple[int, ...], *values: str, seed: int = 0, steps: int = STEPS) -> Path:
+def resized(folder: Path, cache: Path, sizes: tuple[int, ...], *values: str, seed: int = 0) -> Path:
     """The run folder of a run that is killed with SIGKILL in the middle of each epoch but for the last start, at steps drawn from
     the seed, and goes on with another number of processes each time."""
     rng = random.Random(seed)
     run_folder = folder / "run"
     for epoch, processes in enumerate(sizes[:-1], start=1):
         job = Running("elastic_train.py", arguments(folder, cache, *values), processes)
-        job.wait_for(f"epoch {epoch}/2  step {rng.randrange(1, steps // 2)}/{steps}")
-        job.hold_until(partial(has_snapshot_after, run_folder, (epoch - 1) * steps))
+        job.wait_for(f"epoch {epoch}/2  step {rng.randrange(1, STEPS // 2)}/{STEPS}")
+        job.hold_until(partial(has_snapshot_after, run_folder, (epoch - 1) * STEPS))
         job.send(signal.SIGKILL)
         job.wait()
         assert f"epoch {epoch}/2 done" not in job.output
@@ -74,6 +75,12 @@ def resized(folder: Path, cache: Path, sizes: tuple[int, ...], *values: str, see
 
 def digests(run_folder: Path) -> dict[str, str]:
     return part_digests(torch.load(run_folder / "checkpoints" / "epoch_002.pt", weights_only=True))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As other tests have it, with half of the images."""
+    return make_cache(tmp_path_factory.mktemp("half"), IMAGES)
 
 
 @pytest.fixture(scope="module")
@@ -109,16 +116,15 @@ def test_no_bit_depends_on_a_resize_with_other_arithmetic(
     name: str, value: str, finished_runs: dict[int, Path], tmp_path: Path, cache: Path, figure: Callable[[str], None]
 ) -> None:
     """Loss: the promise holds for SGD in float32 only."""
-    values = (value, "training.max_batches_per_epoch=8")
-    expected = digests(finished(tmp_path / "alone", cache, 1, *values))
-    assert digests(resized(tmp_path / "resized", cache, (1, 3, 2), *values, seed=1, steps=8)) == expected
+    expected = digests(finished(tmp_path / "alone", cache, 1, value))
+    assert digests(resized(tmp_path / "resized", cache, (1, 3, 2), value, seed=1)) == expected
     assert expected["weights"] != digests(finished_runs[1])["weights"], "another arithmetic indeed"
     figure(f"{name}; 1 process, and 1 -> 3 -> 2 with SIGKILL: {expected}")
 
 
 def test_plain_sums_are_another_matter(finished_runs: dict[int, Path], tmp_path: Path, cache: Path) -> None:
     """Loss: a test that would hold without anything being done for it. With plain DDP the losses agree to rounding, at first."""
-    plain = ("training.exact=false", "training.epochs=1", "augment.close_mosaic=0", "training.max_batches_per_epoch=6")
+    plain = ("training.exact=false", "training.epochs=1", "augment.close_mosaic=0", "training.max_batches_per_epoch=5")
     alone, pair = (finished(tmp_path / str(n), cache, n, *plain) for n in (1, 2))
     states = [torch.load(folder / "checkpoints" / "epoch_001.pt", weights_only=True) for folder in (alone, pair)]
     assert part_digests(states[0])["weights"] != part_digests(states[1])["weights"]

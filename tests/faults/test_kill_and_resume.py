@@ -13,7 +13,7 @@ import pytest
 from tests.harness import NUM_IMAGES, Running, run, small
 from tests.runs import ledger, metrics, scalar_steps, state_digest
 
-STEPS = 25
+STEPS = 12
 CONFIG = ["--config", "configs/config_test_resume.yaml"]
 
 
@@ -26,7 +26,7 @@ def _arguments(folder: Path, cache: Path) -> list[str]:
 
 def wait_for_epoch_2(job: Running, run_folder: Path) -> None:
     """Until the job is in the middle of epoch 2, and the checkpoint of epoch 1 is complete."""
-    job.wait_for("epoch 2/2  step 2/25")
+    job.wait_for(f"epoch 2/2  step 2/{STEPS}")
     job.hold_until((run_folder / "checkpoints" / "epoch_001.json").exists)
     assert "epoch 2/2 done" not in job.output
 
@@ -61,7 +61,7 @@ def test_stopped_in_epoch_2_and_resumed(
     assert "Traceback" not in job.output
     folder = tmp_path / "run"
     assert [row["epoch"] for row in metrics(folder)] == [1]
-    done_steps = re.findall(r"epoch 2/2  step (\d+)/25", job.output)[-1]
+    done_steps = re.findall(rf"epoch 2/2  step (\d+)/{STEPS}", job.output)[-1]
 
     done = run("main.py", [*_arguments(tmp_path, cache), "--resume"])
     assert done.returncode == 0, done.stdout + done.stderr
@@ -118,7 +118,8 @@ def test_two_processes_killed_before_anything_was_saved_are_one_run_with_the_one
 
 def test_killed_in_mid_epoch_trains_each_sample_once(tmp_path: Path, cache: Path) -> None:
     """Loss: samples trained twice or not at all after every preemption, which no loss curve shows."""
-    values = ("training.max_batches_per_epoch=null", "training.batch_size=8", "reporting.ledger=true", "snapshots.interval_steps=2")
+    whole = ("training.max_batches_per_epoch=null", "training.batch_size=12", "training.micro_batch_size=12")
+    values = (*whole, "reporting.ledger=true", "snapshots.interval_steps=2")
     arguments = [*CONFIG, *small(tmp_path / "killed", cache, *values)]
     folder, undisturbed = tmp_path / "killed" / "run", tmp_path / "undisturbed" / "run"
     job = Running("main.py", arguments)
