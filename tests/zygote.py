@@ -274,7 +274,7 @@ def run_job(words: list[str]) -> None:
 
         vars(supervisor)["Child"] = ForkedAgent
     if words[:2] == TORCHRUN:
-        from gai_yolo.launcher.torchrun import name_methods_at_once
+        from gai_yolo.launcher.rendezvous.handler import name_methods_at_once
 
         name_methods_at_once()
         at = next(place for place, word in enumerate(words[2:], 2) if not word.startswith("--"))

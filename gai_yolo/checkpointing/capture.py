@@ -68,7 +68,7 @@ class StateBuffer:
     def __init__(self, capacity: int, pinned: bool) -> None:
         self._pin_wanted, self.pinned = pinned, False
         self.content = Content(0, 0)
-        self.ready: Callable[[], bool] = _always
+        self.ready: Callable[[], bool] = lambda: True
         """Whether the copies that were begun are done."""
         self._places: list[TensorPlace] = []
         self._views: list[Tensor] = []
@@ -89,7 +89,7 @@ class StateBuffer:
         if self._views:
             with torch.no_grad():
                 torch._foreach_copy_(self._views, pickler.tensors, non_blocking=self.pinned)
-        self.ready = _recorded_event() if self.pinned else _always
+        self.ready = _recorded_event() if self.pinned else lambda: True
         self._map[self.content.tensors : self.content.size] = skeleton
 
     def close(self) -> None:
@@ -167,10 +167,6 @@ def _anonymous_file(size: int) -> int:
             descriptor = os.dup(file.fileno())
     os.ftruncate(descriptor, size)
     return descriptor
-
-
-def _always() -> bool:
-    return True
 
 
 def _recorded_event() -> Callable[[], bool]:

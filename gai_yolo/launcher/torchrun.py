@@ -6,7 +6,6 @@ import argparse
 import logging
 import os
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,18 +16,12 @@ import torch
 import torch.distributed.run as torchrun
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.elastic.rendezvous import (
-    RendezvousClosedError,
-    RendezvousError,
-    RendezvousParameters,
-    dynamic_rendezvous,
-    rendezvous_handler_registry,
-)
+from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousError, RendezvousParameters, rendezvous_handler_registry
 
 from gai_yolo.errors import LAST_WORDS, Ending
 from gai_yolo.launcher.command import BACKEND, JOB_VARIABLE, threads_each
 from gai_yolo.launcher.fork_server import ForkServer, fork_workers
-from gai_yolo.launcher.rendezvous.handler import StopStarting, StoreLost, StoreRendezvous
+from gai_yolo.launcher.rendezvous.handler import StopStarting, StoreLost, StoreRendezvous, name_methods_at_once
 from gai_yolo.launcher.rendezvous.state import KNOWN_TORCH, unknown_torch
 from gai_yolo.launcher.verdict import CLOSED, DONE, FAILED, KILLED_AT_ONCE, RENDEZVOUS_LOST, TERMINATED, RestartCounter, have_failed
 from gai_yolo.machine import available_cores
@@ -140,12 +133,6 @@ def _say_good_bye(rendezvous: StoreRendezvous, succeeded: bool) -> None:
             logger.warning(f"other nodes were not told of the end: {error}")
     else:
         rendezvous.leave()
-
-
-def name_methods_at_once() -> None:
-    """torchrun's rendezvous notes its methods' names for a log. `inspect.stack` goes through all modules for each name, for 0.1 s and more,
-    and workers wait for a second in all."""
-    vars(dynamic_rendezvous)["get_method_name"] = lambda depth=2: sys._getframe(depth).f_code.co_name
 
 
 def _quieten_tracebacks() -> None:

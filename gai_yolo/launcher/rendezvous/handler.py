@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -17,6 +18,7 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousHandler,
     RendezvousInfo,
     RendezvousParameters,
+    dynamic_rendezvous,
 )
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, create_handler
 
@@ -38,6 +40,12 @@ BARRIER = timedelta(seconds=300)
 """torchrun waits so long at the end for other nodes' workers. It sets this on a wrapper of the store, which does not pass it on."""
 LEAVE_WITHIN = 2.0
 """Seconds."""
+
+
+def name_methods_at_once() -> None:
+    """torchrun's rendezvous notes its methods' names for a log. `inspect.stack` goes through all modules for each name, for 0.1 s and more,
+    and workers wait for a second in all."""
+    vars(dynamic_rendezvous)["get_method_name"] = lambda depth=2: sys._getframe(depth).f_code.co_name
 
 
 class StoreLost(RuntimeError):

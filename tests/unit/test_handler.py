@@ -1,4 +1,4 @@
-"""torchrun within the agent."""
+"""torchrun's rendezvous on a store of ours."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import pytest
 from torch.distributed.elastic.rendezvous import dynamic_rendezvous
 
-from gai_yolo.launcher.torchrun import name_methods_at_once
+from gai_yolo.launcher.rendezvous.handler import name_methods_at_once
 
 
 def record() -> str:
