@@ -1,9 +1,9 @@
 """Which part of a rescue is blocked by a stuck stream, in a real step: `python -m benchmarks.gpu_rescue WAY ...`.
 
-The step hangs at its sums, as one whose peer is gone does; another thread then does what `save_now` does, part by part. `as-it-is`: the
-state's tensors go to `torch.save` straight from the GPU, on a stream made then. `buffer`: on a stream made before, into a pinned buffer
-made before, and are saved from there. `host`: so, and BatchNorm's counters are made in the host's memory. What takes long is told with
-the stacks, once with native frames where py-spy is installed.
+The step hangs at its sums, as one whose peer is gone does; another thread then does what `save_now` does, part by part. `as-it-was`
+(until d0178fd, as far as what was mended lets it): the state's tensors go to `torch.save` straight from the GPU, on a stream made then.
+`buffer`: on a stream made before, into a pinned buffer made before, and are saved from there. `host`: so, and BatchNorm's counters are made
+in the host's memory. What takes long is told with the stacks, once with native frames where py-spy is installed.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ class Rescuer:
         if self.on_gpu:
             self.part("set_device", lambda: torch.cuda.set_device(0))
         self.part("the state's lock", lambda: state.changing.acquire(timeout=2.0))
-        if self.way == "as-it-is" and self.on_gpu:
+        if self.way == "as-it-was" and self.on_gpu:
             self.part("a stream", self.make_stream)
         with self.on_stream():
             self.part("capture", self.capture)
             self.part("before_step", self.before_step)
-            if self.way == "as-it-is":
+            if self.way == "as-it-was":
                 self.part("the first storage", lambda: next(iter(self.content["model_state_dict"].values())).untyped_storage().cpu())
                 self.part("torch.save", lambda: torch.save(self.content, io.BytesIO()))
             else:
@@ -85,7 +85,7 @@ class Rescuer:
         self.part("save_now", lambda: print(self.run.saver.save_now()))
 
     def make_stream(self) -> None:
-        """As the rescue does."""
+        """As the rescue did until d0178fd."""
         self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def capture(self) -> None:
@@ -124,7 +124,7 @@ def look_from_outside(way: str) -> None:
 def main() -> None:
     """A run, a few steps, and for each way one that hangs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("ways", nargs="+", choices=("as-it-is", "buffer", "host"))
+    parser.add_argument("ways", nargs="+", choices=("as-it-was", "buffer", "host"))
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--device", default="cuda")
     given = parser.parse_args()

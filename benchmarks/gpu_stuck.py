@@ -111,7 +111,7 @@ class Bench:
                 one.close()
 
     def make_stream(self) -> None:
-        """As the rescue does."""
+        """As the rescue did until d0178fd."""
         self.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
     def fill(self, buffer: StateBuffer) -> None:

@@ -15,6 +15,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
 
+from gai_yolo.launcher.fork_server import OF_WORKER, Noting
+
 STEPS = (
     *("numpy", "yaml", "pydantic", "rich.console", "cv2", "pycocotools.mask", "torch", "torchvision", "torchvision.ops", "tensorboard"),
     *("torch.utils.tensorboard", "torch.distributed", "torch.nn.parallel", "torch._dynamo", "gai_yolo.job.run", "elastic_train"),
@@ -32,16 +34,14 @@ def where() -> str:
     return " > ".join(f"{'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno}" for frame in frames[-6:])
 
 
-class Tracing(os._Environ[str]):
-    """Environment variables; who looks at those of a worker is noted."""
+class Tracing(Noting):
+    """Environment variables; who asks for one of a worker's by its name is noted."""
 
-    seen: ClassVar[list[str]] = []
+    asked: ClassVar[list[str]] = []
 
     def __getitem__(self, name: str) -> str:
-        from gai_yolo.launcher.fork_server import OF_WORKER
-
-        if OF_WORKER.fullmatch(name):
-            self.seen.append(f"{name}: {where()}")
+        if id(name) not in self.listed and OF_WORKER.fullmatch(name):
+            self.asked.append(f"{name}: {where()}")
         return super().__getitem__(name)
 
 
@@ -80,14 +80,14 @@ def steps() -> None:
     os.environ.__class__ = Tracing
     for name in STEPS:
         before = names_of_threads()
-        seen = len(Tracing.seen)
+        seen = len(Tracing.asked)
         try:
             importlib.import_module(name)
         except Exception as error:
             print(f"{name}: {type(error).__name__}: {error}")
         after = names_of_threads()
         print(f"--- {name}: threads {dict(after)}, new {dict(after - before)}; {after_fork()}")
-        for line in (*Tracing.seen[seen:], *asked):
+        for line in (*Tracing.asked[seen:], *asked):
             print(f"      {line}")
         asked.clear()
         if "torch._C" in sys.modules:
@@ -108,7 +108,7 @@ def server() -> None:
     script.preload()
     os.environ.__class__ = os._Environ
     print("--- server: forks_well", fork_server.forks_well(), after_fork())
-    print("matched:", *Tracing.seen, sep="\n      ")
+    print("matched:", *Tracing.asked, sep="\n      ")
     own = dict(os.environ)
     print("OMP_NUM_THREADS", own.get("OMP_NUM_THREADS"), "torch", getattr(sys.modules.get("torch"), "__version__", None))
 

@@ -121,7 +121,7 @@ class Zygote:
         """Whether a job's imports would be the same."""
         names = self.environment.keys() | environment.keys()
         differing = {name for name in names - set(AFTER_START) if self.environment.get(name) != environment.get(name)}
-        return all(map(OF_WORKER.fullmatch, differing))
+        return "OMP_NUM_THREADS" not in differing and all(map(OF_WORKER.fullmatch, differing))
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], apart: bool, folder: Path, output: IO[Any] | None) -> Forked:
         """Start `python ...` in a folder.
@@ -185,6 +185,7 @@ class ForkedAgent(ForkedChild):
     end: Any = Child.end
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        gc.collect(1)  # what goes later, in a worker, might close a descriptor that is another one by then
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # until it has no handlers of the launcher's
         super().__init__(os.fork(), command)
         if self.pid == 0:

@@ -49,7 +49,7 @@ class Content:
     tensors: int
     """Bytes of tensors."""
     skeleton: int
-    """Bytes behind them: a pickle of the state, with `TensorPlace`s for its tensors."""
+    """Bytes behind them: a pickle of the state, with calls of `_tensor_at` for its tensors."""
 
     @property
     def size(self) -> int:
@@ -119,7 +119,7 @@ def open_state(descriptor: int, content: Content) -> dict[str, Any]:
 
 
 class _Pickler(pickle.Pickler):
-    """Takes tensors out of what is pickled and gives each a place."""
+    """Takes tensors out of what is pickled and gives each a place; one that is there twice has one, as `torch.save` has it."""
 
     def __init__(self) -> None:
         self.stream = io.BytesIO()

@@ -87,6 +87,8 @@ class CheckpointManager:
             try:
                 if not self.state.is_whole:
                     return ["the step was broken off while it changed the state, which is worth nothing now"]
+                if self._stream is not None:
+                    torch.cuda.set_device(self._stream.device)  # a thread begins with GPU 0, and would leave something there
                 with torch.cuda.stream(self._stream) if self._stream is not None else contextlib.nullcontext():
                     return self._save_on_all_tiers()
             except Exception as error:

@@ -82,21 +82,21 @@ def preload(source: bytes) -> None:
             break
 
 
-class Listed(str):
-    """A variable's name as it comes when all are gone through."""
-
-
 class Noting(os._Environ[str]):
     """Environment variables, with a list of those that were asked for by name. Who goes through all of them looks for others: tqdm and
-    fsspec do, for their own settings."""
+    fsspec do, for their own settings. What a copy is asked for afterwards is not seen."""
 
     seen: ClassVar[set[str]] = set()
+    listed: ClassVar[dict[int, str]] = {}
+    """The very names that came when all were gone through, by their ids."""
 
     def __iter__(self) -> Iterator[str]:
-        return map(Listed, super().__iter__())
+        for name in super().__iter__():
+            self.listed[id(name)] = name
+            yield name
 
     def __getitem__(self, name: str) -> str:
-        if not isinstance(name, Listed):
+        if id(name) not in self.listed:
             self.seen.add(name)
         return super().__getitem__(name)
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from gai_yolo.processes import children_of
+from gai_yolo.launcher.fork_server import WORKER_NAME
+from gai_yolo.processes import children_of, name_of
 from tests.harness import environment
 from tests.harness import start as start_process
 
@@ -192,6 +193,8 @@ def test_killed_worker_and_killed_agent_are_started_again_in_the_same_run(start:
     node = start("a", "--processes-per-node", "2", plain=True)
     node.until_started(2)
     goes_on(node)
+    assert os.getsid(node.agent()) == node.agent(), "a terminal's Ctrl-C reaches it through the launcher alone"
+    assert all(name_of(pid).startswith(WORKER_NAME) for pid in node.workers()), "forks, as the fork server found itself fit"
     os.kill(node.workers()[1], signal.SIGKILL)
     node.until_started(4)
     goes_on(node)

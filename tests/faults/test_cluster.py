@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from gai_yolo.launcher.fork_server import WORKER_NAME
 from gai_yolo.launcher.rendezvous.secret import SECRET_VARIABLE
+from gai_yolo.processes import name_of
 from tests.faults import faults_of_nodes, faults_of_storage
 from tests.faults.cluster import Cluster, Node, has_namespaces
 from tests.faults.cluster_job import MEMORY_INTERVAL, arguments, memory_of
@@ -59,6 +61,7 @@ def test_the_node_of_rank_0_and_the_rendezvous_is_lost_and_comes_back(
             boot(node)
         cluster.wait_for(lambda: sum(len(node.workers()) for node in cluster.nodes) == 3, "three workers")
         cluster.wait_for_step(5)
+        assert all(name_of(pid).startswith(WORKER_NAME) for node in cluster.nodes for pid in node.workers()), "the fork servers are fit"
         victim = cluster.nodes[0] if storage == "local" else cluster.first_node()
         at = cluster.steps()
         for node in cluster.nodes:

@@ -157,8 +157,9 @@ UNFIT = {
 
 HARMLESS = (
     "harmless.py",
-    "import os\nHOME = os.environ.get('HOME')\nSEEN = [dict(os.environ), os.environ.copy(), list(os.environ.items())]\n"
-    "assert all('OMP_NUM_THREADS' in seen for seen in SEEN[:2])\n",
+    "import os, pickle\nHOME = os.environ.get('HOME')\nSEEN = [dict(os.environ), os.environ.copy(), list(os.environ.items())]\n"
+    "assert all('OMP_NUM_THREADS' in seen for seen in SEEN[:2]) and {type(name) for name in SEEN[0]} == {str}\n"
+    "assert pickle.loads(pickle.dumps(SEEN)) == SEEN\n",
 )
 """Goes through all variables, as tqdm and fsspec do; among them is one that differs between workers."""
 

@@ -43,8 +43,8 @@ LEAVE_WITHIN = 2.0
 
 
 def name_methods_at_once() -> None:
-    """torchrun's rendezvous notes its methods' names for a log. `inspect.stack` goes through all modules for each name, for 0.1 s and more,
-    and workers wait for a second in all."""
+    """torchrun's rendezvous notes its methods' names for a log. `inspect.stack` goes through all modules for each name, for 50 ms, several
+    times while workers wait."""
     vars(dynamic_rendezvous)["get_method_name"] = lambda depth=2: sys._getframe(depth).f_code.co_name
 
 
