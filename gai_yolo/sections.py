@@ -39,7 +39,8 @@ class ModelConfig(Section):
     size: Literal["n", "s", "m", "l", "x", "debug"] = Field(default="n", json_schema_extra=FIXED)
     """Size of YOLO12, from 2.6 M (n) to 59 M parameters (x); `debug` is for tests and learns nothing."""
     weights: Path | None = Field(default=None, json_schema_extra=LOCAL)
-    """A released or own weight file to start from; tensors that do not fit (another number of classes) are left out."""
+    """Weights to start from: a state dict, safetensors, a checkpoint of this program, or a released YOLO12 with its pickled network, which
+    is read without its program. Of another number of classes the class branch is left out, and told."""
 
 
 class SplitConfig(Section):

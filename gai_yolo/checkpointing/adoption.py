@@ -12,7 +12,7 @@ from gai_yolo.checkpointing.recovery import position_of
 from gai_yolo.checkpointing.schedule import asks_for
 from gai_yolo.checkpointing.state import FIELDS
 from gai_yolo.config import fingerprint, parse_config
-from gai_yolo.detector.weights import read_checkpoint_file
+from gai_yolo.detector.weights import origin_in, read_checkpoint_file
 from gai_yolo.errors import CheckpointError
 from gai_yolo.store.manifest import Kind, Manifest, stem_of
 
@@ -52,6 +52,7 @@ def manifest_for(path: Path, kind: Kind) -> Manifest:
         time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(path.stat().st_mtime)),
         metric=_metric(content) if kind == "epoch" else None,
         due=kind == "step" or asks_for(config.training, position.epoch),
+        origin=None if (origin := origin_in(content)) is None else str(origin),
     )
 
 

@@ -15,6 +15,7 @@ from gai_yolo.checkpointing.schedule import asks_for
 from gai_yolo.checkpointing.state import TrainingState
 from gai_yolo.checkpointing.tier import Tier
 from gai_yolo.config import Config, fingerprint
+from gai_yolo.detector.weights import Origin
 from gai_yolo.store.manifest import Kind, Manifest, Position
 
 STATE_LOCK_PATIENCE = 2.0
@@ -150,6 +151,7 @@ class CheckpointManager:
             time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             metric=metric,
             due=due,
+            origin=None if state.origin is None else str(Origin(**state.origin)),
         )
 
     @contextlib.contextmanager

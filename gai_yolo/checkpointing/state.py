@@ -68,6 +68,8 @@ class TrainingState:
     """What to expect of each trained parameter's gradient (`distributed.exact_sum.GradientSum`); None before the first step."""
     bad_in_row: int = 0
     """Steps in a row, up to the last one, that were passed over."""
+    origin: dict[str, Any] | None = None
+    """Of the weights that it began with, the fields of `detector.weights.Origin`; None if it began with nothing."""
     changing: threading.RLock = field(default_factory=threading.RLock)
     """Held while the state goes from one step to the next. Whoever holds it in another thread sees a whole step's state, but for
     BatchNorm's statistics (`TrainingStep.boundary`)."""
@@ -219,6 +221,7 @@ FIELDS = (
     ),
     _plain("gradient_exponents", lambda exponents: None if exponents is None else [int(exponent) for exponent in exponents]),
     _plain("bad_in_row", int),
+    replace(_plain("origin"), seen=None, is_required=False),  # the weights tell what it was made of; older versions did not say
     _last_row("train_loss"),
     _last_row("val_loss"),
 )

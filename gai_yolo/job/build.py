@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from gai_yolo.data.sources import BUILT_IN
 from gai_yolo.detector import YOLO12
 from gai_yolo.detector.ema import EMA
 from gai_yolo.detector.loss import DetectionLoss
-from gai_yolo.detector.weights import load_weights
+from gai_yolo.detector.weights import Origin, fill, read_weights
 from gai_yolo.distributed.world import World
 from gai_yolo.errors import CheckpointError, ConfigError
 from gai_yolo.evaluation.evaluator import Evaluator
@@ -182,13 +182,12 @@ def make_state(run: KnownRun, context: JobContext, found: LoadedCheckpoint | Non
     config, world = run.config, context.world
     torch.manual_seed(config.experiment.seed)
     model = YOLO12(config.model.size, len(run.indexes[0].categories))
-    if found is None:
-        begin_with(config.model.weights, model, world)
+    origin = begin_with(config.model.weights, model, world) if found is None else None
     memory_format = torch.channels_last if config.training.channels_last else torch.contiguous_format
     model = model.to(world.device, memory_format=memory_format)  # type: ignore[call-overload]
     scaler = torch.amp.GradScaler(world.device.type, init_scale=2.0**10, enabled=config.training.amp == "fp16")
     ema = EMA(model, config.training.ema_decay, config.training.ema_tau)
-    state = TrainingState(model, ema, make_optimizer(model, run.schedule), scaler)
+    state = TrainingState(model, ema, make_optimizer(model, run.schedule), scaler, origin=origin)
     if found is not None:
         try:
             state.apply(found.content)
@@ -197,12 +196,22 @@ def make_state(run: KnownRun, context: JobContext, found: LoadedCheckpoint | Non
     return state
 
 
-def begin_with(weights: Path | None, model: YOLO12, world: World) -> None:
-    """Give a network its first weights, the same on all nodes."""
-    if weights is not None:
-        left_out = world.together(lambda: load_weights(model, expand(weights)))
+def begin_with(weights: Path | None, model: YOLO12, world: World) -> dict[str, Any] | None:
+    """Give a network its first weights, the same on all nodes; returns where they come from."""
+    path, origin = None if weights is None else expand(weights), None
+    if path is not None:
+        left_out, origin = world.together(lambda: fill_from(path, model))
         logger.info(f"weights from {weights}" + (f"; {len(left_out)} tensors of the class branch start anew" if left_out else ""))
-    must_agree(world, {"content of model.weights": None if weights is None else file_digest(expand(weights))})
+        if origin.note:
+            logger.info(origin.note)
+    must_agree(world, {"content of model.weights": None if path is None else file_digest(path)})
+    return None if origin is None else asdict(origin)
+
+
+def fill_from(path: Path, model: YOLO12) -> tuple[list[str], Origin]:
+    """Give a network the weights of a file; returns what is left out of them, and where they come from."""
+    found = read_weights(path)
+    return fill(model, found, path), found.origin or Origin(path.name, file_digest(path), None)
 
 
 def check_images(config: DataConfig, indexes: tuple[Index, Index]) -> None:

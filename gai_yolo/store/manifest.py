@@ -60,6 +60,8 @@ class Manifest:
     """mAP50-95 of this epoch's evaluation; None if it was not evaluated."""
     due: bool = True
     """Whether the interval asked for it; otherwise it was written because it was the best so far."""
+    origin: str | None = None
+    """The file that the run began with, and the licence that its publisher claims; None if it began with nothing."""
 
     @property
     def stem(self) -> str:
@@ -77,7 +79,10 @@ _PARSER = TypeAdapter(Manifest)
 
 def encode(manifest: Manifest) -> bytes:
     """Canonical JSON with a checksum of the rest in its last field: one manifest has one encoding."""
-    return _with_checksum({"format": MANIFEST_FORMAT, "file": f"{manifest.stem}.pt", **asdict(manifest)})
+    values = asdict(manifest)
+    if manifest.origin is None:  # as it was before there was one
+        del values["origin"]
+    return _with_checksum({"format": MANIFEST_FORMAT, "file": f"{manifest.stem}.pt", **values})
 
 
 def decode(data: bytes) -> Manifest:

@@ -1,0 +1,46 @@
+"""`gai-yolo weights`: weight files of others for trainings here, and those of a run for others."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from gai_yolo.cli.snapshots import must_be_run
+from gai_yolo.errors import CheckpointError
+from gai_yolo.store.atomic import publish
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    commands = parser.add_subparsers(dest="command", required=True)
+    text = "make a safetensors file of a state dict, a checkpoint, or a released YOLO12, whose pickled network is read without its program"
+    one = commands.add_parser("import", help=text, description=text)
+    one.add_argument("source", type=Path, metavar="FILE")
+    text = "make a safetensors file of a run's EMA weights, with class names, configuration, position and origin"
+    other = commands.add_parser("export", help=text, description=text)
+    other.add_argument("source", type=Path, metavar="RUN_FOLDER")
+    other.add_argument("--checkpoint", default="best", metavar="best|last|NAME", help="which one; the best by default")
+    for command in (one, other):
+        command.add_argument("--output", type=Path, required=True, metavar="FILE.safetensors")
+        command.add_argument("--overwrite", action="store_true", help="replace a file of that name")
+
+
+def weights(given: argparse.Namespace) -> int:
+    """Write the file; returns the exit code. Raises `Refusal`."""
+    from gai_yolo.inference.weight_files import exported, imported  # loads torch, which the other commands do without
+
+    if given.output.suffix != ".safetensors":
+        raise CheckpointError(f"{given.output}: give it a name that ends with .safetensors, by which it is known.")
+    if given.output.exists() and not given.overwrite:
+        raise CheckpointError(f"{given.output}: is there already; give another --output, or --overwrite.")
+    if given.command == "export":
+        must_be_run(given.source)
+    made = imported(given.source) if given.command == "import" else exported(given.source, given.checkpoint)
+    publish(given.output, lambda file: file.write(made.data))
+    classes = f"{made.num_classes} classes" + (
+        "" if made.weights.class_names is None else f" ({', '.join(made.weights.class_names[:5])}, ...)"
+    )
+    print(f"{given.output}: YOLO12-{made.size}, {classes}, {len(made.weights.tensors)} tensors, {len(made.data) / 1e6:.1f} MB")
+    if made.weights.origin is not None and made.weights.origin.note:
+        print(f"note: {made.weights.origin.note}")
+    return 0
