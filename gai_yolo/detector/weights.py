@@ -141,6 +141,8 @@ def read_weights(path: Path) -> Weights:
     Raises:
         CheckpointError: missing, damaged, without weights, or with what could be code.
     """
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path}: cannot be read (it is no file).")  # a pipe or a device might never end
     try:
         with path.open("rb") as file:
             if path.suffix == ".safetensors":
@@ -184,19 +186,27 @@ def weights_in(content: dict[str, Any], origin: Origin | None = None) -> Weights
     names = content.get("class_names") or attribute(holder, "names")
     if isinstance(names, dict):
         names = [names[number] for number in sorted(names)] if all(isinstance(number, int) for number in names) else None
-    names = [str(name) for name in names] if isinstance(names, list | tuple) else None
+    names = [_printable(name) for name in names] if isinstance(names, list | tuple) else None
     return Weights(tensors, names, origin_in(content) or origin)
 
 
 def origin_in(content: dict[str, Any]) -> Origin | None:
     """Of a checkpoint of this program that began with a weight file."""
     found = content.get("origin")
-    return Origin(**found) if isinstance(found, dict) else None
+    if not isinstance(found, dict) or found.keys() != {"file", "sha256", "licence"}:
+        return None  # somebody else's word
+    file, sha256, licence = (None if found[name] is None else _printable(found[name]) for name in ("file", "sha256", "licence"))
+    return Origin(file or "", sha256 or "", licence)
 
 
 def _licence(content: dict[str, Any]) -> str | None:
     said = content.get("license")
-    return said.splitlines()[0][:200] if isinstance(said, str) and said.strip() else None
+    return _printable(said.strip().splitlines()[0]) if isinstance(said, str) and said.strip() else None
+
+
+def _printable(text: Any) -> str:
+    """Of others, for a terminal: no control characters, and not without end."""
+    return "".join(letter for letter in str(text)[:200] if letter.isprintable())
 
 
 def load_weights(model: YOLO12, path: Path) -> list[str]:
