@@ -50,8 +50,21 @@ MEMORY_SHARE = 0.6
 
 def fitted_size(record: ImageRecord, image_size: int) -> tuple[int, int]:
     """Height and width of the image after its longer side was brought to `image_size`."""
-    scale = image_size / max(record.height, record.width)
-    return max(round(record.height * scale), 1), max(round(record.width * scale), 1)
+    return fitted_sides(record.height, record.width, image_size)
+
+
+def fitted_sides(height: int, width: int, image_size: int) -> tuple[int, int]:
+    """Height and width after the longer one was brought to `image_size`; at least 1."""
+    scale = image_size / max(height, width)
+    return max(round(height * scale), 1), max(round(width * scale), 1)
+
+
+def resized(image: Image, height: int, width: int) -> Image:
+    """An image `(H, W, 3)` in another size, with the filter that training sees images through."""
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = height * width < image.shape[0] * image.shape[1]
+    return _as_image(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR))
 
 
 def decode(record: ImageRecord, image_size: int, patience: float | None = None) -> Image | None:
@@ -78,10 +91,7 @@ def decode(record: ImageRecord, image_size: int, patience: float | None = None) 
     height, width = fitted_size(record, image_size)
     if record.orientation >= SIDES_CHANGE:
         height, width = width, height
-    if image.shape[:2] != (height, width):
-        shrinks = height * width < image.shape[0] * image.shape[1]
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    image = cv2.cvtColor(resized(_as_image(image), height, width), cv2.COLOR_BGR2RGB)
     if record.orientation >= SIDES_CHANGE:
         image = cv2.transpose(image)
     return _as_image(cv2.flip(image, FLIPS[record.orientation]) if record.orientation in FLIPS else image)

@@ -48,3 +48,15 @@ def select_detections(
         keep = batched_nms(candidates, scores, label, iou)[:max_detections]
         results.append(Detections(image_boxes[point[keep]], scores[keep], label[keep]))
     return results
+
+
+def to_file_pixels(boxes: Tensor, letterbox: Tensor, width: int, height: int) -> Tensor:
+    """Boxes `(N, 4)` xyxy in pixels of the network input, in those of the image file, and inside of it.
+
+    Args:
+        letterbox: (3,): scale, left and top padding in pixels, with x_input = x_file * scale + left.
+        width, height: of the image file, in pixels.
+    """
+    scale, left, top = letterbox.tolist()
+    limit = boxes.new_tensor([width, height, width, height])
+    return torch.minimum(((boxes - boxes.new_tensor([left, top, left, top])) / scale).clamp(min=0), limit)

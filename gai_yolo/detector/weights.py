@@ -8,7 +8,7 @@ import pickle
 import struct
 import zipfile
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -73,6 +73,8 @@ class Weights:
     class_names: list[str] | None
     origin: Origin | None
     """None: not known, or of trainings that began with nothing."""
+    about: dict[str, Any] = field(default_factory=dict)
+    """What a file of this program says beside: `config`, `position`."""
 
 
 def read_checkpoint_file(path: Path) -> dict[str, Any]:
@@ -174,7 +176,7 @@ def _from_safetensors(data: bytes) -> Weights:
     size = int.from_bytes(data[:8], "little")
     said = json.loads(data[8 : 8 + size]).get("__metadata__", {})
     about = json.loads(said.get(METADATA, "{}"))
-    return Weights(safetensors.torch.load(data), about.get("class_names"), origin_in(about))
+    return Weights(safetensors.torch.load(data), about.get("class_names"), origin_in(about), about)
 
 
 def weights_in(content: dict[str, Any], origin: Origin | None = None) -> Weights:
@@ -187,7 +189,9 @@ def weights_in(content: dict[str, Any], origin: Origin | None = None) -> Weights
     if isinstance(names, dict):
         names = [names[number] for number in sorted(names)] if all(isinstance(number, int) for number in names) else None
     names = [_printable(name) for name in names] if isinstance(names, list | tuple) else None
-    return Weights(tensors, names, origin_in(content) or origin)
+    position = {key: content[key] for key in ("epoch", "step", "samples") if isinstance(content.get(key), int)}
+    about = {"config": content["config"], "position": position} if isinstance(content.get("config"), dict) else {}
+    return Weights(tensors, names, origin_in(content) or origin, about)
 
 
 def origin_in(content: dict[str, Any]) -> Origin | None:

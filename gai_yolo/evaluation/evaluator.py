@@ -14,7 +14,7 @@ from gai_yolo.data.loader import EvaluationLoader
 from gai_yolo.detector import YOLO12
 from gai_yolo.detector.loss import DetectionLoss, normalised
 from gai_yolo.detector.network import autocast, to_input
-from gai_yolo.detector.postprocess import Detections, select_detections
+from gai_yolo.detector.postprocess import Detections, select_detections, to_file_pixels
 from gai_yolo.distributed.world import World
 from gai_yolo.evaluation.coco_metrics import CocoMetrics, ImageDetections, coco_metrics
 from gai_yolo.sections import EvaluationConfig
@@ -87,8 +87,5 @@ class Evaluator:
 
     def _in_file_pixels(self, image_id: int, geometry: Tensor, found: Detections) -> ImageDetections:
         record = self.index.images[self._positions[image_id]]
-        scale, left, top = geometry.tolist()
-        offset = found.boxes.new_tensor([left, top, left, top])
-        limit = found.boxes.new_tensor([record.width, record.height, record.width, record.height])
-        boxes = torch.minimum(((found.boxes - offset) / scale).clamp(min=0), limit)
+        boxes = to_file_pixels(found.boxes, geometry, record.width, record.height)
         return ImageDetections(image_id, boxes.cpu().numpy(), found.scores.cpu().numpy(), found.classes.cpu().numpy())

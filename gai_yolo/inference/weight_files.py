@@ -6,15 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from gai_yolo.checkpointing.recovery import load, newest
-from gai_yolo.detector import YOLO12
-from gai_yolo.detector.network import SCALES
 from gai_yolo.detector.weights import Weights, as_safetensors, read_weights, weights_in
 from gai_yolo.errors import CheckpointError
-from gai_yolo.store.catalogue import Catalogue
-from gai_yolo.store.retention import best_of
+from gai_yolo.inference.trained import checkpoint_of, identify
 
 
 @dataclass(frozen=True)
@@ -38,18 +32,9 @@ def exported(run: Path, which: str) -> WeightFile:
     """The EMA weights of a run, with its configuration and how far it was.
 
     Args:
-        which: `best` (`last` where nothing was evaluated), `last`, or a checkpoint's name.
-
-    Raises:
-        CheckpointError: the run has none, or not that one.
+        which: as `checkpoint_of`, whose errors it raises too.
     """
-    catalogue = Catalogue(run)
-    if which == "best":
-        best = best_of(catalogue.listing().present)
-        which = "last" if best is None else best.stem
-    found = newest(catalogue)[0] if which == "last" else load(catalogue, which)
-    if found is None:
-        raise CheckpointError(f"{run}: holds no complete checkpoint.")
+    found = checkpoint_of(run, which)
     about = {"config": found.content.get("config"), "position": vars(found.manifest.position), "mAP50-95": found.manifest.metric}
     return _made(found.path, weights_in(found.content), about)
 
@@ -60,18 +45,3 @@ def _made(path: Path, weights: Weights, about: dict[str, Any]) -> WeightFile:
     if names is not None and len(names) != num_classes:
         raise CheckpointError(f"{path}: names {len(names)} classes and has weights for {num_classes}.")
     return WeightFile(as_safetensors(weights, {"size": size, **about}), size, num_classes, weights)
-
-
-def identify(path: Path, weights: Weights) -> tuple[str, int]:
-    """Which YOLO12 weights belong to, and for how many classes. Raises `CheckpointError` if it is none."""
-    shapes = {name: tensor.shape for name, tensor in weights.tensors.items()}
-    first, last = shapes.get("model.0.conv.weight"), shapes.get("model.21.cv3.0.2.bias")
-    if first is not None and last is not None and len(last) == 1 and last[0]:
-        for size in SCALES:
-            with torch.device("meta"):
-                own = {name: tensor.shape for name, tensor in YOLO12(size, last[0]).state_dict().items()}
-            if own == shapes:
-                return size, last[0]
-    raise CheckpointError(
-        f"{path}: not the weights of a YOLO12 ({len(shapes)} tensors, whose names and shapes are those of none of its sizes)."
-    )
