@@ -50,7 +50,7 @@ def main() -> None:
             in_memory.append(train(run, kept))
         loaded, bare = statistics.median(with_loader), statistics.median(in_memory)
     images = run.plan.num_samples
-    print(f"{given.config}: {images} images, {run.image_size} px, {run.step.world.threads} threads")
+    print(f"{given.config}: {images} images, {run.input_size.image_size} px, {run.step.world.threads} threads")
     print(f"epoch with data loading: {loaded:.2f} s ({images / loaded:.1f} images/s); batches in memory: {bare:.2f} s")
     print(f"ratio {loaded / bare:.3f} (medians of {given.rounds} interleaved epochs each)")
 
@@ -81,7 +81,7 @@ def train(run: TrainingParts, steps: Iterable[list[Batch]]) -> float:
     started = time.perf_counter()
     for number, batches in enumerate(steps):
         num_micro_batches, num_samples = run.plan.step_size(number)
-        run.step(batches, num_micro_batches, num_samples, run.image_size)
+        run.step(batches, num_micro_batches, num_samples, run.input_size.image_size)
     return time.perf_counter() - started
 
 

@@ -87,7 +87,7 @@ def step(run: TrainingParts, kind: str, batches: list[list[Batch]], number: int)
     world = run.step.world
     world.sum(torch.zeros(1, device=world.device))  # all begin together
     started = time.perf_counter()
-    run.step(batches[number % BATCHES], num_micro_batches, num_samples, run.image_size)
+    run.step(batches[number % BATCHES], num_micro_batches, num_samples, run.input_size.image_size)
     return float(world.maximum(torch.tensor([time.perf_counter() - started], dtype=torch.float64, device=world.device)).item())
 
 

@@ -129,7 +129,7 @@ def make_batches(run: TrainingParts, boxes: int, pinned: bool = False) -> list[B
     training = run.step.config
     assert isinstance(training.micro_batch_size, int)
     number = training.batch_size // training.micro_batch_size
-    return [make_batch(one, training.micro_batch_size, run.image_size, boxes, pinned) for one in range(number)]
+    return [make_batch(one, training.micro_batch_size, run.input_size.image_size, boxes, pinned) for one in range(number)]
 
 
 def take_steps(run: TrainingParts, batches: list[Batch], steps: int) -> float:
@@ -144,7 +144,7 @@ def take_steps(run: TrainingParts, batches: list[Batch], steps: int) -> float:
 
 def take_step(run: TrainingParts, batches: list[Batch]) -> None:
     """One step; the GPU may still be at it."""
-    run.step(batches, len(batches), sum(len(batch.images) for batch in batches), run.image_size)
+    run.step(batches, len(batches), sum(len(batch.images) for batch in batches), run.input_size.image_size)
 
 
 def synchronise(run: TrainingParts) -> None:

@@ -169,7 +169,7 @@ def hook(check: Check) -> None:
             synchronise(run)
             started = time.perf_counter()
             for _ in range(4):
-                step(batches, len(batches), 8, run.image_size)
+                step(batches, len(batches), 8, run.input_size.image_size)
             synchronise(run)
             check.say(f"{label}, {kind}: seconds of 4 steps", time.perf_counter() - started)
             digests[kind] = digest_of(run)

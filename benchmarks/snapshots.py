@@ -94,7 +94,7 @@ def calibrate(run: TrainingParts, batches: list[Batch], seconds: float) -> int:
 def train(run: TrainingParts, batches: list[Batch], steps: int) -> None:
     """So many steps over the same batch."""
     for _ in range(steps):
-        run.step(batches, len(batches), sum(len(batch.images) for batch in batches), run.image_size)
+        run.step(batches, len(batches), sum(len(batch.images) for batch in batches), run.input_size.image_size)
 
 
 def window(run: TrainingParts, batches: list[Batch], steps: int, save: Save | None) -> tuple[float, float, float]:
@@ -165,7 +165,7 @@ def dcp(run: TrainingParts, folder: Path) -> tuple[float, Callable[[], float]]:
 def show(size: str, run: TrainingParts, steps: int, num_bytes: int, measured: dict[str, list[tuple[float, float, float]]]) -> None:
     """A table of medians."""
     base = [whole for whole, _, _ in measured["without"]]
-    print(f"YOLO12-{size}, {run.image_size} px, {num_bytes / 1e6:.0f} MB a snapshot, {torch.get_num_threads()} threads; ", end="")
+    print(f"YOLO12-{size}, {run.input_size.image_size} px, {num_bytes / 1e6:.0f} MB a snapshot, {torch.get_num_threads()} threads; ", end="")
     print(f"windows of {steps} steps, {statistics.median(base):.1f} s; medians of {len(base)} rounds, at one each {INTERVAL:.0f} s")
     print(f"{'':16}{'stands still':>14}{'share':>9}{'window longer by':>22}{'throughput':>14}{'complete after':>18}")
     for name, rows in measured.items():

@@ -164,6 +164,8 @@ NO_WEIGHT_FOLLOWS = (
     "data.workers",
     "data.cache",
     "training.device",
+    "training.patience",
+    "training.time_budget",
     "training.checkpoint_interval",
     "snapshots.",
     "elastic.",
@@ -264,12 +266,14 @@ def fields_of(section: Any, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]
 
 def _flatten(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in node.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and f"{prefix}{name}" not in _FIELDS:
             yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 
 
+_FIELDS = frozenset(path for path, _ in fields_of(Config))
+"""Key paths of all values; one may be a mapping."""
 _TEXTS = frozenset(path for path, field in fields_of(Config) if _takes_text(field.annotation))
 """Key paths of names and paths."""
 _FIXED_KEYS = frozenset(path for path, field in fields_of(Config) if field.json_schema_extra == FIXED)

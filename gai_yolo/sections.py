@@ -41,6 +41,11 @@ class ModelConfig(Section):
     weights: Path | None = Field(default=None, json_schema_extra=LOCAL)
     """Weights to start from: a state dict, safetensors, a checkpoint of this program, or a released YOLO12 with its pickled network, which
     is read without its program. Of another number of classes the class branch is left out, and told."""
+    freeze: Annotated[int, Field(ge=0, le=22)] | list[str] = 0
+    """Layers that are not trained: the first so many of 22, or patterns of parameters' names such as `[model.0, "model.*.cv1"]`. Their
+    BatchNorms keep their statistics."""
+    freeze_epochs: int | None = Field(default=None, ge=0)
+    """`freeze` holds for so many first epochs; `null`: for the whole run."""
 
 
 class SplitConfig(Section):
@@ -93,6 +98,8 @@ class AugmentConfig(Section):
     """Probability of a vertical flip; for images without an up and down, such as microscopy."""
     close_mosaic: int = Field(default=10, ge=0)
     """Mosaic and mixup are off for this many last epochs."""
+    multi_scale: float = Field(default=0.0, ge=0.0, le=0.75)
+    """Each step has images of another side, a multiple of 32 drawn from (1 - multi_scale) to (1 + multi_scale) x `data.image_size`."""
 
 
 class LossConfig(Section):
@@ -102,11 +109,22 @@ class LossConfig(Section):
     """Gain of the classification term."""
     dfl: NonNegative = 1.5
     """Gain of the distribution focal term."""
+    class_weights: dict[str, Positive] | Literal["auto"] | None = None
+    """Weights of classes in the classification term, by name; those that are not named have 1. `auto`: by the root of how seldom a class
+    is, with a mean of 1 over the boxes."""
 
 
 class TrainingConfig(Section):
     epochs: int = Field(default=600, ge=1)
     """Passes over the training set."""
+    patience: int | None = Field(default=None, ge=1)
+    """Training ends when mAP50-95 has not risen for so many epochs; `null`: only after the last one."""
+    time_budget: Positive | None = None
+    """Hours, of steps and evaluations over all starts, without downtime: training ends, evaluated and saved, after the last epoch that
+    fits, but not before the first. The learning rate falls over `epochs` all the same."""
+    image_weights: Fraction = 0.0
+    """Images of classes that occur in less than this fraction of the images are drawn more often, others less, by the root of how seldom
+    (repeat factors, Gupta et al. 2019); 0: each image once an epoch."""
     batch_size: int = Field(default=64, ge=1, le=2**22, json_schema_extra=FIXED)
     """Global batch of one optimizer step, whatever the number of processes."""
     micro_batch_size: int | Literal["auto"] = Field(default="auto", json_schema_extra=FIXED)

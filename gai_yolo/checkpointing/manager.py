@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from gai_yolo.checkpointing.completion import reason_to_end
 from gai_yolo.checkpointing.schedule import asks_for
 from gai_yolo.checkpointing.state import TrainingState
 from gai_yolo.checkpointing.tier import Tier
@@ -123,7 +124,8 @@ class CheckpointManager:
     def _save_epoch(self, tiers: Sequence[Tier]) -> None:
         if not tiers:
             return
-        state, due = self.state, asks_for(self.config.training, self.state.epoch)
+        state, training = self.state, self.config.training
+        due = asks_for(training, state.epoch) or bool(reason_to_end(training, state.history, state.best_since))
         metric: float | None = state.history[-1]["mAP50-95"]
         # Written anew as the first of equals only, so that a run that does not improve does not write.
         before = [row["mAP50-95"] for row in state.history[:-1] if row.get("step", math.inf) > state.best_since]

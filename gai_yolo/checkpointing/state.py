@@ -25,7 +25,7 @@ CHECKPOINT_FORMAT = 4
 
 
 LOSSES = ("total", "box", "cls", "dfl")
-TIMES = ("seconds", "images_per_second")
+TIMES = ("seconds", "images_per_second", "evaluation_seconds")
 """Columns of the metrics rows that depend on the machine."""
 
 

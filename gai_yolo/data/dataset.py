@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import NamedTuple
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
 
 from gai_yolo.data.augment import Sample, letterbox, mixup, mosaic, random_affine, random_flip, random_hsv
 from gai_yolo.data.images import GREY, ImageSource, fitted_size
+from gai_yolo.data.order import Key
 from gai_yolo.sections import AugmentConfig
-
-
-class Key(NamedTuple):
-    """What the loader is asked for; together with the seed it determines the sample to the last bit."""
-
-    epoch: int
-    """1-based; 0 for evaluation."""
-    position: int
-    """Position in the index."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +53,14 @@ class Batch:
         """The same batch on a device; asynchronous from pinned memory."""
         return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
 
+    def resized(self, image_size: int) -> Batch:
+        """The same with images of another side, in pixels; rounded to uint8, as decoded ones are."""
+        old = self.images.shape[-1]
+        if old == image_size:
+            return self
+        images = interpolate(self.images.float(), (image_size, image_size), mode="bilinear", align_corners=False)
+        return replace(self, images=images.round().to(torch.uint8), boxes=self.boxes * (image_size / old))
+
     def pin_memory(self) -> Batch:
         """Called by the DataLoader when it pins memory."""
         return Batch(*(getattr(self, f.name).pin_memory() for f in fields(self)))
@@ -77,7 +77,7 @@ class SampleSet(Dataset[Item]):
 
 
 class TrainingSet(SampleSet):
-    """Augmented samples: every random draw comes from (seed, epoch, position).
+    """Augmented samples: every random draw comes from the seed and the key.
 
     Args:
         epochs: of the whole run; mosaic and mixup are off in its last `augment.close_mosaic` ones.
@@ -90,7 +90,8 @@ class TrainingSet(SampleSet):
         self.epochs = epochs
 
     def __getitem__(self, key: Key) -> Item:
-        rng = np.random.default_rng(np.random.SeedSequence((self.seed, key.epoch, key.position)))
+        draw = (key.draw,) if key.draw else ()
+        rng = np.random.default_rng(np.random.SeedSequence((self.seed, key.epoch, key.position, *draw)))
         unreadable: list[int] = []
         mixing = key.epoch <= self.epochs - self.augment.close_mosaic
         sample = self._composed(key.position, mixing, rng, unreadable)

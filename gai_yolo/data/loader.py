@@ -22,8 +22,8 @@ from typing import Any
 import cv2
 from torch.utils.data import DataLoader
 
-from gai_yolo.data.dataset import Batch, EvaluationSet, Key, SampleSet, collate
-from gai_yolo.data.order import BatchPlan, split_evenly
+from gai_yolo.data.dataset import Batch, EvaluationSet, SampleSet, collate
+from gai_yolo.data.order import BatchPlan, Key, split_evenly
 from gai_yolo.data.slots import ParcelSet, Slots, as_it_is
 from gai_yolo.errors import DataError, refused_by
 from gai_yolo.processes import die_with_parent
@@ -180,7 +180,7 @@ class TrainingLoader(_Loader):
     def _begin(self, epoch: int, first_step: int) -> Iterator[Batch]:
         order, steps = self.plan.order(epoch), range(first_step, self.plan.steps_per_epoch)
         spans = (self.plan.rank_micro_batches(order, step, self.rank, self.world_size) for step in steps)
-        return self.bring([Key(epoch, position) for position in micro] for span in spans for micro in span)
+        return self.bring(micro for span in spans for micro in span)
 
 
 class EvaluationLoader(_Loader):

@@ -20,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from gai_yolo.data.dataset import Batch, Item, Key, collate
+from gai_yolo.data.dataset import Batch, Item, collate
+from gai_yolo.data.order import Key
 
 Request = tuple[int, list[Key]]
 """A slot, and the samples of the batch to put there."""

@@ -43,13 +43,15 @@ def normalised(sums: Tensor) -> dict[str, float]:
     return {"total": sum(losses.values()), **losses}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DetectionLoss:
     """The loss of YOLO12 on raw predictions, with weights of its three terms."""
 
     box_gain: float = 7.5
     cls_gain: float = 0.5
     dfl_gain: float = 1.5
+    class_weights: Tensor | None = None
+    """(classes,), on the device of the predictions: of each class's part of the classification term; None: all 1."""
 
     def __call__(self, raw: RawPredictions, height: int, width: int, box_image: Tensor, classes: Tensor, boxes: Tensor) -> LossSums:
         """Loss sums of one micro-batch, in float32 whatever the autocast type.
@@ -67,7 +69,7 @@ class DetectionLoss:
         found = assign(class_logits.detach().sigmoid(), predicted.detach(), points, box_image, classes, boxes)
         targets = torch.zeros_like(class_logits)
         targets[found.image, found.point, classes[found.box]] = found.score
-        cls = binary_cross_entropy_with_logits(class_logits, targets, reduction="sum")
+        cls = binary_cross_entropy_with_logits(class_logits, targets, self.class_weights, reduction="sum")
 
         target = boxes[found.box]
         overlap = complete_iou(predicted[found.image, found.point], target)

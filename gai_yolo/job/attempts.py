@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from gai_yolo.checkpointing.compatibility import check_continuation, judges_anew
+from gai_yolo.checkpointing.completion import reason_to_end
 from gai_yolo.checkpointing.recovery import LoadedCheckpoint
 from gai_yolo.checkpointing.state import TrainingState
 from gai_yolo.data.formats.reading import CannotRead
@@ -83,7 +84,7 @@ def train_from(
     world.from_first(lambda: bring_up_to_date(context, state))
     source = "nothing" if found is None else found.tier
     context.recorder.started_from(state.step, state.epoch + 1, source, high_water(run.records), run.schedule.total_steps, training.epochs)
-    if state.epoch < training.epochs or world.from_first(lambda: not is_result(found)):
+    if world.from_first(lambda: not is_result(found) or not reason_to_end(training, state.history, state.best_since)):
         announce(run, context)
         parts = assemble(run, loaders, state, context)
         with kept_safe(parts):

@@ -29,6 +29,7 @@ from gai_yolo.data.images import ImageSource, check_decodable
 from gai_yolo.data.index import Index
 from gai_yolo.data.loader import EvaluationLoader, TrainingLoader
 from gai_yolo.data.order import BatchPlan
+from gai_yolo.data.rarity import class_weights, repeat_factors
 from gai_yolo.data.sources import BUILT_IN
 from gai_yolo.detector import YOLO12
 from gai_yolo.detector.ema import EMA
@@ -45,12 +46,14 @@ from gai_yolo.membership.environment import file_digest
 from gai_yolo.membership.join import Membership
 from gai_yolo.reporting.reporter import Reporter
 from gai_yolo.reporting.tensorboard import TensorBoard
-from gai_yolo.sections import DataConfig
+from gai_yolo.sections import DataConfig, LossConfig
 from gai_yolo.store.node_memory import free_memory
 from gai_yolo.store.run_record import RunRecord
 from gai_yolo.store.store import Store
 from gai_yolo.training.context import JobContext
+from gai_yolo.training.freezing import freezing_of
 from gai_yolo.training.loop import TrainingParts
+from gai_yolo.training.multi_scale import InputSize
 from gai_yolo.training.optimizer import OptimizerSchedule, make_optimizer, make_schedule
 from gai_yolo.training.step import TrainingStep
 
@@ -79,7 +82,8 @@ class KnownRun:
         training, num_samples = self.config.training, len(self.indexes[0])
         assert training.micro_batch_size != "auto"
         seed = self.config.experiment.seed
-        return BatchPlan(num_samples, training.batch_size, training.micro_batch_size, seed, training.max_batches_per_epoch)
+        weights = repeat_factors(self.indexes[0], training.image_weights) if training.image_weights else None
+        return BatchPlan(num_samples, training.batch_size, training.micro_batch_size, seed, training.max_batches_per_epoch, weights)
 
     @cached_property
     def schedule(self) -> OptimizerSchedule:
@@ -90,18 +94,18 @@ class KnownRun:
 def assemble(run: KnownRun, loaders: tuple[TrainingLoader, EvaluationLoader], state: TrainingState, context: JobContext) -> TrainingParts:
     """Build what the loop needs around a state."""
     config, world, memory = run.config, context.world, run.membership.memory
-    training, loss = config.training, DetectionLoss(config.loss.box, config.loss.cls, config.loss.dfl)
+    training, loss = config.training, make_loss(config.loss, run.indexes[0], world.device)
     world.meet()  # DDP compares the models of all ranks
-    step = TrainingStep(state, loss, run.schedule, world, training)
+    step = TrainingStep(state, loss, run.schedule, world, training, freezing_of(config.model, state.model))
     tiers = [
         make_disk_tier(config, state, context) if world.is_first else None,
         make_memory_tier(config, state, context, memory.store) if memory is not None else None,
         make_stand_in(config, state, context, run.membership.record),
     ]
     return TrainingParts(
-        epochs=training.epochs,
+        training=training,
         evaluation_interval=config.evaluation.interval,
-        image_size=config.data.image_size,
+        input_size=InputSize(config.data.image_size, config.augment.multi_scale, config.experiment.seed),
         plan=run.plan,
         state=state,
         loader=loaders[0],
@@ -113,6 +117,12 @@ def assemble(run: KnownRun, loaders: tuple[TrainingLoader, EvaluationLoader], st
         context=context,
         records=run.records,
     )
+
+
+def make_loss(config: LossConfig, index: Index, device: torch.device) -> DetectionLoss:
+    """The loss on a training set. Raises `ConfigError` for weights of classes that it has not."""
+    weights = class_weights(config.class_weights, index)
+    return DetectionLoss(config.box, config.cls, config.dfl, None if weights is None else torch.tensor(weights, device=device))
 
 
 def make_loaders(
@@ -182,6 +192,8 @@ def make_state(run: KnownRun, context: JobContext, found: LoadedCheckpoint | Non
     config, world = run.config, context.world
     torch.manual_seed(config.experiment.seed)
     model = YOLO12(config.model.size, len(run.indexes[0].categories))
+    freezing_of(config.model, model)  # what is wrong in the configuration is said before anything begins
+    make_loss(config.loss, run.indexes[0], world.device)
     origin = begin_with(config.model.weights, model, world) if found is None else None
     memory_format = torch.channels_last if config.training.channels_last else torch.contiguous_format
     model = model.to(world.device, memory_format=memory_format)  # type: ignore[call-overload]

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gai_yolo.checkpointing import writer_process
+from gai_yolo.checkpointing.completion import reason_to_end
 from gai_yolo.checkpointing.state import TrainingState
 from gai_yolo.checkpointing.writer_start import SpareWriter
 from gai_yolo.config import Config, load_config
@@ -147,8 +148,11 @@ def finish(state: TrainingState, config: Config, membership: Membership, context
     if membership.memory is not None and is_on_disk(state):
         membership.memory.remove()
     best = "" if state.best_metric is None else f", best mAP50-95 {state.best_metric:.4f}"
-    epochs, folder = config.training.epochs, context.folder
-    logger.info(f"finished: {state.epoch} of {epochs} epochs{best}; raise training.epochs to go on, --fresh starts over")
+    training, folder = config.training, context.folder
+    why, more = "", "raise training.epochs to go on"
+    if state.epoch < training.epochs:
+        why, more = f" ({reason_to_end(training, state.history, state.best_since)})", "raise that to go on"
+    logger.info(f"finished: {state.epoch} of {training.epochs} epochs{why}{best}; {more}, --fresh starts over")
     logger.info(f"checkpoints: {folder.checkpoints}  pictures: {folder.predictions}  TensorBoard: {folder.tensorboard}")
 
 

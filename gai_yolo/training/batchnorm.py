@@ -7,17 +7,21 @@ every rank has the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
 
 
 class RunningStatistics:
-    """The running means and variances of a model's BatchNorm layers, taken out after each micro-batch of a step."""
+    """The running means and variances of a model's BatchNorm layers, taken out after each micro-batch of a step.
 
-    def __init__(self, model: nn.Module) -> None:
-        norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    Args:
+        frozen: names of layers that gather none, and are left alone.
+    """
+
+    def __init__(self, model: nn.Module, frozen: Collection[str] = ()) -> None:
+        norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d) and name not in frozen]
         self._names = [f"{name}.{kind}" for name in norms for kind in ("running_mean", "running_var")]
         self._running = [model.get_buffer(name) for name in self._names]
         self._counters = {name: model.get_buffer(name) for name in (f"{norm}.num_batches_tracked" for norm in norms)}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gai_yolo.checkpointing.completion import is_budget_spent, reason_to_end
 from gai_yolo.checkpointing.digest import DivergenceAlarm
 from gai_yolo.checkpointing.manager import CheckpointManager
 from gai_yolo.checkpointing.state import LOSSES, TrainingState
@@ -20,7 +21,9 @@ from gai_yolo.goodput.record import Phase, Record
 from gai_yolo.goodput.report import report
 from gai_yolo.log import OF_NODE
 from gai_yolo.reporting.reporter import Reporter
+from gai_yolo.sections import TrainingConfig
 from gai_yolo.training.context import JobContext
+from gai_yolo.training.multi_scale import InputSize
 from gai_yolo.training.step import StepRequests, StepResult, TrainingStep
 
 TRAIN_COLUMNS = ("train_loss", "train_box", "train_cls", "train_dfl")
@@ -34,10 +37,10 @@ logger = logging.getLogger(__name__)
 class TrainingParts:
     """The parts that the job has put together."""
 
-    epochs: int
+    training: TrainingConfig
     evaluation_interval: int
     """Epochs."""
-    image_size: int
+    input_size: InputSize
     plan: BatchPlan
     state: TrainingState
     loader: TrainingLoader
@@ -52,14 +55,15 @@ class TrainingParts:
 
 
 def train(parts: TrainingParts) -> None:
-    """Train from where the state stands to the last epoch; each is evaluated, recorded and saved as configured.
+    """Train from where the state stands until the run is complete; each epoch is evaluated, recorded and saved as configured.
 
     Raises:
         Departure: a process has to leave; the state after the last step is saved.
         Stop: training cannot go on.
     """
     parts.saver.catch_up()
-    for epoch in range(parts.state.epoch + 1, parts.epochs + 1):
+    while not is_complete(parts):
+        epoch = parts.state.epoch + 1
         parts.context.world.end_long_work()
         row = train_epoch(parts, epoch)
         parts.context.world.begin_long_work()
@@ -79,11 +83,17 @@ def train(parts: TrainingParts) -> None:
     tell_goodput(parts, None)
 
 
+def is_complete(parts: TrainingParts) -> bool:
+    """Whether there is nothing more to train. A collective: what depends on times the first rank decides."""
+    state = parts.state
+    return parts.context.world.from_first(lambda: bool(reason_to_end(parts.training, state.history, state.best_since)))
+
+
 def train_epoch(parts: TrainingParts, epoch: int) -> dict[str, Any]:
     """The steps of an epoch that are not done yet; returns the row of metrics of all of them."""
     state, steps, enter = parts.state, parts.plan.steps_per_epoch, parts.context.enter
     done = state.step - (epoch - 1) * steps
-    state.model.train()
+    parts.step.begin_epoch(epoch)
     parts.reporter.start_epoch(epoch, steps, done)
     before, started = state.progress.seconds, time.monotonic()
     micro_batches = parts.loader.epoch(epoch, done)
@@ -94,7 +104,7 @@ def train_epoch(parts: TrainingParts, epoch: int) -> dict[str, Any]:
         parts.reporter.trained(epoch, state.step + 1, batches)
         enter(Phase.STEP)
         num_micro_batches, num_samples = parts.plan.step_size(number)
-        result = parts.step(batches, num_micro_batches, num_samples, parts.image_size, requests(parts))
+        result = parts.step(batches, num_micro_batches, num_samples, parts.input_size.at(state.step), requests(parts))
         state.progress.seconds = before + time.monotonic() - started
         parts.context.step_done(state.step, epoch)
         enter(Phase.REPORTING)
@@ -172,10 +182,14 @@ def tell_goodput(parts: TrainingParts, step: int | None) -> None:
 
 def evaluate_epoch(parts: TrainingParts, epoch: int, row: dict[str, Any]) -> None:
     """Evaluate the EMA weights if due, and add the numbers (else None) to the epoch's row."""
-    row.update(dict.fromkeys((*VAL_COLUMNS, *STAT_NAMES)))
-    if epoch % parts.evaluation_interval and epoch != parts.epochs:
+    training, rows = parts.training, [*parts.state.history, row]
+    is_last = epoch == training.epochs or parts.context.world.from_first(lambda: is_budget_spent(training, rows))
+    row.update(dict.fromkeys((*VAL_COLUMNS, *STAT_NAMES, "evaluation_seconds")))
+    if epoch % parts.evaluation_interval and not is_last:
         return
+    started = time.monotonic()
     evaluation = parts.evaluate(parts.state.ema.model, parts.context.watchdog.counted)
     row.update(zip(VAL_COLUMNS, (evaluation.losses[name] for name in LOSSES), strict=True))
     row.update({name: value if value >= 0 else None for name, value in evaluation.metrics.stats.items()})
+    row["evaluation_seconds"] = round(time.monotonic() - started, 3)
     parts.reporter.evaluated(epoch, parts.state.step, evaluation)

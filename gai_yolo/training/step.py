@@ -16,11 +16,12 @@ from gai_yolo.checkpointing.state import TrainingState
 from gai_yolo.data.dataset import Batch
 from gai_yolo.detector.loss import DetectionLoss, normalised
 from gai_yolo.detector.network import autocast, to_input
-from gai_yolo.distributed.exact_sum import ExactSum, GradientSum, exponents_of, followed, is_too_coarse
+from gai_yolo.distributed.exact_sum import NO_EXPONENT, ExactSum, GradientSum, exponents_of, followed, is_too_coarse
 from gai_yolo.distributed.world import World
 from gai_yolo.errors import Stop
 from gai_yolo.sections import TrainingConfig
 from gai_yolo.training.batchnorm import RunningStatistics
+from gai_yolo.training.freezing import Freezing, frozen_norms
 from gai_yolo.training.optimizer import OptimizerSchedule, set_rates
 
 NUM_LOSSES = 4
@@ -46,6 +47,7 @@ class StepRequests:
 
 
 NO_REQUESTS = StepRequests()
+NOTHING_FROZEN = Freezing()
 
 
 @dataclass(frozen=True)
@@ -73,18 +75,44 @@ class TrainingStep:
     Args:
         state: holds model, EMA, optimizer and scaler, all changed by each step.
         schedule: learning rate and momentum of each step.
+        freezing: which parameters are left as they are.
     """
 
     def __init__(
-        self, state: TrainingState, loss: DetectionLoss, schedule: OptimizerSchedule, world: World, config: TrainingConfig
+        self,
+        state: TrainingState,
+        loss: DetectionLoss,
+        schedule: OptimizerSchedule,
+        world: World,
+        config: TrainingConfig,
+        freezing: Freezing = NOTHING_FROZEN,
     ) -> None:
         self.state, self.loss, self.schedule, self.world, self.config = state, loss, schedule, world, config
-        self.model: nn.Module = state.model
-        self.parameters = [p for p in state.model.parameters() if p.requires_grad]
-        self.gradients = GradientSum(self.parameters, world.world_size) if config.exact else None
-        if world.world_size > 1:
-            self.model = _parallel(state.model, world.device, self.gradients)
-        self.statistics = RunningStatistics(state.model)
+        self.freezing = freezing
+        self._all = {name: parameter for name, parameter in state.model.named_parameters() if parameter.requires_grad}
+        self._train_but(freezing.in_epoch(state.epoch + 1))
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Train the layers that are to be trained in an epoch (1-based). A collective where others were before."""
+        frozen = self.freezing.in_epoch(epoch)
+        if frozen != self._frozen:
+            self._train_but(frozen)
+        self.state.model.train()
+        for norm in frozen_norms(self.state.model, frozen).values():
+            norm.eval()
+
+    def _train_but(self, frozen: frozenset[str]) -> None:
+        """Frozen parameters get no gradient, and so the optimizer passes them over; what they are added up with has no place for them."""
+        self._frozen = frozen
+        self.model: nn.Module = self.state.model  # and no longer what was wrapped around it for others
+        for name, parameter in self._all.items():
+            parameter.grad = None
+            parameter.requires_grad_(name not in frozen)
+        self.parameters = [parameter for parameter in self._all.values() if parameter.requires_grad]
+        self.gradients = GradientSum(self.parameters, self.world.world_size) if self.config.exact else None
+        if self.world.world_size > 1:
+            self.model = _parallel(self.state.model, self.world.device, self.gradients)
+        self.statistics = RunningStatistics(self.state.model, frozen_norms(self.state.model, frozen))
 
     def __call__(
         self,
@@ -99,7 +127,7 @@ class TrainingStep:
         Args:
             micro_batches: of this rank; may be empty.
             num_micro_batches, num_samples: of the global batch.
-            image_size: for the blank image of a rank without micro-batches.
+            image_size: side of the network's input, in pixels; images of another size are resized.
             requests: of this rank.
 
         Raises:
@@ -108,12 +136,13 @@ class TrainingStep:
         with self.state.changing:
             learning_rate = set_rates(self.state.optimizer, self.schedule, self.state.step)
             self.statistics.begin_step()
-        exponents = self.state.gradient_exponents or self._measure(micro_batches)
+        known = self._known_exponents()
+        exponents = known or self._measure(micro_batches, image_size)
         sums, norms = self._accumulate(micro_batches, num_micro_batches, image_size, exponents, requests)
-        measured = self.gradients is not None and self.state.gradient_exponents is None
+        measured = self.gradients is not None and known is None
         if not measured and self._is_out_of_range(sums, norms):
             # All ranks see it alike, and it does not depend on who computed what: each micro-batch has the same limits.
-            measured, exponents = True, self._measure(micro_batches)
+            measured, exponents = True, self._measure(micro_batches, image_size)
             sums, norms = self._accumulate(micro_batches, num_micro_batches, image_size, exponents, requests)
         losses = None
         with self.state.transition():
@@ -159,7 +188,7 @@ class TrainingStep:
         for number, batch in enumerate(micro_batches, start=1):
             last = number == len(micro_batches)
             with self.model.no_sync() if isinstance(self.model, DistributedDataParallel) and not last else contextlib.nullcontext():
-                losses = self._forward_backward(self.model, batch.to(device))
+                losses = self._forward_backward(self.model, batch.to(device).resized(image_size))
             sums.add(torch.cat((losses, self.statistics.end_micro_batch())))
             if self.gradients and not (last and self.world.world_size > 1):
                 self.gradients.take()
@@ -181,12 +210,28 @@ class TrainingStep:
 
     def _is_out_of_range(self, sums: ExactSum, norms: Tensor) -> bool:
         """Whether the gradients are not what was expected, so that their sum is wrong, or worse than one in float32."""
-        exponents = self.state.gradient_exponents
+        exponents = self._known_exponents()
         if exponents is None or not sums.is_finite:
             return False
         return sums.counts[ABOVE] > 0 or is_too_coarse(exponents, exponents_of(norms))
 
-    def _measure(self, micro_batches: Sequence[Batch]) -> list[int]:
+    def _known_exponents(self) -> list[int] | None:
+        """What is expected of the gradient of each parameter that is trained now; None where nothing is known of any."""
+        known = self.state.gradient_exponents
+        if known is None:
+            return None
+        ours = [exponent for name, exponent in zip(self._all, known, strict=True) if name not in self._frozen]
+        return None if set(ours) <= {NO_EXPONENT} else ours
+
+    def _remember(self, exponents: Sequence[int] | None) -> None:
+        """The same from the next step on; of frozen parameters remains known what was."""
+        if exponents is None:
+            return
+        left, ours = iter(exponents), self.state.gradient_exponents or [NO_EXPONENT] * len(self._all)
+        pairs = zip(self._all, ours, strict=True)
+        self.state.gradient_exponents = [known if name in self._frozen else next(left) for name, known in pairs]
+
+    def _measure(self, micro_batches: Sequence[Batch], image_size: int) -> list[int]:
         """The exponents of the largest element of each gradient over all micro-batches and ranks, which are the same in any
         order."""
         if self.gradients is None:
@@ -195,7 +240,7 @@ class TrainingStep:
         for batch in micro_batches:
             self.state.optimizer.zero_grad(set_to_none=True)
             # Not through DDP, whose forward pass may need all ranks (it rebuilds its buckets once), and some may be idle.
-            self._forward_backward(self.state.model, batch.to(self.world.device))
+            self._forward_backward(self.state.model, batch.to(self.world.device).resized(image_size))
             self.statistics.end_micro_batch()
             norms = torch.stack(torch._foreach_norm([p.grad for p in self.parameters if p.grad is not None], torch.inf))
             largest = torch.maximum(largest, norms.nan_to_num(nan=torch.inf))  # not every backend's maximum knows NaN
@@ -230,7 +275,7 @@ class TrainingStep:
         if self.gradients:
             # What is kept of a spike is what the optimizer was given of it.
             given = norms * (self.config.clip_norm / total).clamp(max=1.0)
-            self.state.gradient_exponents = followed(self.state.gradient_exponents, exponents_of(given))
+            self._remember(followed(self._known_exponents(), exponents_of(given)))
         self.state.scaler.step(self.state.optimizer)
         self.state.scaler.update()
 

@@ -111,13 +111,21 @@ def test_no_bit_depends_on_the_processes_the_loaders_or_interruptions(
     figure(f"SGD; 1 to 4 processes; 0, 1, 3 loader workers; snapshots or not; 1 -> 3 -> 2 with SIGKILL: {expected}")
 
 
-@pytest.mark.parametrize(("name", "value"), [("AdamW", "training.optimizer=adamw"), ("bf16", "training.amp=bf16")])
+FINE_TUNING = (
+    *("model.freeze=7", "model.freeze_epochs=1", "augment.multi_scale=0.5", "training.image_weights=0.9", "training.patience=5"),
+    "loss.class_weights=auto",
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"), [("AdamW", ("training.optimizer=adamw",)), ("bf16", ("training.amp=bf16",)), ("fine-tuning", FINE_TUNING)]
+)
 def test_no_bit_depends_on_a_resize_with_other_arithmetic(
-    name: str, value: str, finished_runs: dict[int, Path], tmp_path: Path, cache: Path, figure: Callable[[str], None]
+    name: str, values: tuple[str, ...], finished_runs: dict[int, Path], tmp_path: Path, cache: Path, figure: Callable[[str], None]
 ) -> None:
-    """Loss: the promise holds for SGD in float32 only."""
-    expected = digests(finished(tmp_path / "alone", cache, 1, value))
-    assert digests(resized(tmp_path / "resized", cache, (1, 3, 2), value, seed=1)) == expected
+    """Loss: the promise holds for SGD in float32 only, and with all layers trained in one size."""
+    expected = digests(finished(tmp_path / "alone", cache, 1, *values))
+    assert digests(resized(tmp_path / "resized", cache, (1, 3, 2), *values, seed=1)) == expected
     assert expected["weights"] != digests(finished_runs[1])["weights"], "another arithmetic indeed"
     figure(f"{name}; 1 process, and 1 -> 3 -> 2 with SIGKILL: {expected}")
 

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from elastic_train import main
-from gai_yolo.data.dataset import Item, Key, TrainingSet
+from gai_yolo.data.dataset import Item, TrainingSet
+from gai_yolo.data.order import Key
 from gai_yolo.evaluation.evaluator import Evaluator
 from gai_yolo.goodput import progress
 from gai_yolo.job import build as assembly

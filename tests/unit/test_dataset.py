@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from gai_yolo.data.augment import Sample
-from gai_yolo.data.dataset import Batch, EvaluationSet, Item, Key, TrainingSet, collate
+from gai_yolo.data.dataset import Batch, EvaluationSet, Item, TrainingSet, collate
 from gai_yolo.data.images import GREY, ImageSource
 from gai_yolo.data.index import ImageRecord, make_record
 from gai_yolo.data.loader import EvaluationLoader, TrainingLoader
-from gai_yolo.data.order import BatchPlan
+from gai_yolo.data.order import BatchPlan, Key
 from gai_yolo.sections import AugmentConfig
 
 WriteImages = Callable[[int], list[ImageRecord]]
@@ -100,7 +100,7 @@ def test_workers_and_caches_do_not_change_a_bit(
         order = plan.order(epoch)
         assert len(steps) == plan.steps_per_epoch
         for step, batches in enumerate(steps):
-            expected = [collate([dataset[Key(epoch, p)] for p in micro]) for micro in plan.micro_batches(order, step)]
+            expected = [collate([dataset[key] for key in micro]) for micro in plan.micro_batches(order, step)]
             assert len(batches) == len(expected)
             for batch, wanted in zip(batches, expected, strict=True):
                 assert_same_batch(batch, wanted)

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gai_yolo.data.augment import Sample
-from gai_yolo.data.dataset import Item, Key, SampleSet
+from gai_yolo.data.dataset import Item, SampleSet
 from gai_yolo.data.loader import TrainingLoader
-from gai_yolo.data.order import BatchPlan
+from gai_yolo.data.order import BatchPlan, Key
 
 EPOCHS = 3
 Trained = dict[tuple[int, int], list[list[int]]]

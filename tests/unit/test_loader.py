@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from gai_yolo.data.augment import Sample
-from gai_yolo.data.dataset import EvaluationSet, Item, Key, SampleSet, TrainingSet
+from gai_yolo.data.dataset import EvaluationSet, Item, SampleSet, TrainingSet
 from gai_yolo.data.images import ImageSource
 from gai_yolo.data.index import ImageRecord
 from gai_yolo.data.loader import EvaluationLoader, TrainingLoader
-from gai_yolo.data.order import BatchPlan
+from gai_yolo.data.order import BatchPlan, Key
 from gai_yolo.errors import DataError
 from gai_yolo.sections import AugmentConfig
 

@@ -40,10 +40,9 @@ def everything(plan: BatchPlan, epoch: int) -> list[int]:
 @cache
 def epoch_by_rank(plan: BatchPlan, epoch: int, world_size: int) -> list[list[list[list[int]]]]:
     """Micro-batches of every step of every rank; each rank works out the order by itself, as in a real job."""
-    return [
-        [plan.rank_micro_batches(plan.order(epoch), step, rank, world_size) for step in range(plan.steps_per_epoch)]
-        for rank in range(world_size)
-    ]
+    order, steps = plan.order(epoch), range(plan.steps_per_epoch)
+    spans = [[plan.rank_micro_batches(order, step, rank, world_size) for step in steps] for rank in range(world_size)]
+    return [[[[key.position for key in micro] for micro in step] for step in rank] for rank in spans]
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
@@ -98,7 +97,7 @@ def test_samples_follow_the_order_of_the_epoch() -> None:
     """Loss: shuffling that is lost on the way to the ranks."""
     for plan in plans():
         order = plan.order(4)
-        flat = [sample for step in range(plan.steps_per_epoch) for micro in plan.micro_batches(order, step) for sample in micro]
+        flat = [key.position for step in range(plan.steps_per_epoch) for micro in plan.micro_batches(order, step) for key in micro]
         assert flat == order.samples(0, plan.num_samples)
 
 
