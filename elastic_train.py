@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from gai_yolo.job.run import run_job
-from gai_yolo.job.startup import Options
+from gai_yolo.cli.train import add_arguments, run
 from gai_yolo.supervision.outcome import leave
 from gai_yolo.supervision.streams import forgive_lost_streams
 
@@ -21,14 +19,8 @@ from gai_yolo.supervision.streams import forgive_lost_streams
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse and run; returns the exit code."""
     parser = argparse.ArgumentParser(description="Train YOLOv12; goes on by itself from the newest checkpoint of the run.")
-    parser.add_argument("--config", type=Path, default=Path("configs/config.yaml"), help="YAML file (default: %(default)s)")
-    start = parser.add_mutually_exclusive_group()
-    start.add_argument("--resume", action="store_true", help="say so if there is nothing to continue")
-    start.add_argument("--fresh", action="store_true", help="move the old run folder aside and start over")
-    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY.PATH=VALUE", help="override configuration values")
-    parser.add_argument("--tensorboard", action="store_true", help="serve TensorBoard on localhost while training")
-    given = parser.parse_args(arguments)
-    return run_job(given.config, given.set, Options(given.resume, given.fresh, given.tensorboard))
+    add_arguments(parser)
+    return run(parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

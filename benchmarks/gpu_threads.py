@@ -101,8 +101,9 @@ def steps() -> None:
 def server() -> None:
     """As the fork server prepares itself."""
     from gai_yolo.launcher import fork_server
+    from gai_yolo.launcher.script import Script
 
-    script = fork_server.Script(["elastic_train.py"])
+    script = Script(["elastic_train.py"])
     script.prepare()
     os.environ.__class__ = Tracing
     script.preload()

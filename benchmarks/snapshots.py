@@ -165,7 +165,9 @@ def dcp(run: TrainingParts, folder: Path) -> tuple[float, Callable[[], float]]:
 def show(size: str, run: TrainingParts, steps: int, num_bytes: int, measured: dict[str, list[tuple[float, float, float]]]) -> None:
     """A table of medians."""
     base = [whole for whole, _, _ in measured["without"]]
-    print(f"YOLO12-{size}, {run.input_size.image_size} px, {num_bytes / 1e6:.0f} MB a snapshot, {torch.get_num_threads()} threads; ", end="")
+    print(
+        f"YOLO12-{size}, {run.input_size.image_size} px, {num_bytes / 1e6:.0f} MB a snapshot, {torch.get_num_threads()} threads; ", end=""
+    )
     print(f"windows of {steps} steps, {statistics.median(base):.1f} s; medians of {len(base)} rounds, at one each {INTERVAL:.0f} s")
     print(f"{'':16}{'stands still':>14}{'share':>9}{'window longer by':>22}{'throughput':>14}{'complete after':>18}")
     for name, rows in measured.items():

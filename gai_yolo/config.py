@@ -18,6 +18,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from gai_yolo.config_files import find_config
 from gai_yolo.errors import ConfigError, refused_by
 from gai_yolo.sections import (
     FIXED,
@@ -94,9 +95,13 @@ class _UniqueKeys(yaml.SafeLoader):
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file and apply `key.path=value` overrides.
 
+    Args:
+        path: or the name of a configuration that comes with the package.
+
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown, or a value is impossible.
     """
+    path = find_config(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

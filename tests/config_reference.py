@@ -46,6 +46,10 @@ def _kind(annotation: Any) -> str:
         return ", ".join(f"`{choice}`" for choice in typing.get_args(annotation))
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_kind(member) for member in typing.get_args(annotation) if member is not type(None))
+    if origin is list:
+        return f"list of {_kind(typing.get_args(annotation)[0])}s"
+    if origin is dict:
+        return " to ".join(_kind(member) for member in typing.get_args(annotation))
     if origin is typing.Annotated:
         return _kind(typing.get_args(annotation)[0])
     return {"str": "text", "int": "whole number", "float": "number", "bool": "true, false", "Path": "path"}[annotation.__name__]

@@ -29,8 +29,9 @@ from typing import IO, Any, NoReturn
 from gai_yolo.checkpointing import writer_process
 from gai_yolo.checkpointing.writer_start import Started, be_writer
 from gai_yolo.launcher import fork_server
-from gai_yolo.launcher.fork_server import OF_WORKER, ForkServer, Script, be_server, fork_workers, preload
+from gai_yolo.launcher.fork_server import OF_WORKER, ForkServer, be_server, fork_workers
 from gai_yolo.launcher.processes import Child
+from gai_yolo.launcher.script import Script, preload
 from gai_yolo.log import PACKAGE
 from gai_yolo.processes import ForkedChild, die_with_parent
 from gai_yolo.supervision import outcome

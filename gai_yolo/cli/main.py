@@ -1,11 +1,7 @@
-"""The command `gai-yolo`.
+"""The command `gai-yolo`: `gai-yolo --help` says what it can do.
 
-`gai-yolo snapshots ls | verify | prune | adopt | rollback RUN_FOLDER` shows, checks, thins out and repairs the checkpoints of a run, and
-goes back to an older one; `gai-yolo digest RUN_FOLDER ...` prints what its state is, to compare runs; `gai-yolo status RUN_FOLDER` says
-where it is and what its interruptions cost; `gai-yolo launch -- SCRIPT ...` keeps a job going on this node; `gai-yolo data check PATH`
-looks at a data set; `gai-yolo weights import | export` makes a safetensors file of others' weights, and of a run's. Exit codes: 0 all is
-well, 1 `verify` found a bad one, the runs of `digest` differ or training would refuse the data set, 2 refused with one line that says why;
-those of `launch` are in its `--help`.
+Exit codes: 0 all is well, 1 something is not (`verify` found a bad one, the runs of `digest` differ, training would refuse the data set),
+2 refused with one line that says why; those of `train` and `launch` are in their `--help`.
 """
 
 from __future__ import annotations
@@ -16,17 +12,47 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 
-from gai_yolo.cli import digest, snapshots, status, weights
+from gai_yolo import __version__
+from gai_yolo.cli import completion, digest, snapshots, status, train, weights
 from gai_yolo.data_check import command as data_check
 from gai_yolo.errors import REFUSED, Refusal
 from gai_yolo.launcher import arguments as launch_arguments
 from gai_yolo.launcher.supervisor import main as launch
 from gai_yolo.log import showing
 
+EXAMPLES = """\
+examples:
+  gai-yolo train                                        the built-in data set, some minutes on a CPU
+  gai-yolo status experiments/shapes                    where it is, and what interruptions cost
+  gai-yolo snapshots ls experiments/shapes              its checkpoints
+  gai-yolo COMMAND --help                               more of each"""
+OF_THEIR_OWN_WORDS = ("train", "launch")
+"""Commands that show what the package says themselves."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse and run one command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="gai-yolo", description="Tools around runs of elastic_train.py.")
+    parser = make_parser()
+    given = parser.parse_args(arguments)
+    try:
+        with contextlib.nullcontext() if given.tool in OF_THEIR_OWN_WORDS else showing(warn):
+            code: int = given.function(given)
+    except Refusal as refusal:
+        print(f"error: {refusal}", file=sys.stderr)
+        return refusal.exit_code
+    except OSError as error:
+        where = error.filename or next(iter(getattr(given, "runs", [])), "output")
+        print(f"error: {where}: {error.strerror or error}; nothing complete was lost.", file=sys.stderr)
+        return REFUSED
+    return code
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """All commands."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    text = "Train YOLO12 so that nothing can stop it, and use what was trained."
+    parser = argparse.ArgumentParser(prog="gai-yolo", description=text, epilog=EXAMPLES, formatter_class=formatter)
+    parser.add_argument("--version", action="version", version=f"gai-yolo {__version__}")
     tools = parser.add_subparsers(dest="tool", required=True)
 
     def add(
@@ -40,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         describe(one)
         one.set_defaults(function=function)
 
+    add(tools, "train", "train, or go on with a training", train.add_arguments, train.train)
     add(tools, "snapshots", "the checkpoints of a run", snapshots.add_arguments, snapshots.snapshots)
     text = "print the SHA-256 of the parts of a run's newest state; of several runs, and whether they are equal"
     add(tools, "digest", text, digest.add_arguments, digest.digest)
@@ -50,18 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data = tools.add_parser("data", help="the data set of a training").add_subparsers(dest="command", required=True)
     text = "read a data set as training would; show what is in it and what is wrong with it, in tables, report.json and pictures"
     add(data, "check", text, data_check.add_arguments, data_check.check)
-    given = parser.parse_args(arguments)
-    try:
-        with contextlib.nullcontext() if given.tool == "launch" else showing(warn):  # that one has words of its own
-            code: int = given.function(given)
-    except Refusal as refusal:
-        print(f"error: {refusal}", file=sys.stderr)
-        return refusal.exit_code
-    except OSError as error:
-        where = error.filename or next(iter(getattr(given, "runs", [])), "output")
-        print(f"error: {where}: {error.strerror or error}; nothing complete was lost.", file=sys.stderr)
-        return REFUSED
-    return code
+    text = "print a script that lets a shell complete these commands"
+    add(tools, "completion", text, completion.add_arguments, lambda given: completion.completion(given, parser))
+    return parser
 
 
 def warn(record: logging.LogRecord) -> None:

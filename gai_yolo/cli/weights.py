@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     other.add_argument("source", type=Path, metavar="RUN_FOLDER")
     other.add_argument("--checkpoint", default="best", metavar="best|last|NAME", help="which one; the best by default")
     for command in (one, other):
-        command.add_argument("--output", type=Path, required=True, metavar="FILE.safetensors")
+        command.add_argument("--output", type=Path, required=True, metavar="FILE.safetensors", help="where to write")
         command.add_argument("--overwrite", action="store_true", help="replace a file of that name")
 
 

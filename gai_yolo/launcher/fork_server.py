@@ -8,13 +8,10 @@ Nothing but imports happens there, so there are no threads, open files or device
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import gc
-import importlib.util
 import os
 import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -22,64 +19,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, ClassVar
 
 from gai_yolo.launcher.processes import reap_orphans
+from gai_yolo.launcher.script import Script
 from gai_yolo.processes import ForkedChild, adopt_orphans, children_of, die_with_parent, has_one_thread, name_of, set_name
 
 OF_WORKER = re.compile(
     "(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|OMP_NUM_THREADS|TORCH_NCCL_ASYNC_ERROR_HANDLING|TORCHELASTIC_.*"
 )
 """Variables that differ between workers or starts. They are not looked at while anything is imported, or, of the threads, set again."""
-LATE_IMPORTS = b"import torch._dynamo\nimport torchvision.ops"
-"""What a training imports as it goes: PyTorch's optimizers and DistributedDataParallel bring in its compiler, whatever is compiled."""
 FORKED_NAME, WORKER_NAME = "fork-server", "rank-"
 """What `ps -o comm` shows for the server, and of a worker for its first moment; and for a worker, before its rank."""
 SIGNALS_FOR_WORKERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 """Who sends them to all processes of a job means the workers."""
 FORKED_WITHIN = 120.0
 """Seconds; the first answer comes when everything is imported, from a disk that may be slow."""
-
-
-class Script:
-    """What to run: what follows `python`, `PATH ARGUMENTS` or `-m MODULE ARGUMENTS`."""
-
-    def __init__(self, words: Sequence[str]) -> None:
-        self.is_module = words[0] == "-m"
-        self.name, *self.arguments = words[1:] if self.is_module else words
-
-    def prepare(self) -> None:
-        """Let modules be found where Python looks when it runs this."""
-        if not self.is_module and not sys.flags.safe_path:
-            sys.path[0] = str(Path(self.name).resolve().parent)
-
-    def preload(self) -> None:
-        """Import what it imports before it does anything else, and, where that is PyTorch, what PyTorch imports with the first step."""
-        with contextlib.suppress(OSError, SyntaxError, ImportError, ValueError):  # the worker will say it
-            spec = importlib.util.find_spec(self.name) if self.is_module else None
-            preload(Path((spec.origin if spec else None) or self.name).read_bytes())
-        if "torch" in sys.modules:
-            preload(LATE_IMPORTS)
-
-    def run(self) -> None:
-        """Run it as the main program of this process."""
-        sys.argv = [self.name, *self.arguments]
-        if self.is_module:
-            runpy.run_module(self.name, run_name="__main__", alter_sys=True)
-        else:
-            runpy.run_path(str(Path(self.name).absolute()), run_name="__main__")
-
-
-def preload(source: bytes) -> None:
-    """Do a program's first import statements, before it does anything that could matter to the others. What fails will fail in the worker,
-    where it is seen."""
-    for statement in ast.parse(source).body:
-        if isinstance(statement, ast.Import | ast.ImportFrom):
-            with contextlib.suppress(Exception):
-                exec(compile(ast.Module([statement], []), "imports", "exec"), {})
-        elif not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)):  # a docstring
-            break
 
 
 class Noting(os._Environ[str]):

@@ -14,7 +14,8 @@ import pytest
 
 from gai_yolo import processes
 from gai_yolo.launcher.command import worker_command
-from gai_yolo.launcher.fork_server import ForkServer, is_like, preload
+from gai_yolo.launcher.fork_server import ForkServer, is_like
+from gai_yolo.launcher.script import preload
 from tests.harness import environment
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="forks are adopted on Linux only")
