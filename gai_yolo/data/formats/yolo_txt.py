@@ -93,7 +93,14 @@ def leads_to(source: Path, doubt: Doubt) -> list[Path]:
     """
     content = _load(source, doubt)
     root = _root(content, source)
-    return [root, *(place for split in SPLIT_NAMES if content.get(split) for place in _places(content[split], root, split, source))]
+    trained: tuple[Split, ...] = ("train", "val")  # a `test` that leads nowhere is no obstacle
+    return [root, *(place for split in trained if content.get(split) for place in _places(content[split], root, split, source))]
+
+
+def named_splits(source: Path, doubt: Doubt) -> list[Split]:
+    """The splits that a yaml names, whether there is something or not. Raises as `read_yolo`, for what is in the yaml."""
+    content = _load(source, doubt)
+    return [split for split in SPLIT_NAMES if content.get(split)]
 
 
 def label_path(image: Path) -> Path:
