@@ -3,9 +3,9 @@
 `gai-yolo snapshots ls | verify | prune | adopt | rollback RUN_FOLDER` shows, checks, thins out and repairs the checkpoints of a run, and
 goes back to an older one; `gai-yolo digest RUN_FOLDER ...` prints what its state is, to compare runs; `gai-yolo status RUN_FOLDER` says
 where it is and what its interruptions cost; `gai-yolo launch -- SCRIPT ...` keeps a job going on this node; `gai-yolo data check PATH`
-looks at a data set; `gai-yolo weights import | export` makes a safetensors file of others' weights, and of a run's. Exit codes: 0 all is
-well, 1 `verify` found a bad one, the runs of `digest` differ or training would refuse the data set, 2 refused with one line that says why;
-those of `launch` are in its `--help`.
+looks at a data set, `gai-yolo data convert | split SOURCE OUTPUT` writes it in another format, or parted anew; `gai-yolo weights import |
+export` makes a safetensors file of others' weights, and of a run's. Exit codes: 0 all is well, 1 `verify` found a bad one, the runs of
+`digest` differ or training would refuse the data set, 2 refused with one line that says why; those of `launch` are in its `--help`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 
 from gai_yolo.cli import digest, snapshots, status, weights
 from gai_yolo.data_check import command as data_check
+from gai_yolo.data_convert import arguments as convert_arguments
+from gai_yolo.data_convert import command as data_convert
 from gai_yolo.errors import REFUSED, Refusal
 from gai_yolo.launcher import arguments as launch_arguments
 from gai_yolo.launcher.supervisor import main as launch
@@ -50,6 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data = tools.add_parser("data", help="the data set of a training").add_subparsers(dest="command", required=True)
     text = "read a data set as training would; show what is in it and what is wrong with it, in tables, report.json and pictures"
     add(data, "check", text, data_check.add_arguments, data_check.check)
+    text = "write a data set in another format: COCO, YOLO or VOC; also from BDD100K, and with other classes"
+    add(data, "convert", text, convert_arguments.add_convert_arguments, data_convert.convert)
+    text = "part a data set anew into train, val and test, by image or by group"
+    add(data, "split", text, convert_arguments.add_split_arguments, data_convert.split)
     given = parser.parse_args(arguments)
     try:
         with contextlib.nullcontext() if given.tool == "launch" else showing(warn):  # that one has words of its own

@@ -100,6 +100,12 @@ class Problems:
         if path is not None and len(seen) < MOST_SIGHTINGS:
             seen.append(Sighting(example, path, corners, fractions))
 
+    def add_many(self, kind: str, count: int, example: str, action: str) -> None:
+        """Count several at once; nothing if there are none."""
+        if count:
+            self._counts[kind, action] += count
+            self._examples.setdefault((kind, action), example)
+
     def add_box(self, kind: str, image: RawImage, box: RawBox, action: str) -> None:
         """Count one about a box."""
         self.add(kind, f"{image.where} {box.record}", action, image.path, box.corners, image.fractions)
@@ -113,7 +119,7 @@ class Problems:
     def freeze(self) -> tuple[Problem, ...]:
         """All kinds, in the order in which they were first seen."""
         return tuple(
-            Problem(kind, count, self._examples[kind, action], action, tuple(self._seen[kind, action]))
+            Problem(kind, count, self._examples[kind, action], action, tuple(self._seen.get((kind, action), ())))
             for (kind, action), count in self._counts.items()
         )
 
