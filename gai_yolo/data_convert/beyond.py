@@ -14,6 +14,7 @@ from gai_yolo.data.formats.folders import Folders
 from gai_yolo.data.formats.reading import Doubt, read_file, read_text
 from gai_yolo.data.formats.voc_files import find_xml, parsed_voc
 from gai_yolo.data.index import Index
+from gai_yolo.data_convert.part import WRITTEN_BY
 from gai_yolo.data_convert.source import Source
 from gai_yolo.errors import DataError
 
@@ -24,8 +25,8 @@ MOST_KINDS = 30
 """Different keys that are told of; of data sets with more the rest is one row."""
 LONGEST_KEY = 40
 """Letters."""
-NOTHING: tuple[Any, ...] = (None, "", [], {}, 0, False)
-PLAIN_MARKS = frozenset({"", "0", "Unspecified", "Unknown", "No"})
+NOTHING: tuple[Any, ...] = (None, "", [], {}, 0, False, {"description": WRITTEN_BY})
+PLAIN_MARKS = frozenset({"", "0", "Unspecified", "Unknown", "No", WRITTEN_BY})
 """What an xml says of an object of which it says nothing."""
 
 

@@ -136,11 +136,10 @@ def view(summary: Summary) -> RenderableType:
     parts.append(_of_classes(summary))
     root = Path(summary.source)
     root = root.parent if root.is_file() else root
-    for rows in (summary.wrong, summary.changed):
+    for title, rows in (("what is wrong", summary.wrong), ("what is otherwise", summary.changed)):
+        shown = ((row.split or "all", row.count, row.kind, row.action, row.example.replace(f"{root}/", "")) for row in rows)
         if rows:
-            parts.append(
-                what_is_wrong((row.split or "all", row.count, row.kind, row.action, row.example.replace(f"{root}/", "")) for row in rows)
-            )
+            parts.append(what_is_wrong(shown, title))
     where = (
         "Labels only; put the images where they are named." if summary.images == "none" else f"To train on it: data.path={summary.output}"
     )

@@ -39,11 +39,11 @@ def table_of(*titles: str, left: Sequence[str] = ()) -> Table:
     return table
 
 
-def what_is_wrong(rows: Iterable[tuple[str, int, str, str, str]]) -> Table:
-    """Rows of split, count, what is wrong, what is done, and the first example."""
+def what_is_wrong(rows: Iterable[tuple[str, int, str, str, str]], title: str = "what is wrong") -> Table:
+    """Rows of split, count, what is wrong (or `title`), what is done, and the first example."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("split", "count", "what is wrong", "what is done", "first example"):
-        table.add_column(title, justify="right" if title == "count" else "left", overflow="fold")
+    for name in ("split", "count", title, "what is done", "first example"):
+        table.add_column(name, justify="right" if name == "count" else "left", overflow="fold")
     for split, count, kind, action, example in rows:
         cells = (split, str(count), kind, action, example)
         table.add_row(*(printable(cell, style="yellow" if cell is kind else "") for cell in cells))
