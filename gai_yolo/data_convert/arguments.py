@@ -54,7 +54,7 @@ def _explain(parser: argparse.ArgumentParser, examples: str) -> None:
 
 
 def _add_common(parser: argparse.ArgumentParser, forms: str, default: str | None) -> None:
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="a data set folder or a YOLO data.yaml, as data.path")
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="`shapes`, a data set folder or a YOLO data.yaml, as data.path")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="a folder that is not there yet")
     parser.add_argument("--to", choices=("coco", "yolo", "voc"), required=default is None, default=default, help=forms)
     kinds = ("auto", "coco", "yolo", "voc", "bdd100k")

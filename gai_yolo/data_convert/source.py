@@ -13,6 +13,7 @@ from gai_yolo.data.formats.check import Problems, Split
 from gai_yolo.data.formats.folders import Folders
 from gai_yolo.data.formats.reading import Doubt, expand, read_text
 from gai_yolo.data.index import Index
+from gai_yolo.data.shapes import ensure_shapes
 from gai_yolo.data.sources import BUILT_IN, check_classes, read_any, splits_of
 from gai_yolo.data_convert import bdd100k
 from gai_yolo.data_convert.dates import Dates
@@ -63,10 +64,9 @@ def read_source(wish: Wish) -> Source:
         DataError: there is no data set, a split cannot be read, or the classes of its splits differ.
         CannotRead: the disk or the network fails.
     """
-    path = expand(wish.path)
+    path = ensure_shapes(expand(DataConfig().cache_folder)) if wish.path == BUILT_IN else expand(wish.path)
     if not path.exists():
-        shapes = "; the built-in data set is drawn by a training" if path == BUILT_IN else ""
-        raise DataError(f"{path}: there is no such folder or file; give a data set folder or a YOLO data.yaml{shapes}.")
+        raise DataError(f"{path}: there is no such folder or file; give `shapes`, a data set folder, or a YOLO data.yaml.")
     dates = wish.dates
     if wish.form == "bdd100k" or (wish.form == "auto" and wish.annotations is None and bdd100k.is_there(path)):
         found = bdd100k.read_bdd100k(path, _chosen(wish, bdd100k.splits_in(path), path), dates, wish.max_bad_fraction)
