@@ -15,7 +15,7 @@ from gai_yolo.sections import DataConfig
 
 MOST_DECODED = 10_000
 """Images of a split that are decoded unless more are asked for: some minutes, where all of a large data set would take hours."""
-KEPT = "what was found is in the folder of --output"
+WHERE_FOUND = "what was found is in the folder of --output"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,10 +95,10 @@ def _check(config: DataConfig, output: Path, most: int | None, as_json_text: boo
     except OSError as error:
         raise _cannot_write(output, error) from None
     if as_json_text:
-        say(sys.stdout, as_json(report), KEPT)
-        say(sys.stderr, "".join(f"refused: {sentence}\n" for sentence in report.refusals), KEPT)  # escapes what is no text by itself
+        say(sys.stdout, as_json(report), WHERE_FOUND)
+        say(sys.stderr, "".join(f"refused: {sentence}\n" for sentence in report.refusals), WHERE_FOUND)  # escapes what is no text by itself
     else:
-        say(sys.stdout, rendered(view(report), sys.stdout), KEPT)
+        say(sys.stdout, rendered(view(report), sys.stdout), WHERE_FOUND)
     return 0 if report.trainable else 1
 
 

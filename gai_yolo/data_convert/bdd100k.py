@@ -30,16 +30,16 @@ from gai_yolo.data.index import Category, Index
 from gai_yolo.data_convert.dates import Dates, moment_of
 from gai_yolo.errors import DataError
 
-LABELS = ("labels/det_20/det_{}.json", "labels/bdd100k_labels_images_{}.json", "labels/100k/{}")
+LABEL_PLACES = ("labels/det_20/det_{}.json", "labels/bdd100k_labels_images_{}.json", "labels/100k/{}")
 IMAGES = ("images/100k/{}", "images/{}", "{}")
 CHALLENGE = ("pedestrian", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle", "traffic light", "traffic sign")
-OLD_NAMES = {"person": "pedestrian", "motor": "motorcycle", "bike": "bicycle"}
+NAMES_OF_2018 = {"person": "pedestrian", "motor": "motorcycle", "bike": "bicycle"}
 """Of the labels of 2018."""
 PASSED_OVER = ("crowd", "ignore")
 
 NO_BOX = "label without a box (lane, area, mask)"
 OUTSIDE_DATES = "image outside the dates"
-UNDATED = "image without a date"
+NO_DATE = "image without a date"
 SECOND_FRAME = "second frame of one name"
 
 
@@ -79,7 +79,7 @@ def read_bdd100k(root: Path, splits: Sequence[Split], dates: Dates, max_bad_frac
         DataError: labels or images are not found, labels are damaged, no image is left by the dates, or too many images are bad.
     """
     if not splits:
-        raise DataError(f"{root}: found no BDD100K labels there (looked for {', '.join(one.format('train') for one in LABELS)}).")
+        raise DataError(f"{root}: found no BDD100K labels there (looked for {', '.join(one.format('train') for one in LABEL_PLACES)}).")
     folders = Folders(Doubt())
     kept: dict[Split, list[tuple[Path, Frame]]] = {}
     found: dict[Split, Problems] = {}
@@ -120,7 +120,7 @@ def value_at(record: Any, field: str) -> str | None:
 
 
 def _labels_of(root: Path, split: Split) -> Path | None:
-    return next((path for one in LABELS if (path := root / one.format(split)).exists()), None)
+    return next((path for one in LABEL_PLACES if (path := root / one.format(split)).exists()), None)
 
 
 def _images_of(root: Path, split: Split) -> Path:
@@ -193,7 +193,7 @@ def _is_taken(frame: Frame, root: Path, split: Split, dates: Dates, problems: Pr
     is_taken = dates.hold(moment)
     if dates.are_asked_for and moment is None:
         example = f"{frame.name}, timestamp {str(frame.record.get('timestamp'))[:40]}"
-        problems.add(UNDATED, example, "kept all the same (--undated keep)" if is_taken else "left out; --undated keep takes it")
+        problems.add(NO_DATE, example, "kept all the same (--undated keep)" if is_taken else "left out; --undated keep takes it")
     elif moment is not None and not is_taken:
         problems.add(OUTSIDE_DATES, f"{frame.name}, {moment:%Y-%m-%d}", "left out")
     return is_taken
@@ -219,7 +219,7 @@ def _nothing_left(root: Path, split: Split, dates: Dates, problems: Problems) ->
 
 def _categories(names: Iterable[str]) -> list[Category]:
     def place(name: str) -> tuple[int, str]:
-        usual = OLD_NAMES.get(name, name)
+        usual = NAMES_OF_2018.get(name, name)
         return (CHALLENGE.index(usual) if usual in CHALLENGE else len(CHALLENGE), name)
 
     ordered = sorted(names, key=place)

@@ -18,7 +18,7 @@ from gai_yolo.data_convert.part import WRITTEN_BY
 from gai_yolo.data_convert.source import Source
 from gai_yolo.errors import DataError
 
-LOST = "lost"
+IS_LOST = "lost"
 OUTLINE, KEYPOINTS = "outline of an object", "keypoints of an object"
 """Rows of YOLO with more than confidence and track behind the box; `kpt_shape` in the yaml says which they are."""
 MOST_KINDS = 30
@@ -48,7 +48,7 @@ def beyond(source: Source) -> list[tuple[Split | None, Problems]]:
         keys = yolo_txt.other_keys(description, folders.doubt)
         for key in keys:
             if key != "kpt_shape":
-                of_all.add(f"`{key[:LONGEST_KEY]}` of the description", str(description), LOST)
+                of_all.add(f"`{key[:LONGEST_KEY]}` of the description", str(description), IS_LOST)
         kind = KEYPOINTS if "kpt_shape" in keys else OUTLINE
         return [(None, of_all), *((split, _of_yolo(index, kind, folders)) for split, index in source.indexes.items())]
     return [(split, _of_coco(source, split, folders)) for split in source.indexes]
@@ -86,7 +86,7 @@ class Kinds:
             if kind not in self._keys and len(self._keys) >= MOST_KINDS:
                 kind = f"other keys of {whose}"
             self._keys.add(kind)
-            self.found.add(kind, f"{self._where}, {which}" if which else self._where, LOST)
+            self.found.add(kind, f"{self._where}, {which}" if which else self._where, IS_LOST)
 
 
 def coco_values(source: Source, split: Split, field: str) -> dict[int, str]:
@@ -128,11 +128,11 @@ def _of_voc(root: Path, folders: Folders) -> Problems:
             continue
         for element in tree:
             if element.tag not in ("folder", "filename", "path", "size", "object") and _says(element):
-                problems.add(f"`{str(element.tag)[:LONGEST_KEY]}` of an xml", str(path), LOST)
+                problems.add(f"`{str(element.tag)[:LONGEST_KEY]}` of an xml", str(path), IS_LOST)
         for number, item in enumerate(tree.iter("object"), start=1):
             for element in item:
                 if element.tag not in ("name", "bndbox") and _says(element):
-                    action = "lost; the object is kept" if element.tag == "difficult" else LOST
+                    action = "lost; the object is kept" if element.tag == "difficult" else IS_LOST
                     problems.add(f"`{str(element.tag)[:LONGEST_KEY]}` of an object", f"{path}, object {number}", action)
     return problems
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal
 
-LEAST_SECONDS = 10**9
+EARLIEST = 10**9
 """A smaller number is no time since 1970 (it would be before September 2001) but one since a video's beginning: 10000 in all of BDD100K's
 own labels, which are of the frame at the tenth second."""
-UNITS = (1, 10**3, 10**6, 10**9)
+TICKS = (1, 10**3, 10**6, 10**9)
 """Of numbers since 1970, in a second."""
 
 
@@ -45,7 +45,7 @@ def moment_of(value: Any) -> datetime | None:
         except ValueError:
             return None
         return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= LEAST_SECONDS:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= EARLIEST:
         return None
-    unit = next((unit for unit in UNITS if value / unit < 10 * LEAST_SECONDS), None)
+    unit = next((unit for unit in TICKS if value / unit < 10 * EARLIEST), None)
     return None if unit is None else datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=value / unit)

@@ -22,7 +22,7 @@ from gai_yolo.data.sources import read_any
 from gai_yolo.data_convert import conversion
 from gai_yolo.data_convert.publish import SUMMARY_FILE
 from gai_yolo.sections import DataConfig
-from tests.contract.test_data_check import BCCD, BOXES, WRITERS, in_one_line, write_coco, write_yolo
+from tests.contract.test_data_check import BCCD, BOXES, WRITERS, Box, in_one_line, write_coco, write_yolo
 
 FORMS = ("coco", "yolo", "voc")
 
@@ -82,7 +82,7 @@ def test_every_format_becomes_every_other(form: str, to: str, tmp_path: Path, ca
     before = tree(tmp_path / "data")
     summary = document(capsys, "convert", source, output, "--to", to)
     for split in ("train", "val"):
-        assert said(read(output, split)) == said(read(source, split))  # type: ignore[arg-type]
+        assert said(read(output, split)) == said(read(source, split))
     assert (output / SUMMARY_FILE).read_text() == json.dumps(summary, indent=1) + "\n"
     assert (summary["source_format"], summary["format"]) == (form, to)
     assert [(one["images"], one["boxes"], one["background_images"]) for one in summary["splits"].values()] == [(3, 3, 1), (2, 3, 0)]
@@ -103,12 +103,12 @@ def test_photographs_go_round_through_all_formats(tmp_path: Path, capsys: pytest
         document(capsys, "convert", source, tmp_path / form, "--to", form, "--images", "link")
         source = tmp_path / form
     for split in ("train", "val"):
-        assert said(read(source, split)) == said(read(BCCD, split, "coco"))  # type: ignore[arg-type]
+        assert said(read(source, split)) == said(read(BCCD, split, "coco"))
 
 
 def test_a_test_split_comes_along(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Loss: the images that nobody was to look at before the end stay behind, or come among those of the training."""
-    boxes = {**BOXES, "test": [[(1, 3, 3, 33, 44)]]}
+    boxes: dict[str, list[list[Box]]] = {**BOXES, "test": [[(1, 3, 3, 33, 44)]]}
     write_coco(tmp_path / "data", boxes)
     source = tmp_path / "data"
     for form in ("yolo", "voc", "coco"):
@@ -205,7 +205,10 @@ def test_what_no_index_has_is_counted(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_classes_get_other_names_become_one_or_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Loss: three data sets that name classes differently cannot be compared, or a class that is not wanted is learned."""
-    boxes = {"train": [[(0, 1, 1, 21, 21), (1, 30, 30, 60, 60), (2, 5, 5, 50, 50), (3, 40, 1, 60, 9)]], "val": [[(2, 5, 5, 50, 50)]]}
+    boxes: dict[str, list[list[Box]]] = {
+        "train": [[(0, 1, 1, 21, 21), (1, 30, 30, 60, 60), (2, 5, 5, 50, 50), (3, 40, 1, 60, 9)]],
+        "val": [[(2, 5, 5, 50, 50)]],
+    }
     root = write_coco(tmp_path / "data", boxes, ["car", "bus", "dog", "cat"])
     more = ("--to", "yolo", "--map", "car=vehicle", "bus=vehicle", "--map", "dog=-")
     summary = document(capsys, "convert", root, tmp_path / "1", *more)
@@ -359,8 +362,9 @@ def test_a_killed_conversion_leaves_nothing_under_the_name(tmp_path: Path, capsy
     root, output = write_coco(tmp_path / "data"), tmp_path / "out"
 
     def killed() -> None:
-        conversion.place_images = broken_off(lambda: os.kill(os.getpid(), signal.SIGKILL))  # type: ignore[assignment]
-        cli.main(["data", "convert", str(root), str(output), "--to", "yolo"])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(conversion, "place_images", broken_off(lambda: os.kill(os.getpid(), signal.SIGKILL)))
+            cli.main(["data", "convert", str(root), str(output), "--to", "yolo"])
 
     child = multiprocessing.get_context("fork").Process(target=killed)
     child.start()

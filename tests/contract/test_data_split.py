@@ -82,7 +82,7 @@ def test_splits_that_are_there_are_put_together(tmp_path: Path, capsys: pytest.C
     assert [one["images"] for one in summary["splits"].values()] == [5, 5]
     assert rows(summary).keys() <= {"image id", "image with the name of another", "class id"}
     assert sum(one["boxes"]["train"] + one["boxes"]["val"] for one in summary["classes"]) == 10
-    found = [boxes for split in ("train", "val") for boxes in said(read(tmp_path / "out", split)).values()]  # type: ignore[arg-type]
+    found = [boxes for split in ("train", "val") for boxes in said(read(tmp_path / "out", split)).values()]
     assert found.count([("apple", [10, 10, 50, 60])]) == 6 and found.count([("pear", [1, 1, 9, 9])]) == 4
 
 
