@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from gai_yolo import __version__
 from gai_yolo.cli import completion, digest, snapshots, status, train, weights
 from gai_yolo.data_check import command as data_check
+from gai_yolo.data_convert import arguments as convert_arguments
+from gai_yolo.data_convert import command as data_convert
 from gai_yolo.errors import REFUSED, Refusal
 from gai_yolo.launcher import arguments as launch_arguments
 from gai_yolo.launcher.supervisor import main as launch
@@ -77,6 +79,10 @@ def make_parser() -> argparse.ArgumentParser:
     data = tools.add_parser("data", help="the data set of a training").add_subparsers(dest="command", required=True)
     text = "read a data set as training would; show what is in it and what is wrong with it, in tables, report.json and pictures"
     add(data, "check", text, data_check.add_arguments, data_check.check)
+    text = "write a data set in another format: COCO, YOLO or VOC; also from BDD100K, and with other classes"
+    add(data, "convert", text, convert_arguments.add_convert_arguments, data_convert.convert)
+    text = "part a data set anew into train, val and test, by image or by group"
+    add(data, "split", text, convert_arguments.add_split_arguments, data_convert.split)
     text = "print a script that lets a shell complete these commands"
     add(tools, "completion", text, completion.add_arguments, lambda given: completion.completion(given, parser))
     return parser

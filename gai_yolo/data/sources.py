@@ -17,7 +17,7 @@ from gai_yolo.data.formats.check import Split
 from gai_yolo.data.formats.coco import read_coco
 from gai_yolo.data.formats.folders import Folders
 from gai_yolo.data.formats.reading import Doubt, expand, patiently
-from gai_yolo.data.formats.voc import read_voc
+from gai_yolo.data.formats.voc import has_split, read_voc
 from gai_yolo.data.formats.yolo_txt import read_yolo
 from gai_yolo.data.index import Index, Problem, Recorded
 from gai_yolo.data.index_cache import IndexCache
@@ -63,7 +63,44 @@ def load_index(config: DataConfig, split: Split, from_cache: bool = True) -> Ind
     return _from(IndexCache(config) if from_cache else None, config, split)
 
 
+def read_any(config: DataConfig, split: Split) -> Index:
+    """Read one split, also one that there is nothing to learn in, or that no training reads (test). Never from the cache.
+
+    Raises:
+        DataError, CannotRead: as `load_index`.
+    """
+    return _read_patiently(None, config, split)
+
+
+def splits_of(config: DataConfig) -> tuple[Literal["coco", "yolo", "voc"], list[Split]]:
+    """How a data set is written, and which splits it has, whether they can be read or not.
+
+    Raises:
+        DataError: there is no data set.
+    """
+    folders = Folders(Doubt())
+    path = expand(config.path)
+    kind = _kind(path, config, folders)
+    places: dict[Split, SplitConfig] = {"train": config.train, "val": config.val, "test": SplitConfig()}
+    if kind == "coco":
+        return kind, [split for split, place in places.items() if coco.find_annotations(path, place, split, folders)]
+    if kind == "voc":
+        return kind, [split for split, place in places.items() if has_split(path, place, split)]
+    named = yolo_txt.named_splits(_description(path, folders), folders.doubt)
+    return kind, [split for split, place in places.items() if split in named or place.images is not None]
+
+
 def _from(cache: IndexCache | None, config: DataConfig, split: Split) -> Index:
+    index = _read_patiently(cache, config, split)
+    if split == "train" and index.images.crowd.all():  # crowd regions are not learned
+        crowds = len(index.images.boxes)
+        told = [f"{crowds} x crowd region, not learned"] if crowds else []
+        found = "; ".join([*told, *(f"{p.count} x {p.kind}, {p.action} (first: {p.example})" for p in index.problems)])
+        raise DataError(f"{index.source}: none of the {len(index)} training images has a usable box ({found or 'no labels were found'}).")
+    return index
+
+
+def _read_patiently(cache: IndexCache | None, config: DataConfig, split: Split) -> Index:
     doubt = Doubt()
 
     def read() -> Index:
@@ -74,16 +111,10 @@ def _from(cache: IndexCache | None, config: DataConfig, split: Split) -> Index:
             return cache.get(split, lambda: _read(config, split, folders), folders)
 
     try:
-        index = patiently(read, config.path, doubt)
+        return patiently(read, config.path, doubt)
     except OSError as error:
         refusal = DataError(f"data.path {config.path}: {error.filename or 'something there'} cannot be read ({error.strerror}).")
         raise refused_by(error, refusal) from None
-    if split == "train" and index.images.crowd.all():  # crowd regions are not learned
-        crowds = len(index.images.boxes)
-        told = [f"{crowds} x crowd region, not learned"] if crowds else []
-        found = "; ".join([*told, *(f"{p.count} x {p.kind}, {p.action} (first: {p.example})" for p in index.problems)])
-        raise DataError(f"{index.source}: none of the {len(index)} training images has a usable box ({found or 'no labels were found'}).")
-    return index
 
 
 def _remarks(index: Index, split: Split) -> Iterator[Problem]:
@@ -114,8 +145,8 @@ def load_indexes(config: DataConfig) -> tuple[Index, Index]:
     return train, val
 
 
-def check_classes(train: Index, val: Index) -> None:
-    """Refuse splits that do not belong together.
+def check_classes(train: Index, val: Index, splits: tuple[Split, Split] = ("train", "val")) -> None:
+    """Refuse splits that do not belong together; `splits` are their names.
 
     Raises:
         DataError: their classes differ.
@@ -123,7 +154,9 @@ def check_classes(train: Index, val: Index) -> None:
     if train.categories != val.categories:
         ours = {(category.id, category.name) for category in train.categories}
         theirs = {(category.id, category.name) for category in val.categories}
-        differences = [f"only in {name}: {_listed(these)}" for name, these in (("train", ours - theirs), ("val", theirs - ours)) if these]
+        differences = [
+            f"only in {name}: {_listed(these)}" for name, these in zip(splits, (ours - theirs, theirs - ours), strict=True) if these
+        ]
         raise DataError(
             f"{val.source}: its classes differ from those of {train.source} ({'; '.join(differences)}); use the same categories in both."
         )
@@ -166,11 +199,15 @@ def _read(config: DataConfig, split: Split, folders: Folders) -> Index:
     if kind == "coco":
         return read_coco(path, config, split, folders)
     if kind == "yolo":
-        description = path if path.is_file() else yolo_txt.find_yaml(path, folders)
-        if description is None:
-            raise DataError(f"data.path {path}: found no YOLO description there (looked for {yolo_txt.USUAL_YAML}).")
-        return read_yolo(description, config, split, folders)
+        return read_yolo(_description(path, folders), config, split, folders)
     return read_voc(path, config, split, folders)
+
+
+def _description(path: Path, folders: Folders) -> Path:
+    found = path if path.is_file() else yolo_txt.find_yaml(path, folders)
+    if found is None:
+        raise DataError(f"data.path {path}: found no YOLO description there (looked for {yolo_txt.USUAL_YAML}).")
+    return found
 
 
 def _kind(path: Path, config: DataConfig, folders: Folders) -> Literal["coco", "yolo", "voc"]:

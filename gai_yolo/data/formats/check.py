@@ -23,8 +23,9 @@ from gai_yolo.data.index import Category, ImageRecord, Index, Problem, Records, 
 from gai_yolo.errors import DataError
 from gai_yolo.machine import available_cores
 
-Split = Literal["train", "val"]
-SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid", "validation")}
+Split = Literal["train", "val", "test"]
+"""A training knows the first two; where one is read by `test`, its places in the configuration are those of `val`."""
+SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 """What folders and files of a split are called, the most usual name first (Roboflow writes `valid`)."""
 MIN_SIDE = 1e-3
 """Pixels; a shorter side is what remains of a mis-click or of rounded fractions, and IoU with it is noise."""
@@ -44,6 +45,8 @@ SAME_BOX = "box that is there twice"
 SAME_IMAGE = "image that is named twice"
 NO_OBJECTS_AREA = "area that no object in the image can have"
 NOT_NAMED = "image that no annotation names"
+AS_STORED = "not turned, as its annotated size wants it"
+"""What is done with a `TURNED` image whose boxes refer to the pixels as stored."""
 
 
 class RawBox(NamedTuple):
@@ -97,6 +100,12 @@ class Problems:
         if path is not None and len(seen) < MOST_SIGHTINGS:
             seen.append(Sighting(example, path, corners, fractions))
 
+    def add_many(self, kind: str, count: int, example: str, action: str) -> None:
+        """Count several at once; nothing if there are none."""
+        if count:
+            self._counts[kind, action] += count
+            self._examples.setdefault((kind, action), example)
+
     def add_box(self, kind: str, image: RawImage, box: RawBox, action: str) -> None:
         """Count one about a box."""
         self.add(kind, f"{image.where} {box.record}", action, image.path, box.corners, image.fractions)
@@ -110,7 +119,7 @@ class Problems:
     def freeze(self) -> tuple[Problem, ...]:
         """All kinds, in the order in which they were first seen."""
         return tuple(
-            Problem(kind, count, self._examples[kind, action], action, tuple(self._seen[kind, action]))
+            Problem(kind, count, self._examples[kind, action], action, tuple(self._seen.get((kind, action), ())))
             for (kind, action), count in self._counts.items()
         )
 
@@ -155,7 +164,7 @@ def _as_seen(image: RawImage, header: Header, problems: Problems) -> Header:
         return header
     changes, told = orientation >= SIDES_CHANGE, image.size
     if changes and told is not None and told[0] != told[1] and width != height and (told[0] > told[1]) == (width > height):
-        problems.add(TURNED, str(image.path), "not turned, as its annotated size wants it", image.path)
+        problems.add(TURNED, str(image.path), AS_STORED, image.path)
         return Header(width, height)
     problems.add(TURNED, str(image.path), "turned upright, which its boxes refer to", image.path)
     return Header(height, width, orientation) if changes else header

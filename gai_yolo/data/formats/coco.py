@@ -171,7 +171,7 @@ def _usual_folders(root: Path, split: Split, source: Path) -> list[Path]:
 def _not_named(
     images: Iterable[RawImage], folder: Path, root: Path, config: DataConfig, split: Split, source: Path, folders: Folders
 ) -> Iterator[Path]:
-    """What lies among a split's images and is none of them; in a folder of both splits that is held against train.
+    """What lies among a split's images and is none of them; in a folder of several splits that is held against train.
 
     Folders that hold no named image are not looked at: nobody has asked for what is in them, and they may be huge.
     """
@@ -179,10 +179,12 @@ def _not_named(
     if not _is_of_one_split(folder, root, config, split, source):
         if split != "train":
             return
+        others: dict[Split, SplitConfig] = {"val": config.val, "test": SplitConfig()}
         try:
-            other = find_annotations(root, config.val, "val", folders)
-            names = [] if other is None else _file_names(_load(other, folders.doubt), other)
-            named += [folders.path_inside(folder, name, str(other)) for name in names]
+            for name, its_place in others.items():
+                other = find_annotations(root, its_place, name, folders)
+                names = [] if other is None else _file_names(_load(other, folders.doubt), other)
+                named += [folders.path_inside(folder, one, str(other)) for one in names]
         except DataError:  # reading that split will tell
             return
     known: dict[Path, set[str]] = {folders.real(folder / "x").parent: set()}

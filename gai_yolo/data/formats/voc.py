@@ -61,6 +61,14 @@ def read_voc(root: Path, config: DataConfig, split: Split, folders: Folders) -> 
     return build_index(f"{root} (VOC, {split})", categories, images, problems, config.max_bad_fraction, folders)
 
 
+def has_split(root: Path, place: SplitConfig, split: Split) -> bool:
+    """Whether there is a list of names of a split, or a folder of its images."""
+    try:
+        return _list_of_names(root, place, split) is not None or _image_folder(root, place, split).is_dir()
+    except DataError:
+        return False
+
+
 def _choose(root: Path, config: DataConfig, split: Split, files: Sequence[VocFile], problems: Problems, folders: Folders) -> Chosen:
     """The image and xml of each usable image of a split, sorted by image path."""
     place = config.train if split == "train" else config.val
@@ -155,7 +163,7 @@ def _all_names(root: Path, config: DataConfig, folders: Folders, split: Split) -
     """What any split's list names; None for other splits than train, against which it is held what no list names."""
     if split != "train":
         return None
-    usual = [root / "ImageSets" / "Main" / f"{name}.txt" for names in (*SPLIT_NAMES.values(), ("test", "trainval")) for name in names]
+    usual = [root / "ImageSets" / "Main" / f"{name}.txt" for names in (*SPLIT_NAMES.values(), ("trainval",)) for name in names]
     given = [root / expand(place.annotations) for place in (config.train, config.val) if place.annotations is not None]
     lists = [read_text(path, "list of names", folders.doubt) for path in (*usual, *given) if path.is_file()]
     lines = [plain_name(line.strip().removeprefix("./")) for text in lists for line in text.splitlines()]

@@ -93,14 +93,10 @@ def parse_voc(path: Path, root: Path, doubt: Doubt) -> VocFile:
     Raises:
         DataError: as `read_annotations`.
     """
-    data = read_annotations(path, "xml", doubt)
+    tree = parsed_voc(read_annotations(path, "xml", doubt))
     inside = _relative(path, root)
     place = place_in(inside)
-    try:
-        if b"<!ENTITY" in data.replace(b"\0", b""):  # in UTF-16, too
-            raise ValueError("entities")
-        tree = _parsed(data)
-    except (ElementTree.ParseError, ValueError, LookupError):
+    if tree is None:
         return VocFile(path, inside, place, broken=True)
     origin = f"{tree.findtext('source/annotation', '')} {tree.findtext('source/database', '')}"
     first = 1.0 if "PASCAL VOC" in origin or "The VOC" in origin else 0.0
@@ -108,6 +104,16 @@ def parse_voc(path: Path, root: Path, doubt: Doubt) -> VocFile:
     objects = tuple(_object(element, first) for element in tree.iter("object"))
     file_name = tree.findtext("filename", "").strip()
     return VocFile(path, inside, place, False, file_name, (size[0], size[1]) if size else None, objects)
+
+
+def parsed_voc(data: bytes) -> ElementTree.Element | None:
+    """What an xml says; None if it cannot be parsed, or has entities."""
+    try:
+        if b"<!ENTITY" in data.replace(b"\0", b""):  # in UTF-16, too
+            raise ValueError("entities")
+        return _parsed(data)
+    except (ElementTree.ParseError, ValueError, LookupError):
+        return None
 
 
 def _parsed(data: bytes) -> ElementTree.Element:

@@ -66,7 +66,7 @@ def read_yolo(source: Path, config: DataConfig, split: Split, folders: Folders) 
     if all(place.is_dir() for place in places):  # a list may choose among images
         _count_unused(images, places, folders, problems)
     _count_shared(paths, folders, problems)
-    if paths and not any(folders.holds(_label_file(path, folders)) for path in paths):
+    if paths and not any(folders.holds(label_file(path, folders)) for path in paths):
         problems.add(NO_LABELS, f"looked for {label_path(paths[0])}", "all images taken as background")
     return build_index(f"{source} ({split})", categories, images, problems, config.max_bad_fraction, folders)
 
@@ -93,7 +93,24 @@ def leads_to(source: Path, doubt: Doubt) -> list[Path]:
     """
     content = _load(source, doubt)
     root = _root(content, source)
-    return [root, *(place for split in SPLIT_NAMES if content.get(split) for place in _places(content[split], root, split, source))]
+    trained: tuple[Split, ...] = ("train", "val")  # a `test` that leads nowhere is no obstacle
+    return [root, *(place for split in trained if content.get(split) for place in _places(content[split], root, split, source))]
+
+
+def named_splits(source: Path, doubt: Doubt) -> list[Split]:
+    """The splits that a yaml names, whether there is something or not. Raises as `read_yolo`, for what is in the yaml."""
+    content = _load(source, doubt)
+    return [split for split in SPLIT_NAMES if content.get(split)]
+
+
+def root_of_yaml(source: Path, doubt: Doubt) -> Path:
+    """The folder that a yaml describes. Raises as `read_yolo`."""
+    return _root(_load(source, doubt), source)
+
+
+def other_keys(source: Path, doubt: Doubt) -> list[str]:
+    """What a yaml says beside places and names, `kpt_shape` among it. Raises as `read_yolo`."""
+    return [str(key) for key in _load(source, doubt) if key not in ("path", "names", "nc", *SPLIT_NAMES)]
 
 
 def label_path(image: Path) -> Path:
@@ -201,7 +218,7 @@ def _images_of(path: Path, folders: Folders, problems: Problems) -> list[Path]:
     return [folders.spelled(image) for image in listed]
 
 
-def _label_file(image: Path, folders: Folders) -> Path:
+def label_file(image: Path, folders: Folders) -> Path:
     """Where an image's labels lie, under whatever form of the name; where they would, if there are none."""
     usual = folders.spelled(label_path(image))
     if folders.holds(usual):
@@ -212,7 +229,7 @@ def _label_file(image: Path, folders: Folders) -> Path:
 
 def _count_unused(images: Sequence[RawImage], image_folders: Sequence[Path], folders: Folders, problems: Problems) -> None:
     """Count label files that belong to no image: beside those of images, or where those of the image folders would be."""
-    used = {_label_file(image.path, folders) for image in images}
+    used = {label_file(image.path, folders) for image in images}
     beside = {folder / name for folder in {path.parent for path in used} for name in folders.names(folder)}
     roots = {folders.spelled(label_path(folder / "x").parent) for folder in image_folders}
     below = {path for root in roots if root.is_dir() for path in folders.files_under(root)}
@@ -225,14 +242,14 @@ def _count_shared(paths: Sequence[Path], folders: Folders, problems: Problems) -
     """Count images whose labels are another's as well, because their names differ in the suffix only."""
     first: dict[Path, Path] = {}
     for path in paths:
-        labels = _label_file(path, folders)
+        labels = label_file(path, folders)
         other = first.setdefault(labels, path)
         if other != path and folders.holds(labels):
             problems.add(SHARED_LABELS, f"{path} (and {other.name})", "the same boxes for both")
 
 
 def _image(number: int, path: Path, rows: Rows, folders: Folders, problems: Problems) -> RawImage:
-    labels = _label_file(path, folders)
+    labels = label_file(path, folders)
     image = RawImage(number, path, f"{labels}, line", fractions=True)
     if not folders.holds(labels):
         return image
