@@ -114,6 +114,42 @@ def load_indexes(config: DataConfig) -> tuple[Index, Index]:
     return train, val
 
 
+def with_test_as_val(config: DataConfig) -> DataConfig:
+    """The same data set, with its test split in the place of the validation split.
+
+    Looked for in the usual places: `annotations/test.json`, `annotations/instances_test*.json` and `test/_annotations.coco.json` of COCO,
+    the key `test` of a YOLO yaml, `ImageSets/Main/test.txt` of VOC.
+
+    Raises:
+        DataError: it has none, or as `load_index`.
+    """
+    if config.path == BUILT_IN:
+        raise DataError("data.path shapes: the built-in data set has the splits train and val, and no test.")
+    root, folders = expand(config.path), Folders(Doubt())
+    kind = _kind(root, config, folders)
+    place: SplitConfig | None = None
+    if kind == "yolo":
+        description = root if root.is_file() else yolo_txt.find_yaml(root, folders)
+        images = None if description is None else yolo_txt.test_place(description, folders.doubt)
+        place = None if images is None else SplitConfig(images=images.resolve())
+    elif kind == "voc":
+        names = root / "ImageSets" / "Main" / "test.txt"
+        place = SplitConfig(annotations=names.resolve()) if names.is_file() else None
+    else:
+        of_others = folders.matching(root / "annotations", "instances_test*.json")
+        found = [one for one in (root / "annotations" / "test.json", *of_others, root / "test" / "_annotations.coco.json") if one.is_file()]
+        if len(found) > 1:
+            raise DataError(f"{root}: several files could be the test split ({', '.join(str(one.relative_to(root)) for one in found)}).")
+        place = SplitConfig(annotations=found[0].resolve()) if found else None
+    if place is None:
+        looked = {
+            "coco": "annotations/test.json, annotations/instances_test*.json, test/_annotations.coco.json",
+            "yolo": "`test` in its yaml",
+        }
+        raise DataError(f"data.path {config.path}: has no test split (looked for {looked.get(kind, 'ImageSets/Main/test.txt')}).")
+    return config.model_copy(update={"val": place})
+
+
 def check_classes(train: Index, val: Index) -> None:
     """Refuse splits that do not belong together.
 

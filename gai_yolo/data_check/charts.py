@@ -15,9 +15,9 @@ from PIL import Image as PillowImage
 
 from gai_yolo.data.formats.check import Split
 from gai_yolo.data.index import Index
-from gai_yolo.data_check.canvas import FAINT, GAP, INK, PANEL, SMALL_TEXT, SPLIT_COLOURS, TEXT, TITLE, Canvas, text_width
 from gai_yolo.data_check.report import Report, box_array
 from gai_yolo.data_check.tables import num_boxes, shortened
+from gai_yolo.reporting.canvas import FAINT, GAP, INK, PANEL, SMALL_TEXT, SPLIT_COLOURS, TEXT, TITLE, Canvas, text_width
 from gai_yolo.reporting.drawing import Image, class_colour, in_ascii
 
 CLASSES_WIDTH, NAMES_WIDTH, NUMBERS_WIDTH, BAR = 1100, 240, 90, 15

@@ -24,10 +24,10 @@ from gai_yolo.data import index_cache
 from gai_yolo.data.index import ImageRecord
 from gai_yolo.data.sources import load_indexes
 from gai_yolo.data_check import inspection, tables
-from gai_yolo.data_check.canvas import shortened_to, text_width, wrapped
 from gai_yolo.data_check.output import DOCUMENT, PICTURES
 from gai_yolo.data_check.tables import MOST_CLASSES, RAREST
 from gai_yolo.errors import DataError
+from gai_yolo.reporting.canvas import shortened_to, text_width, wrapped
 from gai_yolo.reporting.drawing import class_colour
 from gai_yolo.sections import DataConfig
 from tests.harness import REPOSITORY

@@ -96,6 +96,21 @@ def leads_to(source: Path, doubt: Doubt) -> list[Path]:
     return [root, *(place for split in SPLIT_NAMES if content.get(split) for place in _places(content[split], root, split, source))]
 
 
+def test_place(source: Path, doubt: Doubt) -> Path | None:
+    """The folder or list that a yaml gives as `test`; None if it gives none.
+
+    Raises:
+        DataError: as `read_yolo`, or there are several.
+    """
+    content = _load(source, doubt)
+    if not content.get("test"):
+        return None
+    places = _places(content["test"], _root(content, source), "test", source)
+    if len(places) > 1:
+        raise DataError(f"{source}: `test` has {len(places)} folders, and one can be read; write a text file that lists the images.")
+    return places[0]
+
+
 def label_path(image: Path) -> Path:
     """Where an image's labels lie."""
     parts = list(image.parts)
@@ -167,7 +182,7 @@ def _root(content: dict[str, Any], source: Path) -> Path:
     return root
 
 
-def _places(given: Any, root: Path, split: Split, source: Path) -> list[Path]:
+def _places(given: Any, root: Path, split: str, source: Path) -> list[Path]:
     """The folders and lists that a split is made of."""
     entries: Sequence[Any] = given if isinstance(given, list) else [given]
     if not entries or not all(isinstance(entry, str) and entry for entry in entries):
@@ -175,7 +190,7 @@ def _places(given: Any, root: Path, split: Split, source: Path) -> list[Path]:
     return [_locate(entry, root, split, source) for entry in entries]
 
 
-def _locate(entry: str, root: Path, split: Split, source: Path) -> Path:
+def _locate(entry: str, root: Path, split: str, source: Path) -> Path:
     path = root / expand(Path(entry))
     # Roboflow writes `../train/images` for folders that lie beside the yaml.
     beside = root / entry.removeprefix("../")

@@ -1,4 +1,4 @@
-"""Text and colours of a check's pictures. Pillow's own font, so that they look alike on every machine; it has ASCII only."""
+"""Text and colours of charts and contact sheets. Pillow's own font, so that they look alike on every machine; it has ASCII only."""
 
 from __future__ import annotations
 
