@@ -117,7 +117,7 @@ def overlap(boxes: NDArray[np.float64], others: NDArray[np.float64], of_first: b
     shared = (lower - upper).clip(min=0).prod(axis=2)
     area, other_area = (np.asarray((one[:, 2:] - one[:, :2]).clip(min=0).prod(axis=1)) for one in (boxes, others))
     whole = np.broadcast_to(area[:, None], shared.shape) if of_first else area[:, None] + other_area[None, :] - shared
-    return np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
+    return np.asarray(np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0))
 
 
 def _pairs(

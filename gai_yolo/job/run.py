@@ -149,7 +149,7 @@ def finish(state: TrainingState, config: Config, membership: Membership, context
     best = "" if state.best_metric is None else f", best mAP50-95 {state.best_metric:.4f}"
     epochs, folder = config.training.epochs, context.folder
     logger.info(f"finished: {state.epoch} of {epochs} epochs{best}; raise training.epochs to go on, --fresh starts over")
-    logger.info(f"checkpoints: {folder.checkpoints}  pictures: {folder.predictions}  TensorBoard: {folder.tensorboard}")
+    logger.info(f"checkpoints: {folder.checkpoints}  pictures: {folder.pictures}, {folder.predictions}  TensorBoard: {folder.tensorboard}")
 
 
 def is_on_disk(state: TrainingState) -> bool:

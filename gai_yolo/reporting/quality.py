@@ -13,7 +13,7 @@ from PIL import Image as PillowImage
 
 from gai_yolo.evaluation.confusion import Confusion
 from gai_yolo.evaluation.curves import CONFIDENCES, CURVE_IOU, RECALLS, Curves, OperatingPoint
-from gai_yolo.reporting.canvas import FAINT, GAP, INK, PANEL, SMALL_TEXT, TEXT, TITLE, Canvas, text_width
+from gai_yolo.reporting.canvas import FAINT, GAP, INK, PANEL, SMALL_TEXT, TEXT, TITLE, Canvas, letters, text_width
 from gai_yolo.reporting.drawing import Colour, Image, in_ascii
 from gai_yolo.reporting.plots import SERIES_COLOURS, Area, Axis, Series, axes, heat_colours, legend, lines, panel
 
@@ -28,16 +28,17 @@ NAME_ROOM, NAME_PITCH = 170, 13
 """Pixels for the names beside a matrix, and from one name to the next at least."""
 
 
-def precision_recall_picture(curves: Curves, names: Sequence[str]) -> Image:
+def precision_recall_picture(subject: str, curves: Curves, names: Sequence[str]) -> Image:
     """Precision over recall of the classes and their mean. (H, W, 3) RGB.
 
     Args:
+        subject: what was evaluated.
         names: of the K classes.
     """
     means = np.array([row.mean() if curves.positives[place] else np.nan for place, row in enumerate(curves.precisions)])
     chosen = _chosen(curves, means)
     canvas = Canvas(PLOT_SIDES[0] + LEGEND_WIDTH + 4 * GAP, PLOT_SIDES[1] + 3 * GAP + TITLE)
-    canvas.text(GAP, GAP, f"precision over recall, IoU {CURVE_IOU:.2f}", TITLE)
+    canvas.text(GAP, GAP, letters(f"{subject}: precision over recall, IoU {CURVE_IOU:.2f}"), TITLE, width=canvas.image.width - 2 * GAP)
     top = 2 * GAP + TITLE
     x, y = Axis(0, 1, "recall", SHARES), Axis(0, 1, "", SHARES)
     area = panel(canvas, (GAP, top, GAP + PLOT_SIDES[0], top + PLOT_SIDES[1]), "precision")
@@ -46,10 +47,11 @@ def precision_recall_picture(curves: Curves, names: Sequence[str]) -> Image:
     return canvas.array()
 
 
-def confidence_picture(curves: Curves, names: Sequence[str], best: OperatingPoint | None) -> Image:
+def confidence_picture(subject: str, curves: Curves, names: Sequence[str], best: OperatingPoint | None) -> Image:
     """F1, precision and recall over the confidence that is asked for. (H, W, 3) RGB.
 
     Args:
+        subject: what was evaluated.
         names: of the K classes.
         best: the confidence to mark.
     """
@@ -58,7 +60,7 @@ def confidence_picture(curves: Curves, names: Sequence[str], best: OperatingPoin
     chosen = _chosen(curves, highest)
     width, height = PLOT_SIDES
     canvas = Canvas(2 * width + 3 * GAP, 2 * height + 4 * GAP + TITLE)
-    canvas.text(GAP, GAP, f"what a confidence is worth, IoU {CURVE_IOU:.2f}", TITLE)
+    canvas.text(GAP, GAP, letters(f"{subject}: what a confidence is worth, IoU {CURVE_IOU:.2f}"), TITLE, width=canvas.image.width - 2 * GAP)
     x = Axis(0, 1, "confidence", SHARES)
     for number, (title, values) in enumerate((("F1", f1), ("precision", curves.precision), ("recall", curves.recall))):
         left, top = GAP + number % 2 * (width + GAP), 2 * GAP + TITLE + number // 2 * (height + GAP)
@@ -75,10 +77,11 @@ def confidence_picture(curves: Curves, names: Sequence[str], best: OperatingPoin
     return canvas.array()
 
 
-def confusion_picture(confusion: Confusion, names: Sequence[str]) -> Image:
+def confusion_picture(subject: str, confusion: Confusion, names: Sequence[str]) -> Image:
     """Boxes of a class (row) that were found as a class (column), and the background. (H, W, 3) RGB.
 
     Args:
+        subject: what was evaluated.
         names: of the K classes; of very many not each is written.
     """
     matrix = confusion.matrix
@@ -90,9 +93,8 @@ def confusion_picture(confusion: Confusion, names: Sequence[str]) -> Image:
     room = min(NAME_ROOM, max(text_width(label, size) for label in labels) + 12)
     left, top = GAP + round(room), 3 * GAP + 2 * TITLE + round(room)
     canvas = Canvas(max(left + side + GAP, 760), top + side + 2 * GAP + TEXT)
-    canvas.text(
-        GAP, GAP, f"which class is taken for which: confidence from {confusion.confidence:g}, IoU from {confusion.iou:g}", TITLE - 3
-    )
+    title = f"{subject}: which class is taken for which, confidence from {confusion.confidence:g}, IoU from {confusion.iou:g}"
+    canvas.text(GAP, GAP, letters(title), TITLE - 3, width=canvas.image.width - 2 * GAP)
     words = "rows: what is there; columns: what it is taken for; colour: share of the row, from 0 to 100 %"
     canvas.text(GAP, GAP + TITLE + 6, words, SMALL_TEXT, FAINT)
     bar = heat_colours(np.sqrt(np.linspace(0, 1, 120)))[None].repeat(12, axis=0)

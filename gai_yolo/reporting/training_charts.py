@@ -105,7 +105,7 @@ def _progress(
         at = inner[0] + (inner[2] - inner[0]) * min(1.0, stop / x.high)
         canvas.draw.line((at, inner[1] if len(known) <= MOST_MARKED else inner[3] - 14, at, inner[3]), fill=STOPPED)
     series, right = [], area[2] - 14
-    for (name, values), colour in zip(reversed(rows.items()), SERIES_COLOURS[: len(rows)][::-1], strict=True):
+    for (name, values), colour in zip(reversed([*rows.items()]), SERIES_COLOURS[: len(rows)][::-1], strict=True):
         present = np.isfinite(values)  # not every epoch is evaluated: the line goes on to the next one that is
         dots = int(present.sum()) <= DOTTED_POINTS
         series.append(Series(epochs[present], values[present], colour, dots=dots))

@@ -59,6 +59,7 @@ def train(parts: TrainingParts) -> None:
         Stop: training cannot go on.
     """
     parts.saver.catch_up()
+    parts.reporter.begin(min(parts.state.epoch + 1, parts.epochs))
     for epoch in range(parts.state.epoch + 1, parts.epochs + 1):
         parts.context.world.end_long_work()
         row = train_epoch(parts, epoch)
@@ -178,4 +179,5 @@ def evaluate_epoch(parts: TrainingParts, epoch: int, row: dict[str, Any]) -> Non
     evaluation = parts.evaluate(parts.state.ema.model, parts.context.watchdog.counted)
     row.update(zip(VAL_COLUMNS, (evaluation.losses[name] for name in LOSSES), strict=True))
     row.update({name: value if value >= 0 else None for name, value in evaluation.metrics.stats.items()})
-    parts.reporter.evaluated(epoch, parts.state.step, evaluation)
+    metric, best = row["mAP50-95"], parts.state.best_metric
+    parts.reporter.evaluated(epoch, parts.state.step, evaluation, metric is not None and (best is None or metric > best))
