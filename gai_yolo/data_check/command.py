@@ -6,10 +6,8 @@ Exit codes: 0 training would take it, 1 it would refuse it, 2 there is nothing t
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
-from typing import TextIO
 
 from gai_yolo.config import Config, load_config
 from gai_yolo.errors import INTERRUPTED, Refusal
@@ -79,45 +77,26 @@ def _data_config(given: argparse.Namespace) -> DataConfig:
 
 def _check(config: DataConfig, output: Path, most: int | None, as_json_text: bool) -> int:
     from gai_yolo.data_check.inspection import inspect
-    from gai_yolo.data_check.output import keep, make_ready, refuse_among_images
+    from gai_yolo.data_check.output import keep
     from gai_yolo.data_check.report import as_json, make_report
-    from gai_yolo.data_check.tables import rendered
+    from gai_yolo.data_check.tables import view
+    from gai_yolo.reporting.output_folder import cannot_write, make_ready, refuse_among_images
+    from gai_yolo.reporting.terminal import rendered, say
 
     try:
         make_ready(output)
     except OSError as error:
-        raise _cannot_write(output, error) from None
+        raise cannot_write(output, error) from None
     findings = inspect(config, most)
-    refuse_among_images(output, findings)
+    refuse_among_images(output, [found.index for found in findings.splits.values() if found.index is not None])
     report = make_report(config, findings)
     try:
         report = keep(output, config, findings, report)
     except OSError as error:
-        raise _cannot_write(output, error) from None
+        raise cannot_write(output, error) from None
     if as_json_text:
-        _say(sys.stdout, as_json(report))
-        _say(sys.stderr, "".join(f"refused: {sentence}\n" for sentence in report.refusals))  # escapes what is no text by itself
+        say(sys.stdout, as_json(report))
+        say(sys.stderr, "".join(f"refused: {sentence}\n" for sentence in report.refusals))  # escapes what is no text by itself
     else:
-        _say(sys.stdout, rendered(report, sys.stdout))
+        say(sys.stdout, rendered(view(report), sys.stdout))
     return 0 if report.trainable else 1
-
-
-def _cannot_write(output: Path, error: OSError) -> Refusal:
-    return Refusal(f"{error.filename or output}: cannot be written ({error.strerror}); give --output another folder.")
-
-
-def _say(stream: TextIO | None, text: str) -> None:
-    """Write to somebody who may have gone (`| head`, `>&-`): what was found decides the exit code all the same.
-
-    Raises:
-        Refusal: the disk behind it is full.
-    """
-    if stream is None:
-        return
-    try:
-        stream.write(text)
-        stream.flush()
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # or Python's own last flush fails as well, and changes the exit code
-        if not isinstance(error, BrokenPipeError):
-            raise Refusal(f"the output cannot be written ({error.strerror}); what was found is in the folder of --output.") from None

@@ -2,47 +2,31 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
-from typing import TextIO
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from gai_yolo.data.formats.check import Split
 from gai_yolo.data_check.report import ClassCount, ClassReport, Report, SplitReport, Spread, without_root
+from gai_yolo.reporting.terminal import harmless
 
 MOST_CLASSES = 40
 """Rows of the table of classes; of more, the most frequent and the rarest are shown."""
 RAREST = 15
-PLAIN_WIDTH = 120
-"""Columns of a report that goes to a file or a pipe."""
-
-
-def rendered(report: Report, stream: TextIO | None) -> str:
-    """All of a report as text for a stream: in its letters, with colours if it is a terminal."""
-    is_terminal = stream is not None and stream.isatty()
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    # A file's name need not be text, and a terminal may know few letters.
-    sheet = io.TextIOWrapper(io.BytesIO(), encoding, errors="backslashreplace")
-    width = None if is_terminal else PLAIN_WIDTH
-    console = Console(file=sheet, force_terminal=is_terminal, highlight=False, markup=False, emoji=False, width=width)
-    console.print(view(report))
-    sheet.seek(0)
-    return "".join(f"{line.rstrip()}\n" for line in sheet.read().splitlines())
 
 
 def view(report: Report) -> RenderableType:
     """All of a report: tables, then the verdict."""
-    parts: list[RenderableType] = [_text(f"data set {report.path}", style="bold")]
+    parts: list[RenderableType] = [harmless(f"data set {report.path}", style="bold")]
     if report.classes:
         parts += [_of_splits(report), _of_classes(report)]
     if any(split.problems for split in report.splits.values()):
         parts.append(_of_problems(report))
-    parts += [_text(path, style="dim") for path in report.pictures]
-    parts += [_text(f"refused: {sentence}", style="bold red") for sentence in report.refusals]
+    parts += [harmless(path, style="dim") for path in report.pictures]
+    parts += [harmless(f"refused: {sentence}", style="bold red") for sentence in report.refusals]
     if report.trainable:
         parts.append(Text("A training would take this data set.", style="green"))
     return Group(*parts)
@@ -110,7 +94,7 @@ def _of_classes(report: Report) -> Table:
             table.add_row(Text(f"... {one} more in report.json", style="dim"))
             continue
         numbers = [x for count in (one.train, one.val) for x in (("-", "-") if count is None else (count.boxes, count.images))]
-        table.add_row(_text(one.name), *(Text(str(number), style="yellow" if number == 0 else "") for number in numbers))
+        table.add_row(harmless(one.name), *(Text(str(number), style="yellow" if number == 0 else "") for number in numbers))
     return table
 
 
@@ -121,7 +105,7 @@ def _of_problems(report: Report) -> Table:
     for name, split in report.splits.items():
         for problem in split.problems:
             cells = (name, str(problem.count), problem.kind, problem.action, without_root(problem.example, report.root))
-            table.add_row(*(_text(cell, style="yellow" if cell is problem.kind else "") for cell in cells))
+            table.add_row(*(harmless(cell, style="yellow" if cell is problem.kind else "") for cell in cells))
     return table
 
 
@@ -130,9 +114,3 @@ def _table(*titles: str) -> Table:
     for place, title in enumerate(titles):
         table.add_column(title, justify="right" if place else "left", overflow="fold")
     return table
-
-
-def _text(text: str, style: str = "") -> Text:
-    """A text from somebody's files, without what would steer the terminal."""
-    shown = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
-    return Text(shown, style=style, overflow="fold")
