@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -81,12 +82,16 @@ def _val(given: argparse.Namespace) -> int:
     model = load_trained(given.source, given.checkpoint)
     question = Question(given.split, given.batch, given.device, given.confidence, given.iou)
     parent = given.source / "val" if given.source.is_dir() else Path("val")
+    place = given.output or parent
     try:
-        make_ready(given.output or parent)
+        make_ready(place)
+        report = validate(model, _data(given.data, model), question, _watched)
+        folder = _kept(report, given.output, parent)
     except OSError as error:
-        raise cannot_write(given.output or parent, error) from None
-    report = validate(model, _data(given.data, model), question, _watched)
-    folder = _kept(report, given.output, parent)
+        raise cannot_write(place, error) from None
+    finally:
+        with contextlib.suppress(OSError):
+            place.rmdir()  # which it can be if nothing has come of it
     where = f"results: {folder}\n".encode(errors="backslashreplace").decode()
     if given.json:
         say(sys.stdout, as_json(report))
@@ -112,15 +117,12 @@ def _data(path: Path | None, model: TrainedModel) -> DataConfig | None:
 
 
 def _kept(report: ValidationReport, output: Path | None, parent: Path) -> Path:
-    from gai_yolo.reporting.output_folder import cannot_write, make_new, refuse_among_images
+    from gai_yolo.reporting.output_folder import make_new, refuse_among_images
     from gai_yolo.reporting.validation_folder import keep_validation
 
     refuse_among_images(output or parent, [report.index])
-    try:
-        folder = output or make_new(parent, report.model.path.stem)
-        keep_validation(folder, report)
-    except OSError as error:
-        raise cannot_write(output or parent, error) from None
+    folder = output or make_new(parent, report.model.path.stem)
+    keep_validation(folder, report)
     return folder
 
 

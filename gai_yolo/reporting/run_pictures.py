@@ -54,11 +54,11 @@ class RunPictures:
         """Draw what is to be learned, and the first batches of an epoch (from 1), unless they are there."""
         with self._for_people(LABELS) as path:
             if not path.exists():
-                write_image(path, labels_picture(self.index, self.training.images.image_size))
+                self._write(path, labels_picture(self.index, self.training.images.image_size))
         for number, name in enumerate(BATCHES[: self.plan.steps_per_epoch]):
             with self._for_people(name) as path:
                 if not path.exists():
-                    write_image(path, self._batch(epoch, number))
+                    self._write(path, self._batch(epoch, number))
 
     def of_the_beginning(self) -> Iterator[tuple[str, Image]]:
         """Name and RGB picture of what `begin` has drawn."""
@@ -80,7 +80,7 @@ class RunPictures:
         for name, picture in draw.items():
             with self._for_people(name) as path:
                 drawn[path.stem] = picture()
-                write_image(path, drawn[path.stem])
+                self._write(path, drawn[path.stem])
         return drawn
 
     def curves(self, history: Sequence[Mapping[str, Any]], interruptions: Sequence[Interruption], is_last: bool) -> Image | None:
@@ -90,7 +90,7 @@ class RunPictures:
         self._drawn_at = time.monotonic()
         with self._for_people(CURVES) as path:
             picture = curves_picture(history, interruptions)
-            write_image(path, picture)
+            self._write(path, picture)
             return picture
         return None
 
@@ -101,12 +101,15 @@ class RunPictures:
         title = f"epoch {epoch}, step {step + 1}: {len(samples)} of {len(positions)} samples, as the network sees them"
         return batch_picture(title, samples, self.index.class_names)
 
+    def _write(self, path: Path, picture: Image) -> None:
+        self.folder.mkdir(exist_ok=True)
+        write_image(path, picture)
+
     @contextlib.contextmanager
     def _for_people(self, name: str) -> Iterator[Path]:
         """Around the drawing of a picture, with its path."""
         path = self.folder / name
         try:
-            self.folder.mkdir(exist_ok=True)
             yield path
         except Exception as error:  # of whatever kind: it is a picture
             said = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
