@@ -43,7 +43,14 @@ def precision_recall_picture(subject: str, curves: Curves, names: Sequence[str])
     x, y = Axis(0, 1, "recall", SHARES), Axis(0, 1, "", SHARES)
     area = panel(canvas, (GAP, top, GAP + PLOT_SIDES[0], top + PLOT_SIDES[1]), "precision")
     _plot(canvas, area, (x, y), RECALLS, curves.precisions, curves, chosen)
-    _legend(canvas, (2 * GAP + PLOT_SIDES[0], top, canvas.image.width - GAP, canvas.image.height - GAP), "AP50", means, names, chosen)
+    _legend(
+        canvas,
+        (2 * GAP + PLOT_SIDES[0], top, canvas.image.width - GAP, canvas.image.height - GAP),
+        ("AP50", _mean_of(means)),
+        means,
+        names,
+        chosen,
+    )
     return canvas.array()
 
 
@@ -73,7 +80,14 @@ def confidence_picture(subject: str, curves: Curves, names: Sequence[str], best:
             is_left = at + text_width(words, SMALL_TEXT) + 8 > area[2]
             canvas.text(at + (-5 if is_left else 5), area[1] - 16, words, SMALL_TEXT, FAINT, anchor="ra" if is_left else "la")
     left, top = 2 * GAP + width, 3 * GAP + TITLE + height
-    _legend(canvas, (left + GAP, top, left + GAP + LEGEND_WIDTH, top + height), "highest F1", highest, names, chosen)
+    _legend(
+        canvas,
+        (left + GAP, top, left + GAP + LEGEND_WIDTH, top + height),
+        ("highest F1", 0.0 if best is None else best.f1),
+        highest,
+        names,
+        chosen,
+    )
     return canvas.array()
 
 
@@ -164,12 +178,14 @@ def _mean(xs: NDArray[np.float64], values: NDArray[np.float64]) -> list[Series]:
     return [Series(xs, np.where(count > 0, total / np.maximum(count, 1), np.nan), INK, 3)]
 
 
-def _legend(canvas: Canvas, area: Area, title: str, quality: NDArray[np.float64], names: Sequence[str], chosen: Sequence[int]) -> None:
-    """Name the lines, with a number of each class."""
+def _legend(
+    canvas: Canvas, area: Area, first: tuple[str, float], quality: NDArray[np.float64], names: Sequence[str], chosen: Sequence[int]
+) -> None:
+    """Name the lines, with a number of each class; `first` says what it is, and what it is for their mean."""
     defined = quality[~np.isnan(quality)]
-    entries: list[tuple[str, str, Colour | None]] = [("", title, None)]
+    entries: list[tuple[str, str, Colour | None]] = [("", first[0], None)]
     if len(defined) > 1:
-        entries.append((f"mean of {len(defined)} classes", f"{defined.mean():.3f}", INK))
+        entries.append((f"mean of {len(defined)} classes", f"{first[1]:.3f}", INK))
     if not len(defined):
         entries.append(("no boxes to be found", "", None))
     own: list[tuple[str, str, Colour | None]]
@@ -184,3 +200,8 @@ def _legend(canvas: Canvas, area: Area, title: str, quality: NDArray[np.float64]
     if absent and len(defined):
         entries.append((f"{absent} without a box: not measured", "", None))
     legend(canvas, area, entries)
+
+
+def _mean_of(quality: NDArray[np.float64]) -> float:
+    defined = quality[~np.isnan(quality)]
+    return float(defined.mean()) if len(defined) else 0.0

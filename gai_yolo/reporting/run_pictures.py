@@ -29,7 +29,7 @@ from gai_yolo.reporting.drawing import Image, write_image
 from gai_yolo.reporting.quality import confidence_picture, confusion_picture, precision_recall_picture
 from gai_yolo.reporting.training_charts import curves_picture, labels_picture
 
-LABELS, CURVES = "labels.png", "curves.png"
+LABELS_PICTURE, CURVES_PICTURE = "labels.png", "curves.png"
 BATCHES = ("train_batch_1.jpg", "train_batch_2.jpg")
 PRECISION_RECALL, CONFIDENCE, CONFUSION = "precision_recall.png", "confidence.png", "confusion_matrix.png"
 CURVES_INTERVAL = 60.0
@@ -52,7 +52,7 @@ class RunPictures:
 
     def begin(self, epoch: int) -> None:
         """Draw what is to be learned, and the first batches of an epoch (from 1), unless they are there."""
-        with self._for_people(LABELS) as path:
+        with self._for_people(LABELS_PICTURE) as path:
             if not path.exists():
                 self._write(path, labels_picture(self.index, self.training.images.image_size))
         for number, name in enumerate(BATCHES[: self.plan.steps_per_epoch]):
@@ -62,7 +62,7 @@ class RunPictures:
 
     def of_the_beginning(self) -> Iterator[tuple[str, Image]]:
         """Name and RGB picture of what `begin` has drawn."""
-        for name in (LABELS, *BATCHES):
+        for name in (LABELS_PICTURE, *BATCHES):
             data = cv2.imread(str(self.folder / name)) if (self.folder / name).exists() else None
             if data is not None:
                 yield Path(name).stem, np.asarray(cv2.cvtColor(data, cv2.COLOR_BGR2RGB), dtype=np.uint8)
@@ -88,7 +88,7 @@ class RunPictures:
         if not history or not (is_last or time.monotonic() - self._drawn_at >= CURVES_INTERVAL):
             return None
         self._drawn_at = time.monotonic()
-        with self._for_people(CURVES) as path:
+        with self._for_people(CURVES_PICTURE) as path:
             picture = curves_picture(history, interruptions)
             self._write(path, picture)
             return picture

@@ -17,7 +17,7 @@ from gai_yolo.reporting.run_pictures import CONFIDENCE, CONFUSION, PRECISION_REC
 from gai_yolo.reporting.validation_document import EXAMPLES, as_json
 
 VALIDATION_DOCUMENT = "validation.json"
-WORST, BEST = "worst", "best"
+WORST_IMAGES, BEST_IMAGES = "worst", "best"
 LONGEST_STEM = 80
 """Letters of an image's name in that of its picture."""
 
@@ -40,8 +40,8 @@ def keep_validation(folder: Path, report: ValidationReport) -> list[Path]:
     }
     for name, picture in pictures.items():
         write_image(folder / name, picture)
-    examples = [*_draw_examples(folder / WORST, report, confusion.worst(EXAMPLES))]
-    examples += _draw_examples(folder / BEST, report, confusion.best(EXAMPLES))
+    examples = [*_draw_examples(folder / WORST_IMAGES, report, confusion.worst(EXAMPLES))]
+    examples += _draw_examples(folder / BEST_IMAGES, report, confusion.best(EXAMPLES))
     document = folder / VALIDATION_DOCUMENT
     document.write_text(as_json(report), encoding="ascii")
     return [document, *(folder / name for name in pictures), *examples]

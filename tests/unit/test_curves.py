@@ -37,7 +37,7 @@ def test_hand_worked_curves() -> None:
     Two cats, found at 0.9 and 0.5, and an invention at 0.7: from 0.5 down precision 2/3 and recall 1, above it 1/2 and 1/2 up to 0.7, then
     1 and 1/2, above 0.9 nothing. A dog that is never found; no unicorn.
     """
-    boxes = [[0.0, 0, 50, 50], [100, 100, 150, 150], [0, 100, 50, 150]]
+    boxes: list[list[float]] = [[0, 0, 50, 50], [100, 100, 150, 150], [0, 100, 50, 150]]
     index = Index(
         "test",
         (Category(1, "cat"), Category(2, "dog"), Category(9, "unicorn")),

@@ -22,7 +22,7 @@ from gai_yolo.reporting import run_pictures
 from gai_yolo.reporting.batch_sheet import MOST_SHOWN
 from gai_yolo.reporting.drawing import Image, class_colour
 from gai_yolo.reporting.quality import confidence_picture, confusion_picture, precision_recall_picture
-from gai_yolo.reporting.run_pictures import BATCHES, CURVES, LABELS, RunPictures
+from gai_yolo.reporting.run_pictures import BATCHES, CURVES_PICTURE, LABELS_PICTURE, RunPictures
 from gai_yolo.reporting.training_charts import STOPPED, curves_picture, labels_picture
 from gai_yolo.sections import AugmentConfig
 from tests.conftest import WriteImages
@@ -184,7 +184,7 @@ def test_batches_are_drawn_as_the_network_sees_them(drawing: Drawing, monkeypatc
 def test_what_is_there_is_not_drawn_again(drawing: Drawing) -> None:
     """Loss: each of a hundred restarts pays for the same pictures."""
     drawing.pictures.begin(1)
-    names = {LABELS, *BATCHES}
+    names = {LABELS_PICTURE, *BATCHES}
     assert {path.name for path in drawing.folder.iterdir()} == names
     before = {path: path.stat().st_mtime_ns for path in drawing.folder.iterdir()}
     (drawing.folder / BATCHES[1]).unlink()
@@ -198,7 +198,7 @@ def test_what_is_there_is_not_drawn_again(drawing: Drawing) -> None:
 def test_boxes_are_drawn_in_the_colours_of_their_classes(drawing: Drawing) -> None:
     """Loss: a sheet without boxes, on which wrong labels cannot be seen."""
     drawing.pictures.begin(1)
-    blue_green_red = cv2.imread(str(drawing.folder / LABELS))
+    blue_green_red = cv2.imread(str(drawing.folder / LABELS_PICTURE))
     assert blue_green_red is not None
     for place in (0, 1):
         assert (np.abs(blue_green_red[..., ::-1].astype(int) - class_colour(place)).sum(axis=2) == 0).any()
@@ -220,6 +220,6 @@ def test_curves_are_drawn_once_in_a_while_and_at_the_end(drawing: Drawing, monke
     """Loss: a run of short epochs draws more than it trains."""
     assert drawing.pictures.curves([row(1)], [], is_last=False) is None and not drawing.folder.exists()
     assert drawing.pictures.curves([], [], is_last=True) is None, "there is nothing to draw"
-    assert drawing.pictures.curves([row(1)], [], is_last=True) is not None and (drawing.folder / CURVES).exists()
+    assert drawing.pictures.curves([row(1)], [], is_last=True) is not None and (drawing.folder / CURVES_PICTURE).exists()
     monkeypatch.setattr(run_pictures, "CURVES_INTERVAL", 0.0)
     assert drawing.pictures.curves([row(1), row(2)], [], is_last=False) is not None
