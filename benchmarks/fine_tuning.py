@@ -49,7 +49,7 @@ def train(folder: Path, name: str, config: str, settings: list[str]) -> float:
     command = [sys.executable, "-m", "gai_yolo", "train", "--config", config, "--set", *settings]
     subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
     rows = json.loads((folder / name / "checkpoints" / "training_metrics.json").read_text())
-    return max(row["mAP50-95"] for row in rows if row["mAP50-95"] is not None)
+    return float(max(row["mAP50-95"] for row in rows if row["mAP50-95"] is not None))
 
 
 if __name__ == "__main__":

@@ -249,7 +249,7 @@ class ReportingConfig(Section):
     tensorboard: bool = True
     """Write TensorBoard files into the run folder."""
     images: int = Field(default=8, ge=0)
-    """Validation images drawn with ground truth and predictions at each evaluation."""
+    """Validation images drawn with ground truth and predictions at each evaluation; with 0 no pictures of the run are drawn at all."""
     log_interval: int = Field(default=10, ge=1)
     """Steps between two plain lines when the output is not a terminal."""
     ledger: bool = False

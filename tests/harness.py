@@ -46,7 +46,7 @@ def small(folder: Path, cache: Path, *more: str) -> list[str]:
         "evaluation.interval=1000",
         "training.threads=1",
         "training.device=cpu",
-        "reporting.images=1",
+        "reporting.images=0",
         "reporting.log_interval=1",
         *more,
     ]

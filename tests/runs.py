@@ -55,6 +55,11 @@ def scalar_steps(run_folder: Path) -> dict[str, list[int]]:
     return {tag: [event.step for event in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
 
 
+def image_tags(run_folder: Path) -> list[str]:
+    """Of every picture, as TensorBoard itself reads them."""
+    return list(_events(run_folder).Tags()["images"])
+
+
 def ledger(run_folder: Path) -> dict[int, dict[int, list[list[int]]]]:
     """Epoch -> step -> micro-batches of image ids, all ranks' spans put together in rank order."""
     found: dict[int, dict[int, list[list[int]]]] = defaultdict(lambda: defaultdict(list))

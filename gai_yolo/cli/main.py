@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from gai_yolo import __version__
-from gai_yolo.cli import completion, digest, snapshots, status, train, weights
+from gai_yolo.cli import completion, digest, snapshots, status, train, val, weights
 from gai_yolo.data_check import command as data_check
 from gai_yolo.data_convert import arguments as convert_arguments
 from gai_yolo.data_convert import command as data_convert
@@ -76,6 +76,10 @@ def make_parser() -> argparse.ArgumentParser:
     add(tools, "status", text, status.add_arguments, status.status)
     add(tools, "launch", "run a training job on this node, and keep it going", launch_arguments.add_arguments, launch)
     add(tools, "weights", "weight files of others, and those of a run for others", weights.add_arguments, weights.weights)
+    text = (
+        "evaluate a run's checkpoint or a weight file on a data set; COCO's numbers, each class, confusions, curves, best and worst images"
+    )
+    add(tools, "val", text, val.add_arguments, val.val)
     data = tools.add_parser("data", help="the data set of a training").add_subparsers(dest="command", required=True)
     text = "read a data set as training would; show what is in it and what is wrong with it, in tables, report.json and pictures"
     add(data, "check", text, data_check.add_arguments, data_check.check)

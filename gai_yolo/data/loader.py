@@ -161,7 +161,7 @@ class TrainingLoader(_Loader):
 
     def __init__(self, dataset: SampleSet, plan: BatchPlan, rank: int, world_size: int, workers: int, pin_memory: bool) -> None:
         super().__init__(dataset, plan.micro_batch_size, workers, pin_memory, persistent=True)
-        self.plan = plan
+        self.dataset, self.plan = dataset, plan
         self.rank, self.world_size = rank, world_size
         self._started: tuple[int, int, Iterator[Batch]] | None = None
 

@@ -67,8 +67,10 @@ def read_any(config: DataConfig, split: Split) -> Index:
     """Read one split, also one that there is nothing to learn in, or that no training reads (test). Never from the cache.
 
     Raises:
-        DataError, CannotRead: as `load_index`.
+        DataError, CannotRead: as `load_index`, or it has no test split.
     """
+    if split == "test" and (config.path == BUILT_IN or split not in splits_of(config)[1]):
+        raise DataError(f"data.path {config.path}: has no test split; docs/data.md says where one is looked for.")
     return _read_patiently(None, config, split)
 
 
@@ -121,7 +123,7 @@ def _remarks(index: Index, split: Split) -> Iterator[Problem]:
     """What there is nothing of to learn, or to measure; and where even a perfect detector gets less than 1."""
     counts = index.images.class_counts(len(index.categories))
     absent = [category.name for category, count in zip(index.categories, counts, strict=True) if not count]
-    if split == "val" and not counts.any():
+    if split != "train" and not counts.any():
         yield Problem(NO_BOXES, len(index), index.source, "there will be no metrics, no best epoch and no best.pt")
     elif absent:
         yield Problem(NO_INSTANCE, len(absent), f"{absent[0]} in {index.source}", "not learned" if split == "train" else "not measured")

@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image as PillowImage
 
 from gai_yolo.data.formats.check import Split
 from gai_yolo.data.index import Index
-from gai_yolo.data_check.canvas import FAINT, GAP, INK, PANEL, SMALL_TEXT, SPLIT_COLOURS, TEXT, TITLE, Canvas, text_width
 from gai_yolo.data_check.report import Report, box_array
 from gai_yolo.data_check.tables import num_boxes, shortened
+from gai_yolo.reporting.canvas import FAINT, GAP, INK, PANEL, SMALL_TEXT, SPLIT_COLOURS, TEXT, TITLE, Canvas, text_width
 from gai_yolo.reporting.drawing import Image, class_colour, in_ascii
+from gai_yolo.reporting.plots import density
 
 CLASSES_WIDTH, NAMES_WIDTH, NUMBERS_WIDTH, BAR = 1100, 240, 90, 15
 """Of the class histogram: its width, that of the names and of the numbers behind the bars, and the height of a bar, in pixels."""
@@ -213,13 +213,8 @@ def _heat_map(canvas: Canvas, place: int, title: str, points: Values, axes: tupl
     cells = int(np.clip(np.sqrt(len(points)) / 2, LEAST_CELLS, MOST_CELLS))
     side = int(bottom - top)
     counts = np.histogram2d(points[:, 1], points[:, 0], bins=cells, range=[[0, 1], [0, 1]])[0]
-    heat = np.sqrt(counts / max(1.0, counts.max()))[:: 1 if from_top else -1, :, None]  # the root shows few beside many
-    colours = np.array([[24, 26, 30], [70, 50, 140], [220, 80, 90], [255, 230, 130]], dtype=np.float64)
-    pixels = np.stack([np.interp(heat[..., 0], np.linspace(0, 1, 4), colours[:, channel]) for channel in range(3)], axis=-1)
-    picture = PillowImage.fromarray(pixels.round().astype(np.uint8)).resize((side, side), PillowImage.Resampling.NEAREST)
     x = round((left + right - side) / 2)
-    canvas.image.paste(picture, (x, round(top)))
-    canvas.draw.rectangle((x - 1, top - 1, x + side, top + side), outline=FAINT)
+    density(canvas, (x, round(top), x + side, round(top) + side), counts[:: 1 if from_top else -1])
     for number, words in enumerate(("0", axes[0], "1")):
         canvas.text(x + side * number / 2, bottom + 6, words, SMALL_TEXT, FAINT, anchor="ma")
     for number, words in enumerate(("0", axes[1], "1")):

@@ -78,29 +78,26 @@ def _data_config(given: argparse.Namespace) -> DataConfig:
 
 def _check(config: DataConfig, output: Path, most: int | None, as_json_text: bool) -> int:
     from gai_yolo.data_check.inspection import inspect
-    from gai_yolo.data_check.output import keep, make_ready, refuse_among_images
+    from gai_yolo.data_check.output import keep
     from gai_yolo.data_check.report import as_json, make_report
     from gai_yolo.data_check.tables import view
-    from gai_yolo.reporting.sheet import rendered, say
+    from gai_yolo.reporting.output_folder import cannot_write, make_ready, refuse_among_images
+    from gai_yolo.reporting.terminal import rendered, say
 
     try:
         make_ready(output)
     except OSError as error:
-        raise _cannot_write(output, error) from None
+        raise cannot_write(output, error) from None
     findings = inspect(config, most)
-    refuse_among_images(output, findings)
+    refuse_among_images(output, [found.index for found in findings.splits.values() if found.index is not None])
     report = make_report(config, findings)
     try:
         report = keep(output, config, findings, report)
     except OSError as error:
-        raise _cannot_write(output, error) from None
+        raise cannot_write(output, error) from None
     if as_json_text:
         say(sys.stdout, as_json(report), WHERE_FOUND)
         say(sys.stderr, "".join(f"refused: {sentence}\n" for sentence in report.refusals), WHERE_FOUND)  # escapes what is no text by itself
     else:
         say(sys.stdout, rendered(view(report), sys.stdout), WHERE_FOUND)
     return 0 if report.trainable else 1
-
-
-def _cannot_write(output: Path, error: OSError) -> Refusal:
-    return Refusal(f"{error.filename or output}: cannot be written ({error.strerror}); give --output another folder.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,36 +11,11 @@ from gai_yolo.data_check.charts import box_chart, class_chart, image_chart
 from gai_yolo.data_check.inspection import Findings
 from gai_yolo.data_check.report import Report, as_json, root_of
 from gai_yolo.data_check.sheets import problem_sheet, sample_sheet
-from gai_yolo.errors import Refusal
 from gai_yolo.reporting.drawing import write_image
 from gai_yolo.sections import DataConfig
 
 DOCUMENT = "report.json"
 PICTURES = ("problems.png", "samples_train.png", "samples_val.png", "classes.png", "boxes.png", "images.png")
-
-
-def make_ready(folder: Path) -> None:
-    """Make the folder if it is not there, and see that it can be written to, before anybody waits for what is to be written.
-
-    Raises:
-        OSError: it cannot.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
-
-
-def refuse_among_images(folder: Path, findings: Findings) -> None:
-    """A training would take the pictures for images of the data set.
-
-    Raises:
-        Refusal: the folder lies in one that holds images of the data set.
-    """
-    parents = {image.path.parent for found in findings.splits.values() if found.index is not None for image in found.index.images}
-    here = folder.resolve()
-    for parent in parents:
-        if here.is_relative_to(parent.resolve()):
-            raise Refusal(f"{folder}: lies among the images of the data set ({parent}); give --output a folder elsewhere.")
 
 
 def keep(folder: Path, config: DataConfig, findings: Findings, report: Report) -> Report:

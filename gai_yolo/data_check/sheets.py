@@ -12,10 +12,10 @@ from gai_yolo.data.formats.check import MISSING, Split
 from gai_yolo.data.formats.reading import CannotRead, Doubt
 from gai_yolo.data.header import TOO_LARGE, UNOPENED, UNREADABLE, image_size
 from gai_yolo.data.index import ImageRecord, Index, Problem, Sighting, empty_record
-from gai_yolo.data_check.canvas import FAINT, GAP, INK, OTHERS, SMALL_TEXT, TEXT, TITLE, WRONG, Canvas, legend_rows, letters, wrapped
 from gai_yolo.data_check.inspection import UNDECODABLE, Findings
 from gai_yolo.data_check.report import without_root
 from gai_yolo.data_check.tile import LINE, PICTURE_HEIGHT, TILE_WIDTH, Mark, Tile, draw_tile
+from gai_yolo.reporting.canvas import FAINT, GAP, INK, OTHERS, SMALL_TEXT, TEXT, TITLE, WRONG, Canvas, legend_rows, letters, wrapped
 from gai_yolo.reporting.drawing import Image, class_colour, in_ascii
 
 NUM_SAMPLES = 16

@@ -10,7 +10,8 @@ from rich.text import Text
 
 from gai_yolo.data.formats.check import Split
 from gai_yolo.data_check.report import ClassCount, ClassReport, Report, SplitReport, Spread, without_root
-from gai_yolo.reporting.sheet import printable, table_of, what_is_wrong
+from gai_yolo.reporting.sheet import table_of, what_is_wrong
+from gai_yolo.reporting.terminal import harmless
 
 MOST_CLASSES = 40
 """Rows of the table of classes; of more, the most frequent and the rarest are shown."""
@@ -19,13 +20,13 @@ RAREST = 15
 
 def view(report: Report) -> RenderableType:
     """All of a report: tables, then the verdict."""
-    parts: list[RenderableType] = [printable(f"data set {report.path}", style="bold")]
+    parts: list[RenderableType] = [harmless(f"data set {report.path}", style="bold")]
     if report.classes:
         parts += [_of_splits(report), _of_classes(report)]
     if any(split.problems for split in report.splits.values()):
         parts.append(_of_problems(report))
-    parts += [printable(path, style="dim") for path in report.pictures]
-    parts += [printable(f"refused: {sentence}", style="bold red") for sentence in report.refusals]
+    parts += [harmless(path, style="dim") for path in report.pictures]
+    parts += [harmless(f"refused: {sentence}", style="bold red") for sentence in report.refusals]
     if report.trainable:
         parts.append(Text("A training would take this data set.", style="green"))
     return Group(*parts)
@@ -93,7 +94,7 @@ def _of_classes(report: Report) -> Table:
             table.add_row(Text(f"... {one} more in report.json", style="dim"))
             continue
         numbers = [x for count in (one.train, one.val) for x in (("-", "-") if count is None else (count.boxes, count.images))]
-        table.add_row(printable(one.name), *(Text(str(number), style="yellow" if number == 0 else "") for number in numbers))
+        table.add_row(harmless(one.name), *(Text(str(number), style="yellow" if number == 0 else "") for number in numbers))
     return table
 
 

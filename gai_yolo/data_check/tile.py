@@ -10,7 +10,7 @@ from PIL import Image
 from gai_yolo.data.formats.reading import CannotRead
 from gai_yolo.data.images import decode
 from gai_yolo.data.index import ImageRecord
-from gai_yolo.data_check.canvas import BACKGROUND, FAINT, INK, PANEL, SMALL_TEXT, TEXT, WRONG, Canvas, shortened_to
+from gai_yolo.reporting.canvas import BACKGROUND, FAINT, INK, PANEL, SMALL_TEXT, TEXT, WRONG, Canvas, shortened_to
 from gai_yolo.reporting.drawing import Colour
 
 TILE_WIDTH, PICTURE_HEIGHT, LINE = 400, 300, 18

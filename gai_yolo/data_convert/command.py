@@ -63,7 +63,7 @@ def _target(given: argparse.Namespace) -> Target:
 
 def _tell(summary: Summary, as_json_text: bool) -> int:
     from gai_yolo.data_convert.summary import as_json, view
-    from gai_yolo.reporting.sheet import rendered, say
+    from gai_yolo.reporting.terminal import rendered, say
 
     say(sys.stdout, as_json(summary) if as_json_text else rendered(view(summary), sys.stdout), KEPT_IN)
     return 0

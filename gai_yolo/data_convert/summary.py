@@ -14,7 +14,8 @@ from rich.text import Text
 from gai_yolo.data.formats.check import Problems, Split
 from gai_yolo.data.index import Problem
 from gai_yolo.data_convert.part import Part
-from gai_yolo.reporting.sheet import printable, table_of, what_is_wrong
+from gai_yolo.reporting.sheet import table_of, what_is_wrong
+from gai_yolo.reporting.terminal import harmless
 
 SUMMARY_VERSION = 1
 """Of the document; raised when a key is removed or gets another meaning, not when one is added."""
@@ -130,7 +131,7 @@ def as_json(summary: Summary) -> str:
 def view(summary: Summary) -> RenderableType:
     """Tables."""
     parts: list[RenderableType] = [
-        printable(f"{summary.output} ({summary.format}), from {summary.source} ({summary.source_format})", "bold")
+        harmless(f"{summary.output} ({summary.format}), from {summary.source} ({summary.source_format})", "bold")
     ]
     parts.append(_of_splits(summary))
     parts.append(_of_classes(summary))
@@ -143,7 +144,7 @@ def view(summary: Summary) -> RenderableType:
     where = (
         "Labels only; put the images where they are named." if summary.images == "none" else f"To train on it: data.path={summary.output}"
     )
-    return Group(*parts, printable(where, "green"))
+    return Group(*parts, harmless(where, "green"))
 
 
 def _of_splits(summary: Summary) -> RenderableType:
@@ -163,7 +164,7 @@ def _of_splits(summary: Summary) -> RenderableType:
 def _of_classes(summary: Summary) -> RenderableType:
     table = table_of("class", *(f"{split} boxes" for split in summary.splits))
     for one in summary.classes[:MOST_CLASS_ROWS]:
-        table.add_row(printable(one.name), *(str(count) for count in one.boxes.values()))
+        table.add_row(harmless(one.name), *(str(count) for count in one.boxes.values()))
     if len(summary.classes) > MOST_CLASS_ROWS:
         table.add_row(Text(f"... {len(summary.classes) - MOST_CLASS_ROWS} more in conversion.json", style="dim"))
     return table

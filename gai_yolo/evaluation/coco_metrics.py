@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gai_yolo.data.index import Index
+from gai_yolo.evaluation.curves import Curves, curves_of
 
 STAT_NAMES = (
     *("mAP50-95", "mAP50", "mAP75", "mAP_small", "mAP_medium", "mAP_large"),
@@ -52,7 +53,12 @@ class CocoMetrics:
 
 
 def coco_metrics(index: Index, detections: Sequence[ImageDetections]) -> CocoMetrics:
-    """Score detections against the boxes of an index.
+    """The numbers of `measure` alone."""
+    return measure(index, detections)[0]
+
+
+def measure(index: Index, detections: Sequence[ImageDetections]) -> tuple[CocoMetrics, Curves]:
+    """Score detections against the boxes of an index; returns the numbers, and the curves that they come out of.
 
     Each image appears at most once in `detections`; an image left out counts as one in which nothing was found, and images
     that are not in the index are ignored. The order of `detections` does not matter: ties between equal scores are broken
@@ -69,7 +75,7 @@ def coco_metrics(index: Index, detections: Sequence[ImageDetections]) -> CocoMet
         evaluation.accumulate()
         evaluation.summarize()
     stats = {name: float(value) for name, value in zip(STAT_NAMES, evaluation.stats, strict=True)}
-    return CocoMetrics(stats, _per_class(index, evaluation))
+    return CocoMetrics(stats, _per_class(index, evaluation)), curves_of(evaluation, [category.id for category in index.categories])
 
 
 def _table(index: Index, annotations: Iterable[dict[str, Any]]) -> Any:
@@ -117,14 +123,17 @@ def _xywh(boxes: NDArray[np.float32]) -> list[list[float]]:
 def _per_class(index: Index, evaluation: Any) -> dict[str, tuple[float, float]]:
     precision = evaluation.eval["precision"]  # (IoU, recall, class, area, max detections); -1 for absent classes
     column = {category_id: place for place, category_id in enumerate(evaluation.params.catIds)}
-    repeated = Counter(index.class_names)
     result = {}
-    for category in index.categories:
+    for name, category in zip(distinct_names(index), index.categories, strict=True):
         values = precision[:, :, column[category.id], 0, -1]
-        # Two classes may share a name in a careless file; neither may hide the other.
-        name = category.name if repeated[category.name] == 1 else f"{category.name} ({category.id})"
         result[name] = (_mean(values), _mean(values[0]))
     return result
+
+
+def distinct_names(index: Index) -> list[str]:
+    """Of the classes. Two may share a name in a careless file; neither may hide the other."""
+    repeated = Counter(index.class_names)
+    return [one.name if repeated[one.name] == 1 else f"{one.name} ({one.id})" for one in index.categories]
 
 
 def _mean(values: NDArray[np.float64]) -> float:

@@ -16,7 +16,8 @@ from gai_yolo.detector.loss import DetectionLoss, normalised
 from gai_yolo.detector.network import autocast, to_input
 from gai_yolo.detector.postprocess import Detections, select_detections, to_file_pixels
 from gai_yolo.distributed.world import World
-from gai_yolo.evaluation.coco_metrics import CocoMetrics, ImageDetections, coco_metrics
+from gai_yolo.evaluation.coco_metrics import CocoMetrics, ImageDetections, measure
+from gai_yolo.evaluation.curves import Curves
 from gai_yolo.sections import EvaluationConfig
 
 
@@ -31,6 +32,10 @@ class Evaluation:
     """Of every image on rank 0, empty on the others."""
     unreadable: list[int]
     """Ids of images that could not be decoded, sorted; nothing could be found in them, so the metrics leave them out."""
+    curves: Curves | None
+    """On rank 0, None on the others."""
+    index: Index
+    """Of the images that the metrics count."""
 
 
 @dataclass(eq=False)
@@ -72,8 +77,16 @@ class Evaluator:
         all_detections = [found for _, part, _ in parts for found in part]
         left_out = {image_id for _, _, part in parts for image_id in part}
         index = replace(self.index, images=self.index.images.without(left_out), recorded=None) if left_out else self.index
-        metrics = self.world.from_first(lambda: coco_metrics(index, all_detections))
-        return Evaluation(normalised(total), metrics, all_detections if self.world.is_first else [], sorted(left_out))
+        curves: list[Curves] = []
+
+        def scored() -> CocoMetrics:
+            metrics, of_classes = measure(index, all_detections)
+            curves.append(of_classes)  # stays here: the numbers are sent to all ranks
+            return metrics
+
+        metrics = self.world.from_first(scored)
+        mine = all_detections if self.world.is_first else []
+        return Evaluation(normalised(total), metrics, mine, sorted(left_out), next(iter(curves), None), index)
 
     def _evaluate(self, model: YOLO12, batch: Batch) -> tuple[Tensor, list[ImageDetections]]:
         height, width = batch.images.shape[-2:]

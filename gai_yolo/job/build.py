@@ -23,7 +23,7 @@ from gai_yolo.checkpointing.schedule import Schedule, bytes_to_come
 from gai_yolo.checkpointing.state import TrainingState
 from gai_yolo.checkpointing.tier import DiskTier, Tier
 from gai_yolo.config import Config
-from gai_yolo.data.dataset import EvaluationSet, TrainingSet
+from gai_yolo.data.dataset import EvaluationSet, SampleSet, TrainingSet
 from gai_yolo.data.formats.reading import expand
 from gai_yolo.data.images import ImageSource, check_decodable
 from gai_yolo.data.index import Index
@@ -45,6 +45,7 @@ from gai_yolo.membership.consistency import must_agree
 from gai_yolo.membership.environment import file_digest
 from gai_yolo.membership.join import Membership
 from gai_yolo.reporting.reporter import Reporter
+from gai_yolo.reporting.run_pictures import RunPictures
 from gai_yolo.reporting.tensorboard import TensorBoard
 from gai_yolo.sections import DataConfig, LossConfig
 from gai_yolo.store.node_memory import free_memory
@@ -113,7 +114,7 @@ def assemble(run: KnownRun, loaders: tuple[TrainingLoader, EvaluationLoader], st
         alarm=DivergenceAlarm(world, config.elastic.check_interval),
         evaluate=Evaluator(loaders[1], run.indexes[1], loss, world, config.evaluation, training.amp, training.channels_last),
         saver=CheckpointManager(config, state, step.boundary, run.identity, [tier for tier in tiers if tier is not None]),
-        reporter=make_reporter(config, run.indexes[1], state, context),
+        reporter=make_reporter(run, loaders[0].dataset, state, context),
         context=context,
         records=run.records,
     )
@@ -241,8 +242,9 @@ def make_images(config: DataConfig, index: Index) -> ImageSource:
     return images
 
 
-def make_reporter(config: Config, val_index: Index, state: TrainingState, context: JobContext) -> Reporter:
+def make_reporter(run: KnownRun, training_set: SampleSet, state: TrainingState, context: JobContext) -> Reporter:
     """Everything that tells people about the run, set back to the state's position."""
+    config, (train_index, val_index) = run.config, run.indexes
     resolved = yaml.safe_dump(config.dump(), sort_keys=False)
     if context.world.is_first:
         with told_if_refused(logger, context.folder.config):
@@ -255,7 +257,9 @@ def make_reporter(config: Config, val_index: Index, state: TrainingState, contex
         return tensorboard
 
     opener = open_tensorboard if context.world.is_first and config.reporting.tensorboard else None
-    return Reporter(context.folder, config.reporting, val_index, context.world.rank, context.console, opener)
+    draws = context.world.is_first and config.reporting.images > 0
+    pictures = RunPictures(context.folder.pictures, training_set, run.plan, train_index) if draws else None
+    return Reporter(context.folder, config.reporting, val_index, context.world.rank, context.console, opener, pictures)
 
 
 def announce(run: KnownRun, context: JobContext) -> None:

@@ -153,7 +153,7 @@ def finish(state: TrainingState, config: Config, membership: Membership, context
     if state.epoch < training.epochs:
         why, more = f" ({reason_to_end(training, state.history, state.best_since)})", "raise that to go on"
     logger.info(f"finished: {state.epoch} of {training.epochs} epochs{why}{best}; {more}, --fresh starts over")
-    logger.info(f"checkpoints: {folder.checkpoints}  pictures: {folder.predictions}  TensorBoard: {folder.tensorboard}")
+    logger.info(f"checkpoints: {folder.checkpoints}  pictures: {folder.pictures}, {folder.predictions}  TensorBoard: {folder.tensorboard}")
 
 
 def is_on_disk(state: TrainingState) -> bool:

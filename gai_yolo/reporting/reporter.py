@@ -25,6 +25,7 @@ from gai_yolo.goodput.report import REPORT_FILE, Report, as_json, scalars
 from gai_yolo.log import OF_NODE, ONCE, told_if_refused
 from gai_yolo.reporting.console import NullConsole
 from gai_yolo.reporting.drawing import draw_comparison, write_image
+from gai_yolo.reporting.run_pictures import RunPictures
 from gai_yolo.reporting.tensorboard import TensorBoard
 from gai_yolo.sections import ReportingConfig
 from gai_yolo.store.atomic import publish_text
@@ -40,6 +41,7 @@ class Reporter:
         console: the terminal on rank 0, `NullConsole` elsewhere.
         open_tensorboard: on rank 0 if configured, else None. Called after the first step, because it loads much that no step needs.
         index: the validation split, for names and pictures.
+        pictures: on rank 0 if there are to be any, else None.
     """
 
     def __init__(
@@ -50,10 +52,13 @@ class Reporter:
         rank: int,
         console: NullConsole,
         open_tensorboard: Callable[[], TensorBoard] | None,
+        pictures: RunPictures | None,
     ) -> None:
         self.folder, self.config, self.index, self.rank = folder, config, index, rank
         self.console, self._open_tensorboard = console, open_tensorboard
-        self._measured = 0
+        self.pictures = pictures
+        self._measured, self._epoch = 0, 0
+        self._history: Sequence[Mapping[str, Any]] = ()
         self._ledger = folder.ledger / f"rank_{rank}.jsonl" if config.ledger else None
         if config.ledger:
             with contextlib.suppress(OSError):  # told when it is written to
@@ -64,8 +69,14 @@ class Reporter:
         """Opened when it is first needed."""
         return self._open_tensorboard() if self._open_tensorboard else None
 
+    def begin(self, epoch: int) -> None:
+        """Training is about to begin, or to go on, with an epoch."""
+        if self.pictures:
+            self.pictures.begin(epoch)
+
     def start_epoch(self, epoch: int, steps: int, done: int = 0) -> None:
         """An epoch of `steps` steps begins, or goes on after `done` of them."""
+        self._epoch = epoch
         self.console.start_epoch(epoch, steps, done)
 
     def step(self, step_in_epoch: int, step: int, losses: Mapping[str, float], learning_rate: float, samples: int) -> None:
@@ -87,6 +98,9 @@ class Reporter:
             self.folder.store.publish_text(path, as_json(report))
         if self.tensorboard and step is not None:
             self.tensorboard.scalars(step, scalars(report))
+        drawn = self.pictures.curves(self._history, report.interruptions, is_last=step is None) if self.pictures else None
+        if self.tensorboard and step is None and drawn is not None:  # before the end TensorBoard's own are newer
+            self.tensorboard.image(self._history[-1]["step"], "Pictures/curves", drawn)
 
     def measured(self, step: int) -> None:
         """Gradients were not what the exact sum expected, and were measured; told three times at most."""
@@ -115,9 +129,11 @@ class Reporter:
         self.console.end_epoch(losses, seconds, samples)
         if self.tensorboard:
             self.tensorboard.epoch(step, losses)
+            for name, picture in self.pictures.of_the_beginning() if self.pictures and self._epoch == 1 else ():
+                self.tensorboard.image(step, f"Pictures/{name}", picture)
 
-    def evaluated(self, epoch: int, step: int, evaluation: Evaluation) -> None:
-        """The weights after `step` steps were evaluated."""
+    def evaluated(self, epoch: int, step: int, evaluation: Evaluation, is_best: bool) -> None:
+        """The weights after `step` steps were evaluated; `is_best` if none before were as good."""
         metrics = evaluation.metrics
         if evaluation.unreadable:
             (first,) = (record.path for record in self.index.images if record.image_id == evaluation.unreadable[0])
@@ -132,9 +148,13 @@ class Reporter:
         if self.rank == 0:
             with told_if_refused(logger, self.folder.predictions, "pictures cannot be written"):
                 self._draw(step, evaluation.detections)
+        for name, picture in self.pictures.best(epoch, evaluation).items() if self.pictures and is_best else ():
+            if self.tensorboard:
+                self.tensorboard.image(step, f"Pictures/{name}", picture)
 
     def record(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Bring the metrics file up to date: one row for each completed epoch."""
+        self._history = history
         if self.rank == 0:
             write_metrics(self.folder, history)
         if self.tensorboard:

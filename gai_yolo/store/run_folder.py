@@ -59,6 +59,7 @@ class RunFolder(LockedFolder):
         self.snapshots = path / FOLDERS["step"]
         self.tensorboard = path / "tensorboard"
         self.predictions = path / "predictions"
+        self.pictures = path / "pictures"
         self.ledger = path / "ledger"
         self.metrics = self.checkpoints / "training_metrics.json"
         self.config = path / "config.yaml"

@@ -62,6 +62,7 @@ def train(parts: TrainingParts) -> None:
         Stop: training cannot go on.
     """
     parts.saver.catch_up()
+    parts.reporter.begin(min(parts.state.epoch + 1, parts.training.epochs))
     while not is_complete(parts):
         epoch = parts.state.epoch + 1
         parts.context.world.end_long_work()
@@ -192,4 +193,5 @@ def evaluate_epoch(parts: TrainingParts, epoch: int, row: dict[str, Any]) -> Non
     row.update(zip(VAL_COLUMNS, (evaluation.losses[name] for name in LOSSES), strict=True))
     row.update({name: value if value >= 0 else None for name, value in evaluation.metrics.stats.items()})
     row["evaluation_seconds"] = round(time.monotonic() - started, 3)
-    parts.reporter.evaluated(epoch, parts.state.step, evaluation)
+    metric, best = row["mAP50-95"], parts.state.best_metric
+    parts.reporter.evaluated(epoch, parts.state.step, evaluation, metric is not None and (best is None or metric > best))

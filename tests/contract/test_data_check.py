@@ -24,11 +24,11 @@ from gai_yolo.data import index_cache
 from gai_yolo.data.index import ImageRecord
 from gai_yolo.data.sources import load_indexes
 from gai_yolo.data_check import inspection
-from gai_yolo.data_check.canvas import shortened_to, text_width, wrapped
 from gai_yolo.data_check.output import DOCUMENT, PICTURES
 from gai_yolo.data_check.tables import MOST_CLASSES, RAREST
 from gai_yolo.errors import DataError
-from gai_yolo.reporting import sheet
+from gai_yolo.reporting import terminal
+from gai_yolo.reporting.canvas import shortened_to, text_width, wrapped
 from gai_yolo.reporting.drawing import class_colour
 from gai_yolo.sections import DataConfig
 from tests.harness import REPOSITORY
@@ -185,7 +185,7 @@ def test_json_is_the_document_and_nothing_else(
     wrong: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Loss: a pipeline that reads the numbers stumbles over a bar, or gets others than a person sees."""
-    monkeypatch.setattr(sheet, "PLAIN_WIDTH", 300)  # so that no cell is folded
+    monkeypatch.setattr(terminal, "PLAIN_WIDTH", 300)  # so that no cell is folded
     code, output, errors = check(capsys, tmp_path, wrong, "--json")
     assert (code, errors) == (0, "")
     assert json.loads(output) == document(tmp_path)

@@ -10,7 +10,7 @@ import yaml
 
 from elastic_train import main
 from tests.harness import REPOSITORY, small
-from tests.runs import metrics, scalar_steps
+from tests.runs import image_tags, metrics, scalar_steps, state_digest
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ class Start:
 
 def test_run_leaves_what_the_guide_says(start: Start) -> None:
     """Scripts of users look for these names."""
-    assert start() == 0
+    assert start("reporting.images=1") == 0
     checkpoints = start.run_folder / "checkpoints"
     files = {"epoch_001.pt", "epoch_001.json", "epoch_002.pt", "epoch_002.json", "best.pt", ".best", "training_metrics.json"}
     assert {path.name for path in checkpoints.iterdir()} == files
@@ -50,8 +50,26 @@ def test_run_leaves_what_the_guide_says(start: Start) -> None:
     resolved = yaml.safe_load((start.run_folder / "config.yaml").read_text())
     assert resolved["training"]["micro_batch_size"] == 4 and resolved["augment"]["mosaic"] == 1.0
     assert list((start.run_folder / "predictions").glob("*.jpg"))
+    pictures = {"labels.png", "train_batch_1.jpg", "train_batch_2.jpg", "curves.png"}
+    pictures |= {"precision_recall.png", "confidence.png", "confusion_matrix.png"}
+    assert {path.name for path in (start.run_folder / "pictures").iterdir()} == pictures
+    assert {f"Pictures/{Path(name).stem}" for name in pictures} <= set(image_tags(start.run_folder))
     assert scalar_steps(start.run_folder)["Loss/Train_Batch"] == [1, 2, 3, 4]
     assert "AP  IoU 0.50:0.95" in start.out and str(checkpoints) in start.out
+
+
+def test_pictures_of_the_beginning_are_drawn_once(start: Start) -> None:
+    """A start after an interruption must not pay for them again, and no picture may change what is learned."""
+    assert start("training.epochs=1", "reporting.images=1") == 0
+    pictures = start.run_folder / "pictures"
+    before = {path: path.stat().st_mtime_ns for path in pictures.iterdir()}
+    assert start("reporting.images=1") == 0
+    assert all((pictures / name).stat().st_mtime_ns == before[pictures / name] for name in ("labels.png", "train_batch_1.jpg"))
+    assert (pictures / "curves.png").stat().st_mtime_ns > before[pictures / "curves.png"]
+    drawn = state_digest(start.run_folder / "checkpoints" / "epoch_001.pt")
+    assert start("training.epochs=1", flags=("--fresh",)) == 0
+    assert not pictures.exists(), "none were asked for"
+    assert state_digest(start.run_folder / "checkpoints" / "epoch_001.pt") == drawn
 
 
 def test_finished_run_says_so_and_goes_on_when_epochs_are_raised(start: Start) -> None:

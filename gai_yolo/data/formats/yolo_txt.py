@@ -184,7 +184,7 @@ def _root(content: dict[str, Any], source: Path) -> Path:
     return root
 
 
-def _places(given: Any, root: Path, split: Split, source: Path) -> list[Path]:
+def _places(given: Any, root: Path, split: str, source: Path) -> list[Path]:
     """The folders and lists that a split is made of."""
     entries: Sequence[Any] = given if isinstance(given, list) else [given]
     if not entries or not all(isinstance(entry, str) and entry for entry in entries):
@@ -192,7 +192,7 @@ def _places(given: Any, root: Path, split: Split, source: Path) -> list[Path]:
     return [_locate(entry, root, split, source) for entry in entries]
 
 
-def _locate(entry: str, root: Path, split: Split, source: Path) -> Path:
+def _locate(entry: str, root: Path, split: str, source: Path) -> Path:
     path = root / expand(Path(entry))
     # Roboflow writes `../train/images` for folders that lie beside the yaml.
     beside = root / entry.removeprefix("../")

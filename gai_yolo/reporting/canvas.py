@@ -1,11 +1,13 @@
-"""Text and colours of a check's pictures. Pillow's own font, so that they look alike on every machine; it has ASCII only."""
+"""Text and colours of charts and contact sheets. Pillow's own font, so that they look alike on every machine; it has ASCII only."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
 
+import cv2
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from gai_yolo.reporting.drawing import Colour, class_colour
@@ -22,6 +24,8 @@ SPLIT_COLOURS: dict[str, Colour] = {"train": TRAIN, "val": VAL}
 TITLE, TEXT, SMALL_TEXT = 20, 14, 12
 """Sizes of letters in pixels."""
 GAP = 16
+FINENESS = 4
+"""Bits behind the point of a smooth line's pixels."""
 MOST_IN_LEGEND = 24
 """Classes that a legend names."""
 
@@ -48,6 +52,30 @@ class Canvas:
         self.draw.rectangle((left, top, left + width, top + height), fill=colour)
         bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
         self.draw.text((left + 3, top + 1), text, fill=(0, 0, 0) if bright else (255, 255, 255), font=font(SMALL_TEXT))
+
+    def curves(self, lines: Sequence[tuple[NDArray[np.float64], Colour, int]]) -> None:
+        """Draw smooth lines, each (N, 2) x and y in pixels, its colour and its width. A point that is not finite is a gap; one that stands
+        alone is a dot."""
+        pixels = np.array(self.image)
+        for points, colour, width in lines:
+            ends = np.flatnonzero(~np.isfinite(points).all(axis=1))
+            for piece in np.split(points, ends):
+                whole = piece[np.isfinite(piece).all(axis=1)]
+                corners = np.round(whole * 2**FINENESS).astype(np.int32)
+                if len(whole) > 1:
+                    cv2.polylines(pixels, [corners], False, colour, width, cv2.LINE_AA, FINENESS)
+                elif len(whole):
+                    x, y = corners[0].tolist()
+                    cv2.circle(pixels, (x, y), (width + 1) << FINENESS, colour, cv2.FILLED, cv2.LINE_AA, FINENESS)
+        self.image.paste(Image.fromarray(pixels))
+
+    def upwards(self, x: float, y: float, text: str, size: int = SMALL_TEXT, colour: Colour = INK, width: float = 1e9) -> None:
+        """Write from a place upwards, as wide as the letters are to its right; as `text` otherwise."""
+        shown = shortened_to(text, width, size)
+        mask = Image.new("L", (round(text_width(shown, size)) + 2, size + 4))
+        ImageDraw.Draw(mask).text((0, 0), shown, fill=255, font=font(size))
+        turned = mask.rotate(90, expand=True)
+        self.image.paste(Image.new("RGB", turned.size, colour), (round(x), round(y) - turned.height), turned)
 
     def array(self) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
         """(H, W, 3) RGB."""
