@@ -17,7 +17,7 @@ Form = Literal["coco", "yolo", "voc"]
 
 WRITTEN_BY = "written by gai-yolo"
 """In every file that has room for it."""
-CROWD = "crowd region"
+CROWD_LEFT_OUT = "crowd region"
 AREA = "area that is not that of the box"
 TWIN = "box that is the same as another once it is clipped, or reduced to its bounding box"
 IMAGE_ID = "image id"
@@ -60,7 +60,7 @@ class Part:
         for number, (position, corners, crowd, area) in enumerate(zip(*columns, strict=True), start=1):
             if crowd and not crowds:
                 self.problems.add(
-                    CROWD, f"{name}, box {number}", "left out, as training does; a metric no longer ignores what is found there"
+                    CROWD_LEFT_OUT, f"{name}, box {number}", "left out, as training does; a metric no longer ignores what is found there"
                 )
                 continue
             text = line(position, tuple(corners), crowd, area)

@@ -19,7 +19,7 @@ from gai_yolo.reporting.terminal import harmless
 
 SUMMARY_VERSION = 1
 """Of the document; raised when a key is removed or gets another meaning, not when one is added."""
-MOST_CLASS_ROWS = 40
+MOST_CLASSES_SHOWN = 40
 """Of the table; all of them are in the document."""
 
 
@@ -163,8 +163,8 @@ def _of_splits(summary: Summary) -> RenderableType:
 
 def _of_classes(summary: Summary) -> RenderableType:
     table = table_of("class", *(f"{split} boxes" for split in summary.splits))
-    for one in summary.classes[:MOST_CLASS_ROWS]:
+    for one in summary.classes[:MOST_CLASSES_SHOWN]:
         table.add_row(harmless(one.name), *(str(count) for count in one.boxes.values()))
-    if len(summary.classes) > MOST_CLASS_ROWS:
-        table.add_row(Text(f"... {len(summary.classes) - MOST_CLASS_ROWS} more in conversion.json", style="dim"))
+    if len(summary.classes) > MOST_CLASSES_SHOWN:
+        table.add_row(Text(f"... {len(summary.classes) - MOST_CLASSES_SHOWN} more in conversion.json", style="dim"))
     return table

@@ -15,7 +15,7 @@ from gai_yolo.evaluation.curves import CONFIDENCES, CURVE_IOU, RECALLS
 from gai_yolo.inference.validate import ValidationReport
 
 VALIDATION_FORMAT = 1
-EXAMPLES = 8
+IMAGES_EACH_WAY = 8
 """The best and the worst images, so many of each."""
 CURVE_STEP = 10
 """Every so manieth point of the curves over confidence is written."""
@@ -54,8 +54,8 @@ def document(report: ValidationReport) -> dict[str, Any]:
             "matrix": report.confusion.matrix.tolist(),
         },
         "image_score": "F1 of the image at the confidence and IoU of `confusion`",
-        "worst_images": [image_row(report, one) for one in report.confusion.worst(EXAMPLES)],
-        "best_images": [image_row(report, one) for one in report.confusion.best(EXAMPLES)],
+        "worst_images": [image_row(report, one) for one in report.confusion.worst(IMAGES_EACH_WAY)],
+        "best_images": [image_row(report, one) for one in report.confusion.best(IMAGES_EACH_WAY)],
         "curves": _curves(report),
     }
 

@@ -14,7 +14,7 @@ from gai_yolo.inference.validate import ValidationReport
 from gai_yolo.reporting.drawing import draw_comparison, write_image
 from gai_yolo.reporting.quality import confidence_picture, confusion_picture, precision_recall_picture
 from gai_yolo.reporting.run_pictures import CONFIDENCE, CONFUSION, PRECISION_RECALL
-from gai_yolo.reporting.validation_document import EXAMPLES, as_json
+from gai_yolo.reporting.validation_document import IMAGES_EACH_WAY, as_json
 
 VALIDATION_DOCUMENT = "validation.json"
 WORST_IMAGES, BEST_IMAGES = "worst", "best"
@@ -40,8 +40,8 @@ def keep_validation(folder: Path, report: ValidationReport) -> list[Path]:
     }
     for name, picture in pictures.items():
         write_image(folder / name, picture)
-    examples = [*_draw_examples(folder / WORST_IMAGES, report, confusion.worst(EXAMPLES))]
-    examples += _draw_examples(folder / BEST_IMAGES, report, confusion.best(EXAMPLES))
+    examples = [*_draw_examples(folder / WORST_IMAGES, report, confusion.worst(IMAGES_EACH_WAY))]
+    examples += _draw_examples(folder / BEST_IMAGES, report, confusion.best(IMAGES_EACH_WAY))
     document = folder / VALIDATION_DOCUMENT
     document.write_text(as_json(report), encoding="ascii")
     return [document, *(folder / name for name in pictures), *examples]

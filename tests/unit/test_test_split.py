@@ -82,7 +82,7 @@ def test_where_it_is_missing_that_is_said(tmp_path: Path) -> None:
     """Loss: another split is measured in its place."""
     coco(tmp_path / "a", "annotations/{}.json", "images/{}")
     (tmp_path / "a" / "annotations" / "test.json").unlink()
-    yolo(tmp_path / "b", None)
+    yolo(tmp_path / "b", "")
     voc(tmp_path / "c")
     (tmp_path / "c" / "ImageSets" / "Main" / "test.txt").unlink()
     for path in (tmp_path / "a", tmp_path / "b", tmp_path / "c", Path("shapes")):
