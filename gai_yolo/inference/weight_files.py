@@ -11,7 +11,7 @@ import torch
 from gai_yolo.checkpointing.recovery import load, newest
 from gai_yolo.detector import YOLO12
 from gai_yolo.detector.network import SCALES
-from gai_yolo.detector.weights import Weights, as_safetensors, read_weights, weights_in
+from gai_yolo.detector.weights import MOST_CLASSES, Weights, as_safetensors, must_be_numbers, origin_in, read_weights, weights_in
 from gai_yolo.errors import CheckpointError
 from gai_yolo.store.catalogue import Catalogue
 from gai_yolo.store.retention import best_of
@@ -51,7 +51,7 @@ def exported(run: Path, which: str) -> WeightFile:
     if found is None:
         raise CheckpointError(f"{run}: holds no complete checkpoint.")
     about = {"config": found.content.get("config"), "position": vars(found.manifest.position), "mAP50-95": found.manifest.metric}
-    return _made(found.path, weights_in(found.content), about)
+    return _made(found.path, weights_in(found.path, found.content, origin_in(found.content)), about)
 
 
 def _made(path: Path, weights: Weights, about: dict[str, Any]) -> WeightFile:
@@ -63,14 +63,15 @@ def _made(path: Path, weights: Weights, about: dict[str, Any]) -> WeightFile:
 
 
 def identify(path: Path, weights: Weights) -> tuple[str, int]:
-    """Which YOLO12 weights belong to, and for how many classes. Raises `CheckpointError` if it is none."""
+    """Which YOLO12 weights belong to, and for how many classes. Raises `CheckpointError` if it is none, or its numbers are none."""
     shapes = {name: tensor.shape for name, tensor in weights.tensors.items()}
     first, last = shapes.get("model.0.conv.weight"), shapes.get("model.21.cv3.0.2.bias")
-    if first is not None and last is not None and len(last) == 1 and last[0]:
+    if first is not None and last is not None and len(last) == 1 and 0 < last[0] <= MOST_CLASSES:
         for size in SCALES:
             with torch.device("meta"):
-                own = {name: tensor.shape for name, tensor in YOLO12(size, last[0]).state_dict().items()}
-            if own == shapes:
+                own = YOLO12(size, last[0]).state_dict()
+            if {name: tensor.shape for name, tensor in own.items()} == shapes:
+                must_be_numbers(path, weights.tensors, own)
                 return size, last[0]
     raise CheckpointError(
         f"{path}: not the weights of a YOLO12 ({len(shapes)} tensors, whose names and shapes are those of none of its sizes)."
