@@ -26,7 +26,8 @@ HOLDERS = ("ema_state_dict", "model_state_dict", "ema", "model", "state_dict")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 """Types of numbers that weights may have."""
-MOST_CLASSES = 10_000
+MOST_CLASSES_OF_WEIGHTS = 10_000
+"""Classes of a network in a weight file, and so the names of them."""
 LARGEST_HEADER = 8 << 20
 """Bytes of a safetensors file's list of tensors and metadata; some 120 a tensor."""
 
@@ -131,13 +132,13 @@ def weights_in(path: Path, content: dict[str, Any], origin: Origin | None) -> We
 
 def _class_names(path: Path, names: Any) -> list[str] | None:
     """Of a list, or of a dict by numbers."""
-    if isinstance(names, dict):
-        names = [names[number] for number in sorted(names)] if all(isinstance(number, int) for number in names) else ()
+    if isinstance(names, dict) and all(isinstance(number, int) for number in names):
+        names = [names[number] for number in sorted(names)]
     if names is None or (isinstance(names, list | tuple) and not names):
         return None
-    if not isinstance(names, list | tuple) or len(names) > MOST_CLASSES:
+    if not isinstance(names, list | tuple) or len(names) > MOST_CLASSES_OF_WEIGHTS:
         raise CheckpointError(
-            f"{path}: its class names are no list of at most {MOST_CLASSES} texts; save it anew with its state dict alone."
+            f"{path}: its class names are no list of at most {MOST_CLASSES_OF_WEIGHTS} texts; save it anew with its state dict alone."
         )
     if not all(isinstance(name, str) and len(name) <= LONGEST_NAME for name in names):
         raise CheckpointError(

@@ -11,7 +11,7 @@ import torch
 from gai_yolo.checkpointing.recovery import load, newest
 from gai_yolo.detector import YOLO12
 from gai_yolo.detector.network import SCALES
-from gai_yolo.detector.weights import MOST_CLASSES, Weights, as_safetensors, must_be_numbers, origin_in, read_weights, weights_in
+from gai_yolo.detector.weights import MOST_CLASSES_OF_WEIGHTS, Weights, as_safetensors, must_be_numbers, origin_in, read_weights, weights_in
 from gai_yolo.errors import CheckpointError
 from gai_yolo.store.catalogue import Catalogue
 from gai_yolo.store.retention import best_of
@@ -66,8 +66,8 @@ def identify(path: Path, weights: Weights) -> tuple[str, int]:
     """Which YOLO12 weights belong to, and for how many classes. Raises `CheckpointError` if it is none, or its numbers are none."""
     shapes = {name: tensor.shape for name, tensor in weights.tensors.items()}
     first, last = shapes.get("model.0.conv.weight"), shapes.get("model.21.cv3.0.2.bias")
-    if first is not None and last is not None and len(last) == 1 and 0 < last[0] <= MOST_CLASSES:
-        for size in SCALES:
+    if first and last is not None and len(last) == 1 and 0 < last[0] <= MOST_CLASSES_OF_WEIGHTS:
+        for size in [size for size, scale in SCALES.items() if scale.channels(64) == first[0]]:
             with torch.device("meta"):
                 own = YOLO12(size, last[0]).state_dict()
             if {name: tensor.shape for name, tensor in own.items()} == shapes:
