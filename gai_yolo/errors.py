@@ -168,3 +168,12 @@ class Departure(Exception):
     def exit_code(self) -> int:
         """`LEFT`, `RESTART` or `INTERRUPTED`."""
         return self.ending.exit_code
+
+
+def printable(text: str, most: int = 200) -> str:
+    """What a file of others says, for a terminal: no control characters, no line ends, not without end.
+
+    Args:
+        most: characters, from the beginning.
+    """
+    return "".join(letter for letter in text[:most] if letter.isprintable())

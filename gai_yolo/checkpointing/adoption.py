@@ -12,7 +12,8 @@ from gai_yolo.checkpointing.recovery import position_of
 from gai_yolo.checkpointing.schedule import asks_for
 from gai_yolo.checkpointing.state import FIELDS
 from gai_yolo.config import fingerprint, parse_config
-from gai_yolo.detector.weights import origin_in, read_checkpoint_file
+from gai_yolo.detector.archive import read_checkpoint_file
+from gai_yolo.detector.weights import origin_in
 from gai_yolo.errors import CheckpointError
 from gai_yolo.store.manifest import Kind, Manifest, stem_of
 

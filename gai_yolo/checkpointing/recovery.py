@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, cast
 
 from gai_yolo.checkpointing.digest import tensors_digest
 from gai_yolo.checkpointing.state import CHECKPOINT_FORMAT
-from gai_yolo.detector.weights import DamagedFile, load_checkpoint
+from gai_yolo.detector.archive import DamagedFile, load_checkpoint
 from gai_yolo.distributed.world import World
 from gai_yolo.errors import CheckpointError, Departure, Ending
 from gai_yolo.log import OF_NODE, ONCE

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from gai_yolo.cli.snapshots import must_be_run
-from gai_yolo.errors import CheckpointError
+from gai_yolo.errors import CheckpointError, printable, refused_by
 from gai_yolo.store.atomic import publish
 
 
@@ -31,14 +32,19 @@ def weights(given: argparse.Namespace) -> int:
 
     if given.output.suffix != ".safetensors":
         raise CheckpointError(f"{given.output}: give it a name that ends with .safetensors, by which it is known.")
-    if given.output.exists() and not given.overwrite:
+    if os.path.lexists(given.output) and not given.overwrite:
         raise CheckpointError(f"{given.output}: is there already; give another --output, or --overwrite.")
+    if given.output.exists() and not given.output.is_file():
+        raise CheckpointError(f"{given.output}: is a folder or a device; give the name of a file as --output.")
     if given.command == "export":
         must_be_run(given.source)
     made = imported(given.source) if given.command == "import" else exported(given.source, given.checkpoint)
-    publish(given.output, lambda file: file.write(made.data))
+    try:
+        publish(given.output, lambda file: file.write(made.data))
+    except OSError as error:  # it names the draft
+        raise refused_by(error, CheckpointError(f"{given.output}: cannot be written ({error.strerror or error}).")) from None
     classes = f"{made.num_classes} classes" + (
-        "" if made.weights.class_names is None else f" ({', '.join(made.weights.class_names[:5])}, ...)"
+        "" if made.weights.class_names is None else f" ({', '.join(printable(name, 40) for name in made.weights.class_names[:5])}, ...)"
     )
     print(f"{given.output}: YOLO12-{made.size}, {classes}, {len(made.weights.tensors)} tensors, {len(made.data) / 1e6:.1f} MB")
     if made.weights.origin is not None and made.weights.origin.note:

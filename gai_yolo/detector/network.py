@@ -26,6 +26,10 @@ class Scale:
     box_channels: int = BOX_CHANNELS
     """Fewest hidden channels of the head's box branches."""
 
+    def channels(self, of_full: int) -> int:
+        """Of a layer that has so many in a network whose width is 1: a multiple of 8."""
+        return math.ceil(min(of_full, self.max_channels) * self.width / 8) * 8
+
 
 SCALES = {
     "n": Scale(0.50, 0.25, 1024, False, False),
@@ -102,8 +106,7 @@ class YOLO12(nn.Module):
 
 
 def _layers(scale: Scale, num_classes: int) -> nn.ModuleList:
-    def width(channels: int) -> int:
-        return math.ceil(min(channels, scale.max_channels) * scale.width / 8) * 8
+    width = scale.channels
 
     def repeats(count: int) -> int:
         return max(round(count * scale.depth), 1)

@@ -12,8 +12,8 @@ from gai_yolo.checkpointing.recovery import LoadedCheckpoint, load, newest
 from gai_yolo.config import Config, parse_config
 from gai_yolo.detector import YOLO12
 from gai_yolo.detector.network import SCALES
-from gai_yolo.detector.weights import Origin, Weights, fill, read_weights, weights_in
-from gai_yolo.errors import CheckpointError
+from gai_yolo.detector.weights import MOST_CLASSES_OF_WEIGHTS, Origin, Weights, fill, must_be_numbers, origin_in, read_weights, weights_in
+from gai_yolo.errors import CheckpointError, ConfigError, printable
 from gai_yolo.store.catalogue import Catalogue
 from gai_yolo.store.manifest import FOLDERS
 from gai_yolo.store.retention import best_of
@@ -54,7 +54,7 @@ def load_trained(source: Path, which: str = "best") -> TrainedModel:
     """
     if source.is_dir():
         found = checkpoint_of(source, which)
-        path, weights = found.path, weights_in(found.content)
+        path, weights = found.path, weights_in(found.path, found.content, origin_in(found.content))
     else:
         path, weights = source, read_weights(source)
     size, num_classes = identify(path, weights)
@@ -64,8 +64,16 @@ def load_trained(source: Path, which: str = "best") -> TrainedModel:
     network = YOLO12(size, num_classes)
     fill(network, weights, path)
     about = weights.about
-    config = parse_config(about["config"], f"{path}, config") if isinstance(about.get("config"), dict) else None
-    return TrainedModel(network.eval().requires_grad_(False), path, names, config, about.get("position") or {}, weights.origin)
+    config = _config_of(path, about["config"]) if isinstance(about.get("config"), dict) else None
+    position = about.get("position") if isinstance(about.get("position"), dict) else {}
+    return TrainedModel(network.eval().requires_grad_(False), path, names, config, position or {}, weights.origin)
+
+
+def _config_of(path: Path, said: dict[str, Any]) -> Config:
+    try:
+        return parse_config(said, "its configuration")
+    except ConfigError as error:  # of another version, or somebody else's file
+        raise CheckpointError(f"{path}: {printable(str(error))}") from None
 
 
 def checkpoint_of(run: Path, which: str) -> LoadedCheckpoint:
@@ -90,14 +98,15 @@ def checkpoint_of(run: Path, which: str) -> LoadedCheckpoint:
 
 
 def identify(path: Path, weights: Weights) -> tuple[str, int]:
-    """Which YOLO12 weights belong to, and for how many classes. Raises `CheckpointError` if it is none."""
+    """Which YOLO12 weights belong to, and for how many classes. Raises `CheckpointError` if it is none, or its numbers are none."""
     shapes = {name: tensor.shape for name, tensor in weights.tensors.items()}
     first, last = shapes.get("model.0.conv.weight"), shapes.get("model.21.cv3.0.2.bias")
-    if first is not None and last is not None and len(last) == 1 and last[0]:
-        for size in SCALES:
+    if first and last is not None and len(last) == 1 and 0 < last[0] <= MOST_CLASSES_OF_WEIGHTS:
+        for size in [size for size, scale in SCALES.items() if scale.channels(64) == first[0]]:
             with torch.device("meta"):
-                own = {name: tensor.shape for name, tensor in YOLO12(size, last[0]).state_dict().items()}
-            if own == shapes:
+                own = YOLO12(size, last[0]).state_dict()
+            if {name: tensor.shape for name, tensor in own.items()} == shapes:
+                must_be_numbers(path, weights.tensors, own)
                 return size, last[0]
     raise CheckpointError(
         f"{path}: not the weights of a YOLO12 ({len(shapes)} tensors, whose names and shapes are those of none of its sizes)."

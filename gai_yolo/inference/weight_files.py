@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gai_yolo.detector.weights import Weights, as_safetensors, read_weights, weights_in
+from gai_yolo.detector.weights import Weights, as_safetensors, origin_in, read_weights, weights_in
 from gai_yolo.errors import CheckpointError
 from gai_yolo.inference.trained import checkpoint_of, identify
 
@@ -36,7 +36,7 @@ def exported(run: Path, which: str) -> WeightFile:
     """
     found = checkpoint_of(run, which)
     about = {"config": found.content.get("config"), "position": vars(found.manifest.position), "mAP50-95": found.manifest.metric}
-    return _made(found.path, weights_in(found.content), about)
+    return _made(found.path, weights_in(found.path, found.content, origin_in(found.content)), about)
 
 
 def _made(path: Path, weights: Weights, about: dict[str, Any]) -> WeightFile:

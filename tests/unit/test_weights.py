@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from gai_yolo.detector import YOLO12
-from gai_yolo.detector.weights import load_weights, read_checkpoint_file
+from gai_yolo.detector.archive import read_checkpoint_file
+from gai_yolo.detector.weights import load_weights
 from gai_yolo.errors import CheckpointError
 
 
