@@ -24,7 +24,7 @@ from gai_yolo.data_convert.as_voc import NAMELESS, ONE_NAME
 from gai_yolo.data_convert.as_yolo import BOXES_TURNED, upright
 from gai_yolo.data_convert.conversion import Target, convert
 from gai_yolo.data_convert.names import HARD_NAME, SAME_NAME
-from gai_yolo.data_convert.part import AREA, CLASS_ID, CROWD, IMAGE_ID, TWIN, Form
+from gai_yolo.data_convert.part import AREA, CLASS_ID, CROWD_LEFT_OUT, IMAGE_ID, TWIN, Form
 from gai_yolo.data_convert.source import Wish
 from gai_yolo.data_convert.summary import Summary
 from gai_yolo.errors import DataError
@@ -112,7 +112,7 @@ def check_hop(before: dict[Split, Index], after: dict[Split, Index], summary: Su
         written = summary.splits[split]
         assert (written.images, written.boxes, written.crowds) == (len(new), num_new - num_left, num_left)
         assert written.background_images == sum(not one.boxes for one in new.values())
-        differs[CROWD] += num_crowds - num_left
+        differs[CROWD_LEFT_OUT] += num_crowds - num_left
         differs[TWIN] += num_old - num_new - (num_crowds - num_left)
         for content, one in old.items():
             other = new[content]
@@ -138,7 +138,7 @@ def check_hop(before: dict[Split, Index], after: dict[Split, Index], summary: Su
     } == {}
     told = counted(summary)
     told["names"] = told.pop(HARD_NAME, 0) + told.pop(SAME_NAME, 0)
-    ours = {kind: told[kind] for kind in (CROWD, TWIN, AREA, BOXES_TURNED, IMAGE_ID, CLASS_ID, NAMELESS, ONE_NAME, "names")}
+    ours = {kind: told[kind] for kind in (CROWD_LEFT_OUT, TWIN, AREA, BOXES_TURNED, IMAGE_ID, CLASS_ID, NAMELESS, ONE_NAME, "names")}
     assert +Counter(ours) == +differs
 
 
@@ -182,7 +182,7 @@ def test_there_and_back_only_what_is_told_is_lost(examples: int) -> None:
                 CLASS_ID,
                 IMAGE_ID,
                 NAMELESS,
-                CROWD,
+                CROWD_LEFT_OUT,
                 AREA,
                 TWIN,
                 BOXES_TURNED,
