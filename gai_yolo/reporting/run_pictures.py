@@ -1,7 +1,8 @@
 """Pictures of a run, for people: in the run folder, on rank 0, outside of the steps.
 
 What shows the beginning is drawn once; what is there is taken to be right, because a run cannot go on with other data. Nothing is learned
-from a picture, so whatever goes wrong while one is drawn is told, and that is all.
+from a picture, so whatever goes wrong while one is drawn is told, and that is all. What draws is imported when it is needed: a restart,
+which draws nothing at first, does not wait for it.
 """
 
 from __future__ import annotations
@@ -19,15 +20,10 @@ import numpy as np
 from gai_yolo.data.dataset import SampleSet
 from gai_yolo.data.index import Index
 from gai_yolo.data.order import BatchPlan
-from gai_yolo.evaluation.confusion import confusion_of
-from gai_yolo.evaluation.curves import best_point
 from gai_yolo.evaluation.evaluator import Evaluation
 from gai_yolo.goodput.report import Interruption
 from gai_yolo.log import ONCE
-from gai_yolo.reporting.batch_sheet import MOST_SHOWN, batch_picture
 from gai_yolo.reporting.drawing import Image, write_image
-from gai_yolo.reporting.quality import confidence_picture, confusion_picture, precision_recall_picture
-from gai_yolo.reporting.training_charts import curves_picture, labels_picture
 
 LABELS_PICTURE, CURVES_PICTURE = "labels.png", "curves.png"
 BATCHES = ("train_batch_1.jpg", "train_batch_2.jpg")
@@ -54,6 +50,8 @@ class RunPictures:
         """Draw what is to be learned, and the first batches of an epoch (from 1), unless they are there."""
         with self._for_people(LABELS_PICTURE) as path:
             if not path.exists():
+                from gai_yolo.reporting.training_charts import labels_picture
+
                 self._write(path, labels_picture(self.index, self.training.images.image_size))
         for number, name in enumerate(BATCHES[: self.plan.steps_per_epoch]):
             with self._for_people(name) as path:
@@ -69,6 +67,10 @@ class RunPictures:
 
     def best(self, epoch: int, evaluation: Evaluation) -> dict[str, Image]:
         """Draw how good the best epoch so far is; returns the pictures by name."""
+        from gai_yolo.evaluation.confusion import confusion_of
+        from gai_yolo.evaluation.curves import best_point
+        from gai_yolo.reporting.quality import confidence_picture, confusion_picture, precision_recall_picture
+
         drawn: dict[str, Image] = {}
         curves, names, subject = evaluation.curves, evaluation.index.class_names, f"epoch {epoch}"
         assert curves is not None, "to be called on rank 0"
@@ -89,6 +91,8 @@ class RunPictures:
             return None
         self._drawn_at = time.monotonic()
         with self._for_people(CURVES_PICTURE) as path:
+            from gai_yolo.reporting.training_charts import curves_picture
+
             picture = curves_picture(history, interruptions)
             self._write(path, picture)
             return picture
@@ -96,6 +100,8 @@ class RunPictures:
 
     def _batch(self, epoch: int, step: int) -> Image:
         """The first samples of a step (0-based in the epoch)."""
+        from gai_yolo.reporting.batch_sheet import MOST_SHOWN, batch_picture
+
         keys = [key for batch in self.plan.micro_batches(self.plan.order(epoch), step) for key in batch]
         samples = [self.training[key].sample for key in keys[:MOST_SHOWN]]
         title = f"epoch {epoch}, step {step + 1}: {len(samples)} of {len(keys)} samples, as the network sees them"

@@ -18,7 +18,7 @@ from gai_yolo.evaluation.confusion import Confusion, confusion_of
 from gai_yolo.evaluation.curves import best_point
 from gai_yolo.goodput.record import Phase
 from gai_yolo.goodput.report import Interruption
-from gai_yolo.reporting import run_pictures
+from gai_yolo.reporting import batch_sheet, run_pictures, training_charts
 from gai_yolo.reporting.batch_sheet import MOST_SHOWN
 from gai_yolo.reporting.drawing import Image, class_colour
 from gai_yolo.reporting.quality import confidence_picture, confusion_picture, precision_recall_picture
@@ -168,7 +168,7 @@ def test_batches_are_drawn_as_the_network_sees_them(drawing: Drawing, monkeypatc
         seen.append((title, samples))
         return np.zeros((8, 8, 3), np.uint8)
 
-    monkeypatch.setattr(run_pictures, "batch_picture", draw)
+    monkeypatch.setattr(batch_sheet, "batch_picture", draw)
     drawing.pictures.begin(2)
     assert [title for title, _ in seen] == [
         "epoch 2, step 1: 4 of 4 samples, as the network sees them",
@@ -211,7 +211,7 @@ def test_a_picture_that_cannot_be_drawn_is_told_and_that_is_all(drawing: Drawing
     assert drawing.pictures.curves([row(1)], [], is_last=True) is None
     assert any("labels.png: the picture cannot be drawn (File exists); training goes on" in one for one in told)
     drawing.folder.unlink()
-    monkeypatch.setattr(run_pictures, "curves_picture", lambda *_: 1 / 0)
+    monkeypatch.setattr(training_charts, "curves_picture", lambda *_: 1 / 0)
     assert drawing.pictures.curves([row(1)], [], is_last=True) is None
     assert any("curves.png: the picture cannot be drawn (ZeroDivisionError" in one for one in told)
 
