@@ -61,7 +61,7 @@ class Picture:
 def read_picture(path: Path) -> Picture:
     """Read a file: with OpenCV as training does, and with Pillow what OpenCV does not know. Of several pages or frames the first.
 
-    Of a JPEG that ends too early OpenCV gives what is there, in training as well.
+    A JPEG that ends too early is what OpenCV makes of it, nothing or a part, as in training.
 
     Raises:
         DataError: there is no such file, it cannot be read or decoded, or is too large.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -172,7 +172,7 @@ def batches(items: Iterable[T], batch_size: int, pixels: Callable[[T], int]) -> 
         yield batch
 
 
-def read_ahead(read: Callable[[S], T], items: Iterable[S], readers: int | None = None, ahead: int | None = None) -> Iterator[T]:
+def read_ahead(read: Callable[[S], T], items: Iterable[S], readers: int | None = None, ahead: int | None = None) -> Generator[T]:
     """`map`, with threads that are ahead of who takes the results; in order. What `read` raises is raised in its place.
 
     Args:
