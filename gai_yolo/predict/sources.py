@@ -69,7 +69,7 @@ def find_sources(words: Sequence[str], stdin: BinaryIO | None = None) -> Sources
     names, seen = _Names(), set[Path]()
 
     def add(path: Path, below: Path | None) -> None:
-        identity = Path(os.path.abspath(path))  # noqa: PTH100  # resolve() would take the link for its file, which has another name
+        identity = path.parent.resolve() / path.name  # a linked folder is the folder itself, a linked file one of its own name
         if identity not in seen:
             seen.add(identity)
             sources.items.append(Item(path, names.free(path, below)))

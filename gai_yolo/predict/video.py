@@ -37,7 +37,8 @@ class Frames:
     def __init__(self, item: Item) -> None:
         self._item = item
         try:
-            self._capture = cv2.VideoCapture(int(str(item.path)) if item.is_camera else str(item.path.resolve()))
+            source = int(str(item.path)) if item.is_camera else str(item.path.resolve())
+            self._capture = cv2.VideoCapture(source, cv2.CAP_ANY if item.is_camera else _decoder())
             opened = self._capture.isOpened()
         except (cv2.error, UnicodeError, TypeError, ValueError):
             opened = False
@@ -94,6 +95,11 @@ class Frames:
             self.read += 1
             code = cv2.COLOR_GRAY2RGB if frame.ndim == 2 else cv2.COLOR_BGR2RGB
             yield Picture(np.asarray(cv2.cvtColor(frame, code), np.uint8), path=None if self._item.is_camera else self._item.path)
+
+
+def _decoder() -> int:
+    """FFmpeg, where this OpenCV has it; the others, which are asked after it, know less, and talk about what they do not know."""
+    return cv2.CAP_FFMPEG if cv2.videoio_registry.hasBackend(cv2.CAP_FFMPEG) else cv2.CAP_ANY
 
 
 class VideoFile:

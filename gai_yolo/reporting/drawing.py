@@ -29,6 +29,8 @@ LABEL_SCALE, CAPTION_SCALE = 0.45, 0.6
 DRAWN_QUALITY = 92
 SMALLEST_LABEL, LARGEST_LABEL = 0.33, 8.0
 """Of OpenCV's font, whose capital letters have 21 pixels at 1.0."""
+LINE_SHARE = 0.0018
+"""Thickness of a box's line, as part of a picture's height and width together: 2 pixels at 640 x 480."""
 FIRST_COLOURS: tuple[Colour, ...] = (
     *((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66)),
     *((0, 114, 178), (213, 94, 0), (204, 121, 167), (190, 190, 190)),
@@ -94,17 +96,17 @@ def draw_boxes(canvas: Image, boxes: NDArray[np.float32], classes: NDArray[np.in
     Args:
         canvas: (H, W, 3) RGB, contiguous.
         boxes: (N, 4) xyxy in its pixels, with `classes` (N,) and `texts`, in ASCII, the most important first.
-        scale: of the letters; lines are as thick as it demands.
+        scale: of the letters.
     """
     height, width = canvas.shape[:2]
     # A network that diverged predicts boxes that are not numbers; they have no place in the picture.
     drawable = np.flatnonzero(np.isfinite(boxes).all(axis=1))
     corners = np.clip(np.round(boxes[drawable]), 0, [width - 1, height - 1] * 2).astype(np.int64)
     colours = [class_colour(int(number)) for number in classes[drawable]]
-    line = max(1, round(scale * 4))
+    line = max(1, round(LINE_SHARE * (height + width)))
     for (left, top, right, bottom), colour in reversed(list(zip(corners.tolist(), colours, strict=True))):
-        # A dark line below it, because the image may have the box's colour.
-        cv2.rectangle(canvas, (left, top), (right, bottom), DRAWN_BACKGROUND, line + max(1, line // 2) * 2, cv2.LINE_AA)
+        if line > 1:  # A dark one below it, because the image may have the box's colour; in a small picture it would hide too much.
+            cv2.rectangle(canvas, (left, top), (right, bottom), DRAWN_BACKGROUND, line + 2 * max(1, line // 3), cv2.LINE_AA)
         cv2.rectangle(canvas, (left, top), (right, bottom), colour, line, cv2.LINE_AA)
     shown = [texts[number] for number in drawable.tolist()]
     sizes = np.array([_tag_size(text, scale) for text in shown], dtype=np.int64).reshape(-1, 2)

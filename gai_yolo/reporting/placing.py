@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 FARTHEST = 8
 """Rows that a label may be away from its box's edge: farther away nobody sees whose it is."""
+MOST_COVERED = 1 / 3
+"""Of a picture: so much may be hidden by labels."""
 
 
 def place_labels(corners: NDArray[np.int64], sizes: NDArray[np.int64], width: int, height: int) -> list[tuple[int, int] | None]:
@@ -17,8 +19,8 @@ def place_labels(corners: NDArray[np.int64], sizes: NDArray[np.int64], width: in
         sizes: (N, 2) width and height of the labels, in pixels.
 
     Returns:
-        Left and top of each label, wholly inside of the picture and not on another label. None where there is no such place: a label
-        that covers another one makes two of them unreadable.
+        Left and top of each label, wholly inside of the picture and not on another label. None where there is no such place, because a
+        label that covers another one makes two of them unreadable, or where labels would cover more than `MOST_COVERED` of the picture.
     """
     taken = np.zeros((0, 4), dtype=np.int64)
     places: list[tuple[int, int] | None] = []
@@ -27,7 +29,8 @@ def place_labels(corners: NDArray[np.int64], sizes: NDArray[np.int64], width: in
         ends = spots + size
         covers = (spots[:, None] < taken[None, :, 2:]).all(axis=2) & (ends[:, None] > taken[None, :, :2]).all(axis=2)
         free = np.flatnonzero(~covers.any(axis=1))
-        if not len(free):
+        covered = (taken[:, 2:] - taken[:, :2]).prod(axis=1).sum() + size.prod()
+        if not len(free) or covered > MOST_COVERED * width * height:
             places.append(None)
             continue
         left, top = spots[free[0]].tolist()
