@@ -13,26 +13,26 @@ from pathlib import Path
 
 from gai_yolo.errors import INTERRUPTED, Refusal
 
-EPILOG = """examples:
+PREDICT_EXAMPLES = """examples:
   gai-yolo predict experiments/shapes photo.jpg              # predictions/shapes/1/images/photo.jpg is drawn
   gai-yolo predict experiments/shapes photos/ clip.mp4       # a folder with all below it, and a video
   gai-yolo predict yolo12n.safetensors 'photos/**/*.png' --classes person car --confidence 0.4
   find /data -name '*.jpg' -print0 | gai-yolo predict experiments/shapes - --save csv,coco --output found
   gai-yolo predict experiments/shapes 0                      # the first camera, until Ctrl-C
 """
-DEFAULT_KINDS = "images,coco,csv"
+DEFAULT_SAVED = "images,coco,csv"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
+    parser.epilog = PREDICT_EXAMPLES
     parser.add_argument("model", type=Path, metavar="RUN|FILE", help="the folder of a run, or a weight file")
     text = "an image, a video, a folder (with all below it), a quoted pattern, the number of a camera, or - for a list on standard input"
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help=text)
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="a new or empty one (default: predictions/NAME/1, then 2, ...)")
     parser.add_argument("--overwrite", action="store_true", help="with --output: replace files in it")
-    parser.add_argument("--save", default=DEFAULT_KINDS, metavar="KIND,...", help="of images, coco, yolo, csv (default: %(default)s)")
+    parser.add_argument("--save", default=DEFAULT_SAVED, metavar="KIND,...", help="of images, coco, yolo, csv (default: %(default)s)")
     parser.add_argument("--checkpoint", default="best", metavar="best|last|NAME", help="of a run: which one (default: %(default)s)")
     parser.add_argument("--confidence", type=float, default=0.25, metavar="0..1", help="least score (default: %(default)s)")
     parser.add_argument(
@@ -66,12 +66,12 @@ def _predict(given: argparse.Namespace) -> int:
     from gai_yolo.inference.trained import load_trained
     from gai_yolo.predict.command import Session, Settings, described, nothing
     from gai_yolo.predict.detector import Detector
-    from gai_yolo.predict.output import KINDS, Output, new_folder
+    from gai_yolo.predict.output import SAVED_KINDS, Output, new_folder
     from gai_yolo.predict.sources import find_sources
 
     kinds = given.save.split(",")
-    if wrong := [kind for kind in kinds if kind not in KINDS]:
-        raise Refusal(f"--save {given.save}: there is no {wrong[0]!r}; give some of {','.join(KINDS)}.")
+    if wrong := [kind for kind in kinds if kind not in SAVED_KINDS]:
+        raise Refusal(f"--save {given.save}: there is no {wrong[0]!r}; give some of {','.join(SAVED_KINDS)}.")
     if given.overwrite and given.output is None:
         raise Refusal("--overwrite: each prediction gets a folder of its own; give --output with it.")
     if given.batch < 1:

@@ -36,7 +36,7 @@ MOST_BATCH_PIXELS = 100_000_000
 """A batch takes no more pictures once they have so many pixels: 16 photographs of a telephone would be half a gigabyte."""
 MOST_READERS = 4
 """Threads that decode pictures while the network computes."""
-NO_BOXES, NO_CLASSES = np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64)
+BOXLESS, CLASSLESS = np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _fitted(picture: Picture, size: int) -> tuple[np.ndarray[tuple[int, ...], np
     """A picture on the grey square, and scale, left and top padding. Resized before it is turned, as evaluation does."""
     height, width = fitted_sides(picture.height, picture.width, size)
     stored = (width, height) if picture.orientation >= SIDES_CHANGE else (height, width)
-    sample = Sample(turned(resized(picture.stored, *stored), picture.orientation), NO_BOXES, NO_CLASSES)
+    sample = Sample(turned(resized(picture.stored, *stored), picture.orientation), BOXLESS, CLASSLESS)
     sample, left, top = letterbox(sample, size)
     return sample.image, torch.tensor([size / max(picture.height, picture.width), left, top], dtype=torch.float32)
 

@@ -17,7 +17,7 @@ from gai_yolo.inference.pictures import Picture, read_picture
 from gai_yolo.inference.prediction import Selection, batches, read_ahead
 from gai_yolo.log import printable
 from gai_yolo.predict.detector import Detector
-from gai_yolo.predict.output import DRAWN, Output
+from gai_yolo.predict.output import DRAWN_FOLDER, Output
 from gai_yolo.predict.result import Result
 from gai_yolo.predict.sources import Item
 from gai_yolo.predict.video import Frames, VideoFile
@@ -181,7 +181,7 @@ class _DrawnVideo:
             return
         if self._file is None:
             height, width = result.image.shape[:2]
-            self._file = VideoFile(self._output.place(DRAWN, self._item.output), self._rate, height, width)
+            self._file = VideoFile(self._output.place(DRAWN_FOLDER, self._item.output), self._rate, height, width)
         self._file.add(result.draw())
 
     def close(self) -> None:

@@ -20,19 +20,19 @@ from numpy.typing import NDArray
 
 from gai_yolo.errors import Refusal
 from gai_yolo.predict.result import Result
-from gai_yolo.predict.sources import RESULTS, Item
+from gai_yolo.predict.sources import PREDICTION_FILE, Item
 from gai_yolo.reporting.drawing import write_image
 from gai_yolo.store.atomic import publish, publish_text
 
-KINDS = ("images", "coco", "yolo", "csv")
+SAVED_KINDS = ("images", "coco", "yolo", "csv")
 """What can be saved."""
-COCO, TABLE, LABELS, DRAWN = "coco.json", "predictions.csv", "labels", "images"
+COCO_FILE, TABLE_FILE, LABEL_FOLDER, DRAWN_FOLDER = "coco.json", "predictions.csv", "labels", "images"
 """Files, and folders."""
 LONGEST_JPEG = 65_500
 """Pixels of a side."""
 MOST_WAITING = 8
 """Pictures that are drawn and written while the network goes on."""
-COLUMNS = ("file", "frame", "class", "name", "score", "x1", "y1", "x2", "y2")
+TABLE_COLUMNS = ("file", "frame", "class", "name", "score", "x1", "y1", "x2", "y2")
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,11 +113,11 @@ class Output:
         self.rows.append(row)
         if self.draws and frame is None:
             suffix = ".jpg" if max(height, width) <= LONGEST_JPEG else ".png"
-            self._later(partial(_draw, self.place(DRAWN, item.output + suffix), result))
+            self._later(partial(_draw, self.place(DRAWN_FOLDER, item.output + suffix), result))
         if "yolo" in self._kinds:
             # A video's labels lie in a folder with a dot in its name, which those of images have not.
             name = f"{item.output}.txt" if frame is None else f"{item.output}.frames/{frame:06d}.txt"
-            self._later(partial(_label, self.place(LABELS, name), row))
+            self._later(partial(_label, self.place(LABEL_FOLDER, name), row))
 
     def place(self, kind: str, name: str) -> Path:
         """A path in the folder, whose parents are there. Raises `OSError`."""
@@ -136,12 +136,12 @@ class Output:
         """
         self._wait(0)
         if "coco" in self._kinds:
-            publish(self.folder / COCO, lambda file: write_coco(file, self.rows, self._class_names))
+            publish(self.folder / COCO_FILE, lambda file: write_coco(file, self.rows, self._class_names))
         if "csv" in self._kinds:
-            publish(self.folder / TABLE, lambda file: write_csv(file, self.rows, self._class_names))
+            publish(self.folder / TABLE_FILE, lambda file: write_csv(file, self.rows, self._class_names))
         found = self.counts()
         about = {**about, "pictures": len(self.rows), "objects": sum(found.values()), "found": found}
-        publish_text(self.folder / RESULTS, json.dumps(about, indent=1) + "\n")
+        publish_text(self.folder / PREDICTION_FILE, json.dumps(about, indent=1) + "\n")
 
     def counts(self) -> dict[str, int]:
         """Objects of each class that was found, in the order of the classes."""
@@ -203,10 +203,10 @@ def write_coco(file: BinaryIO, rows: Collection[Row], class_names: tuple[str, ..
 
 
 def write_csv(file: BinaryIO, rows: Collection[Row], class_names: tuple[str, ...]) -> None:
-    """A line for each detection, under `COLUMNS`; a picture without any has none."""
+    """A line for each detection, under `TABLE_COLUMNS`; a picture without any has none."""
     text = io.StringIO()
     table = csv.writer(text)
-    table.writerow(COLUMNS)
+    table.writerow(TABLE_COLUMNS)
     for row in rows:
         for box, score, number in zip(_shortest(row.boxes), _shortest(row.scores), row.classes.tolist(), strict=True):
             table.writerow((row.file, "" if row.frame is None else row.frame, number, class_names[number], score, *box))

@@ -19,7 +19,7 @@ VIDEO_SUFFIXES = frozenset(
         *(".mjpg", ".mjpeg"),
     )
 )
-RESULTS = "prediction.json"
+PREDICTION_FILE = "prediction.json"
 """A folder that holds it was written by this command, and what is in it is not looked at."""
 STDIN = "-"
 MOST_LISTED = 2**28
@@ -112,7 +112,7 @@ def _files_below(folder: Path, problems: list[str]) -> Iterator[Path]:
 
     for parent, folders, files in os.walk(folder, onerror=tell, followlinks=True):
         about = os.stat(parent)  # noqa: PTH116
-        if (about.st_dev, about.st_ino) in seen or RESULTS in files:
+        if (about.st_dev, about.st_ino) in seen or PREDICTION_FILE in files:
             folders.clear()
             continue
         seen.add((about.st_dev, about.st_ino))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import types
@@ -18,6 +19,7 @@ from gai_yolo.errors import CheckpointError, DataError, Refusal
 from gai_yolo.predict.detector import Detector
 from gai_yolo.predict.result import Result
 from tests.detectors import NAMES, eager_file, eager_model
+from tests.harness import REPOSITORY
 
 RNG = np.random.default_rng(2)
 IMAGE = RNG.integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -44,6 +46,20 @@ def test_the_package_gives_it_out_and_imports_nothing_before() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_program_in_the_documents_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Loss: the first thing that a newcomer copies does not work."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("photo.jpg", "a.jpg", "b.jpg"):
+        Image.fromarray(IMAGE).save(name)
+    eager_file(tmp_path / "eager.safetensors")
+    for name in ("README.md", "docs/predict.md"):
+        (program,) = re.findall(r"```python\n(from gai_yolo import Detector\n.*?)```", (REPOSITORY / name).read_text(), re.DOTALL)
+        assert program.count("experiments/shapes") == 1
+        exec(program.replace("experiments/shapes", "eager.safetensors"), {})
+        said = capsys.readouterr().out
+        assert any(name in said for name in NAMES), said
 
 
 def test_a_detector_is_read_from_a_file(tmp_path: Path) -> None:

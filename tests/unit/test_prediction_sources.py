@@ -10,14 +10,14 @@ import pytest
 
 from gai_yolo.errors import Refusal
 from gai_yolo.predict.output import new_folder
-from gai_yolo.predict.sources import RESULTS, find_sources
+from gai_yolo.predict.sources import PREDICTION_FILE, find_sources
 
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the oddities of folders; it is the current one."""
     names = ["b.jpg", "a.PNG", "a.jpg", "notes.txt", ".hidden.jpg", "clip.mp4", "x.jpg/a.jpg", "x.png", "deep/er/a.jpg", ".git/a.jpg", "0"]
-    for name in (*names, f"done/{RESULTS}", "done/images/a.jpg"):
+    for name in (*names, f"done/{PREDICTION_FILE}", "done/images/a.jpg"):
         path = tmp_path / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
