@@ -90,6 +90,9 @@ def _predict(given: argparse.Namespace) -> int:
     about = {"model": str(given.model), "checkpoint": str(trained.path), "device": str(detector.device), **described(settings, names)}
     try:
         return Session(detector, settings, Output(folder, kinds, names), sources.problems).run(sources.items, about)
+    except OSError as error:
+        error.filename = error.filename or str(folder)  # a full disk names no file
+        raise
     except Refusal:
         if given.output is None:
             with contextlib.suppress(OSError):
