@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from gai_yolo import __version__
-from gai_yolo.cli import completion, digest, snapshots, status, train, val, weights
+from gai_yolo.cli import completion, digest, predict, snapshots, status, train, val, weights
 from gai_yolo.data_check import command as data_check
 from gai_yolo.data_convert import arguments as convert_arguments
 from gai_yolo.data_convert import command as data_convert
@@ -80,6 +80,8 @@ def make_parser() -> argparse.ArgumentParser:
         "evaluate a run's checkpoint or a weight file on a data set; COCO's numbers, each class, confusions, curves, best and worst images"
     )
     add(tools, "val", text, val.add_arguments, val.val)
+    text = "look for objects in images and videos; leaves drawn pictures and tables in a new folder"
+    add(tools, "predict", text, predict.add_arguments, predict.predict)
     data = tools.add_parser("data", help="the data set of a training").add_subparsers(dest="command", required=True)
     text = "read a data set as training would; show what is in it and what is wrong with it, in tables, report.json and pictures"
     add(data, "check", text, data_check.add_arguments, data_check.check)

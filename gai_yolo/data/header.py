@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from PIL import Image
 
@@ -43,24 +43,35 @@ def image_size(path: Path, doubt: Doubt) -> Header | str:
 
     def look() -> Header | str:
         with reading.open_file(path) as file:
-            try:
-                with Image.open(file, formats=_FORMATS) as image:
-                    return Header(*image.size, _orientation(image))
-            except OSError as error:
-                if error.errno is not None:
-                    raise
-                return UNREADABLE  # Pillow's own, of what is in the file
-            except (ValueError, SyntaxError, EOFError, OverflowError, struct.error, Image.DecompressionBombError):
-                return UNREADABLE
+            return read_header(file)
 
     try:
         header = patiently(look, path, doubt)
     except (OSError, ValueError):
         return UNOPENED
-    if isinstance(header, str):
-        return header
-    if header.width * header.height > MOST_PIXELS or max(header[:2]) > LONGEST_SIDE:
+    if isinstance(header, Header) and (header.width * header.height > MOST_PIXELS or max(header[:2]) > LONGEST_SIDE):
         return TOO_LARGE
+    return header
+
+
+def read_header(file: BinaryIO, formats: tuple[str, ...] = _FORMATS) -> Header | str:
+    """What the beginning of an open file says, or `UNREADABLE`.
+
+    Args:
+        formats: Pillow's names of those that are tried.
+
+    Raises:
+        OSError: the disk or the network fails.
+    """
+    try:
+        with Image.open(file, formats=formats) as image:
+            header = Header(*image.size, _orientation(image))
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        return UNREADABLE  # Pillow's own, of what is in the file
+    except (ValueError, SyntaxError, EOFError, OverflowError, struct.error, Image.DecompressionBombError):
+        return UNREADABLE
     return header if min(header[:2]) > 0 else UNREADABLE
 
 

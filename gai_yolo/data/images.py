@@ -76,25 +76,37 @@ def decode(record: ImageRecord, image_size: int, patience: float | None = None) 
         CannotRead: the bytes cannot be had, for `patience` seconds (None: `reading.PATIENCE`).
         MemoryError: there is no room for the image.
     """
-    data: bytes | None = read_file(record.path, patience=patience)
-    if data and data.startswith(PNG_SIGNATURE):
-        data = quiet_png(data)
-    try:
-        array = np.frombuffer(data or b"", dtype=np.uint8)
-        image = cv2.imdecode(array, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if array.size else None
-    except cv2.error as error:
-        if error.code == NO_MEMORY:
-            raise MemoryError(f"{record.path}: there is no memory left to decode it") from None
-        image = None
+    image = decode_bytes(read_file(record.path, patience=patience), record.path)
     if image is None:
         return None
     height, width = fitted_size(record, image_size)
     if record.orientation >= SIDES_CHANGE:
         height, width = width, height
-    image = cv2.cvtColor(resized(_as_image(image), height, width), cv2.COLOR_BGR2RGB)
-    if record.orientation >= SIDES_CHANGE:
-        image = cv2.transpose(image)
-    return _as_image(cv2.flip(image, FLIPS[record.orientation]) if record.orientation in FLIPS else image)
+    return turned(_as_image(cv2.cvtColor(resized(image, height, width), cv2.COLOR_BGR2RGB)), record.orientation)
+
+
+def decode_bytes(content: bytes, path: Path) -> Image | None:
+    """The pixels of an image file as they are stored, (H, W, 3) in the order blue, green, red; None where it cannot be decoded.
+
+    Raises:
+        MemoryError: there is no room for the image; names `path`.
+    """
+    data = quiet_png(content) if content.startswith(PNG_SIGNATURE) else content
+    try:
+        array = np.frombuffer(data or b"", dtype=np.uint8)
+        image = cv2.imdecode(array, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if array.size else None
+    except cv2.error as error:
+        if error.code == NO_MEMORY:
+            raise MemoryError(f"{path}: there is no memory left to decode it") from None
+        image = None
+    return None if image is None else _as_image(image)
+
+
+def turned(image: Image, orientation: int) -> Image:
+    """Stored pixels as EXIF's orientation, 1 to 8, says that they are to be seen."""
+    if orientation >= SIDES_CHANGE:
+        image = _as_image(cv2.transpose(image))
+    return _as_image(cv2.flip(image, FLIPS[orientation])) if orientation in FLIPS else image
 
 
 def quiet_png(data: bytes) -> bytes | None:

@@ -75,7 +75,7 @@ class Console(NullConsole):
         self._pace = Pace(total_epochs, clock)
         # Taken now and kept: pycocotools' chatter is silenced by redirecting sys.stdout, which must not swallow messages.
         out = sys.stdout if stream is None else stream
-        self._screen: Plain | Bar = Bar(out) if _draws_bars(out) else Plain(out)
+        self._screen = screen_for(out)
 
     def show(self, record: logging.LogRecord) -> None:
         """Show what a module says; never mixed up with the bar."""
@@ -253,6 +253,11 @@ class Bar:
     def _print(self, what: RenderableType) -> None:
         with contextlib.suppress(OSError):
             self._console.print(what, soft_wrap=True)
+
+
+def screen_for(stream: TextIO) -> Plain | Bar:
+    """What suits a stream."""
+    return Bar(stream) if _draws_bars(stream) else Plain(stream)
 
 
 def _draws_bars(stream: TextIO) -> bool:
