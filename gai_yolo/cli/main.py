@@ -3,9 +3,10 @@
 `gai-yolo snapshots ls | verify | prune | adopt | rollback RUN_FOLDER` shows, checks, thins out and repairs the checkpoints of a run, and
 goes back to an older one; `gai-yolo digest RUN_FOLDER ...` prints what its state is, to compare runs; `gai-yolo status RUN_FOLDER` says
 where it is and what its interruptions cost; `gai-yolo launch -- SCRIPT ...` keeps a job going on this node; `gai-yolo data check PATH`
-looks at a data set; `gai-yolo weights import | export` makes a safetensors file of others' weights, and of a run's. Exit codes: 0 all is
-well, 1 `verify` found a bad one, the runs of `digest` differ or training would refuse the data set, 2 refused with one line that says why;
-those of `launch` are in its `--help`.
+looks at a data set; `gai-yolo weights import | export` makes a safetensors file of others' weights, and of a run's; `gai-yolo export
+RUN_FOLDER` makes a file of a network for other programs, and `gai-yolo benchmark RUN_FOLDER` times them. Exit codes: 0 all is well, 1
+`verify` found a bad one, the runs of `digest` differ or training would refuse the data set, 2 refused with one line that says why; those of
+`launch` are in its `--help`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 
-from gai_yolo.cli import digest, snapshots, status, weights
+from gai_yolo.cli import benchmark, digest, export, snapshots, status, weights
 from gai_yolo.data_check import command as data_check
 from gai_yolo.errors import REFUSED, Refusal
 from gai_yolo.launcher import arguments as launch_arguments
@@ -47,6 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add(tools, "status", text, status.add_arguments, status.status)
     add(tools, "launch", "run a training job on this node, and keep it going", launch_arguments.add_arguments, launch)
     add(tools, "weights", "weight files of others, and those of a run for others", weights.add_arguments, weights.weights)
+    text = "write a trained network for other programs (ONNX, TorchScript, OpenVINO), compared with PyTorch before it gets its name"
+    add(tools, "export", text, export.add_arguments, export.export)
+    text = "time a trained network in PyTorch and in each format that it can be exported to"
+    add(tools, "benchmark", text, benchmark.add_arguments, benchmark.benchmark)
     data = tools.add_parser("data", help="the data set of a training").add_subparsers(dest="command", required=True)
     text = "read a data set as training would; show what is in it and what is wrong with it, in tables, report.json and pictures"
     add(data, "check", text, data_check.add_arguments, data_check.check)
