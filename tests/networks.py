@@ -25,8 +25,8 @@ def lively(size: str = "debug", num_classes: int = 4, seed: int = 0) -> YOLO12:
             module.bias.normal_(0, 0.1)
             module.momentum = None  # the mean over all passes
     for branch in (*network.head.cv2, *network.head.cv3):
-        branch[-1].weight.mul_(2)  # type: ignore[index]
-        branch[-1].bias.normal_(-2, 1)  # type: ignore[index]
+        branch[-1].weight.mul_(2)
+        branch[-1].bias.normal_(-2, 1)
     network.train()
     with torch.no_grad():
         for _ in range(2):

@@ -133,11 +133,12 @@ def test_the_example_of_the_documents_finds_what_this_program_finds(tmp_path: Pa
     square[8:56] = cv2.resize(picture, (64, 48), interpolation=cv2.INTER_AREA)
     images = torch.from_numpy(square).permute(2, 0, 1)[None].float() / 255
     with torch.inference_mode():
-        (wanted,) = select_detections(*model.network(images), selection.confidence, selection.iou, selection.max_detections)
+        boxes, scores = model.network(images)
+    (wanted,) = select_detections(boxes, scores, selection.confidence, selection.iou, selection.max_detections)
     assert len(found) == len(wanted.scores) > 0
     assert [row[0] for row in found] == [model.class_names[label] for label in wanted.classes]
     values = torch.tensor([[float(value) for value in row[1:]] for row in found])
     assert torch.allclose(values[:, 0], wanted.scores, atol=1e-4)
-    boxes = to_file_pixels(wanted.boxes, torch.tensor([0.5, 0.0, 8.0]), 128, 96)
+    expected = to_file_pixels(wanted.boxes, torch.tensor([0.5, 0.0, 8.0]), 128, 96)
     inside = torch.minimum(values[:, 1:].clamp(min=0), torch.tensor([128.0, 96.0, 128.0, 96.0]))
-    assert torch.allclose(inside, boxes, atol=0.05)
+    assert torch.allclose(inside, expected, atol=0.05)

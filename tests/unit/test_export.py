@@ -131,17 +131,17 @@ def _about(format: Format, path: Path) -> Any:
 
         return json.loads(openvino.Core().read_model(path).get_rt_info(["gai_yolo"]).astype(str))
     extra = {"gai_yolo.json": ""}
-    torch.jit.load(path, _extra_files=extra)  # type: ignore[no-untyped-call]
+    torch.jit.load(path, _extra_files=extra)
     return json.loads(extra["gai_yolo.json"])
 
 
 def test_torchscript_is_not_bound_to_the_device_that_it_was_made_on(model: TrainedModel, tmp_path: Path) -> None:
     """Loss: a file that fails on every GPU, because points are computed on the processor, where a trace was made."""
     images = torch.zeros(1, 3, 64, 64)
-    bound = torch.jit.trace(Predicting(model.network), (images,), check_trace=False)  # type: ignore[no-untyped-call]
+    bound = torch.jit.trace(Predicting(model.network), (images,), check_trace=False)
     assert 'Device = prim::Constant[value="cpu"]' in str(bound.inlined_graph), "this is how it is seen"
     export(model, "torchscript", tmp_path / "a.torchscript", selection=LOW)
-    module = torch.jit.load(tmp_path / "a.torchscript")  # type: ignore[no-untyped-call]
+    module = torch.jit.load(tmp_path / "a.torchscript")
     assert 'value="cpu"' not in str(module.inlined_graph)
 
 
@@ -212,7 +212,7 @@ def test_a_selection_with_another_threshold_is_seen() -> None:
 
     assert unequal(LOW) == [True]
     for change in ({"confidence": 0.3}, {"iou": 0.8}, {"max_detections": 2}):
-        assert unequal(dataclasses.replace(LOW, **change)) == [False], change  # type: ignore[arg-type]
+        assert unequal(dataclasses.replace(LOW, **change)) == [False], change
 
 
 def test_a_file_that_differs_gets_no_name(model: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
