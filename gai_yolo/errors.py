@@ -133,6 +133,10 @@ class CheckpointError(Refusal):
     """A checkpoint or weight file that is damaged, foreign, or belongs to another run."""
 
 
+class ExportError(Refusal):
+    """A file for other programs that cannot be made here, or that would say something else than the network."""
+
+
 class RunFolderBusy(Refusal):
     """Another job is writing to the same run folder. It ends some time, or is dead already and its lock goes with it."""
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from gai_yolo import __version__
-from gai_yolo.cli import completion, digest, predict, snapshots, status, train, val, weights
+from gai_yolo.cli import benchmark, completion, digest, export, predict, snapshots, status, train, val, weights
 from gai_yolo.data_check import command as data_check
 from gai_yolo.data_convert import arguments as convert_arguments
 from gai_yolo.data_convert import command as data_convert
@@ -82,6 +82,10 @@ def make_parser() -> argparse.ArgumentParser:
     add(tools, "val", text, val.add_arguments, val.val)
     text = "look for objects in images and videos; leaves drawn pictures and tables in a new folder"
     add(tools, "predict", text, predict.add_arguments, predict.predict)
+    text = "write a trained network for other programs (ONNX, TorchScript, OpenVINO), compared with PyTorch before it gets its name"
+    add(tools, "export", text, export.add_arguments, export.export)
+    text = "time a trained network in PyTorch and in each format that it can be exported to"
+    add(tools, "benchmark", text, benchmark.add_arguments, benchmark.benchmark)
     data = tools.add_parser("data", help="the data set of a training").add_subparsers(dest="command", required=True)
     text = "read a data set as training would; show what is in it and what is wrong with it, in tables, report.json and pictures"
     add(data, "check", text, data_check.add_arguments, data_check.check)

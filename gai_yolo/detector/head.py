@@ -79,7 +79,10 @@ class Detect(nn.Module):
 
     def decode(self, raw: RawPredictions, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Boxes `(B, A, 4)` xyxy in pixels of the `height` x `width` input, and probabilities `(B, A, classes)`."""
-        points, strides = anchor_points(height, width, raw.box_logits.device)
-        logits = raw.box_logits.float().transpose(1, 2).reshape(len(raw.box_logits), -1, 4, REG_MAX)
+        return self.decode_at(raw, *anchor_points(height, width, raw.box_logits.device))
+
+    def decode_at(self, raw: RawPredictions, points: Tensor, strides: Tensor) -> tuple[Tensor, Tensor]:
+        """The same with the anchor points given, as `anchor_points` returns them."""
+        logits = raw.box_logits.float().transpose(1, 2).reshape(raw.box_logits.shape[0], -1, 4, REG_MAX)
         distances = self.dfl(logits) * strides[:, None]
         return boxes_from_distances(points, distances), raw.class_logits.float().sigmoid().transpose(1, 2)
