@@ -174,10 +174,8 @@ class Departure(Exception):
         return self.ending.exit_code
 
 
-def printable(text: str, most: int = 200) -> str:
-    """What a file of others says, for a terminal: no control characters, no line ends, not without end.
-
-    Args:
-        most: characters, from the beginning.
-    """
-    return "".join(letter for letter in text[:most] if letter.isprintable())
+def printable(text: str, most: int = 300) -> str:
+    """A text out of somebody's files or file names in one line, without what would steer a terminal; of a longer one the middle is left
+    out."""
+    shown = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text[: 4 * most])
+    return shown if len(shown) <= most else f"{shown[: most // 3]}...{shown[len(shown) - 2 * most // 3 :]}"

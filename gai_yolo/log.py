@@ -53,13 +53,6 @@ def told_if_refused(
         logger.warning(f"{where}: {what} ({error.strerror}); {then}", extra=extra)
 
 
-def printable(text: str, most: int = 300) -> str:
-    """A text out of somebody's files or file names in one line, without what would steer a terminal; of a longer one the middle is left
-    out."""
-    shown = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text[: 4 * most])
-    return shown if len(shown) <= most else f"{shown[: most // 3]}...{shown[len(shown) - 2 * most // 3 :]}"
-
-
 class _Handler(logging.Handler):
     def __init__(self, show: Callable[[logging.LogRecord], None]) -> None:
         super().__init__()

@@ -12,10 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import gai_yolo
-from gai_yolo.errors import INTERRUPTED, DataError, Refusal
+from gai_yolo.errors import INTERRUPTED, DataError, Refusal, printable
 from gai_yolo.inference.pictures import Picture, read_picture
 from gai_yolo.inference.prediction import Selection, batches, read_ahead
-from gai_yolo.log import printable
 from gai_yolo.predict.detector import Detector
 from gai_yolo.predict.output import DRAWN_FOLDER, Output
 from gai_yolo.predict.result import Result
