@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gai_yolo.data.shapes import CLASS_NAMES
 from gai_yolo.detector import YOLO12
 from gai_yolo.detector.weights import Origin, Weights, as_safetensors
 from gai_yolo.inference.comparison import pictures
@@ -35,8 +36,8 @@ def lively(size: str = "debug", num_classes: int = 4, seed: int = 0) -> YOLO12:
 
 
 def weight_file(path: Path, config: dict[str, Any] | None = None, origin: Origin | None = None) -> Path:
-    """A lively network of four classes as a file, with the configuration of a training."""
-    names = ["circle", "square", "triangle", "star"]
+    """A lively network of the classes of `shapes` as a file, with the configuration of a training."""
+    names = list(CLASS_NAMES)
     about = {"size": "debug", "config": config} if config is not None else {"size": "debug"}
     path.write_bytes(as_safetensors(Weights(lively().state_dict(), names, origin), about))
     return path

@@ -14,7 +14,7 @@ from gai_yolo.errors import ExportError
 if TYPE_CHECKING:
     from gai_yolo.inference.benchmark import BenchmarkReport, Timing
 
-EPILOG = """examples:
+BENCHMARK_EXAMPLES = """examples:
   gai-yolo benchmark experiments/bccd                                 # all formats that are installed here, one image at a time
   gai-yolo benchmark experiments/bccd --formats pytorch onnx --size 320 --batch 8
   gai-yolo benchmark experiments/bccd --data /data/bccd --json        # with mAP
@@ -25,7 +25,7 @@ OMP_NUM_THREADS says how many threads each may have."""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
+    parser.epilog = BENCHMARK_EXAMPLES
     add_source(parser)
     names = ("pytorch", "pytorch-bf16", *FORMAT_NAMES)
     parser.add_argument("--formats", nargs="+", choices=names, default=list(names), metavar="NAME", help=f"of {', '.join(names)}")

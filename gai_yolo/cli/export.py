@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 FORMAT_NAMES = ("onnx", "torchscript", "openvino")
 GRID = 32
 """Image sides are multiples of it."""
-EPILOG = """examples:
+EXPORT_EXAMPLES = """examples:
   gai-yolo export experiments/bccd                                    # ONNX, any batch and size: experiments/bccd/exports/epoch_060.onnx
   gai-yolo export experiments/bccd --nms --confidence 0.3             # detections, not boxes and scores of all points
   gai-yolo export experiments/bccd --size 320 --batch 1 --data /data/bccd    # one size; mAP of PyTorch and of the file
@@ -28,7 +28,7 @@ onnx and openvino need libraries: pip install "gai-yolo[onnx]", "gai-yolo[openvi
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
+    parser.epilog = EXPORT_EXAMPLES
     add_source(parser)
     parser.add_argument("--format", choices=FORMAT_NAMES, default="onnx", help="default: %(default)s")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: RUN/exports/CHECKPOINT.SUFFIX, or FILE with another suffix")

@@ -119,17 +119,23 @@ def with_selection(graph: Any, selection: Selection, num_classes: int) -> Any:
     node("Mul", [at_points, node("Unsqueeze", [as_float, "selection_last"], "mask")], "boxes")
     as_numbers = node("Cast", [found], "as_numbers", to=TensorProto.INT64)
     node("ReduceSum", [as_numbers, constant("rows", np.array([1], np.int64))], "count", keepdims=0)
+    _declare_outputs(main, most)
+    onnx.checker.check_model(graph)
+    return graph
+
+
+FINAL_NAMES = ("boxes", "scores", "classes", "count")
+
+
+def _declare_outputs(main: Any, most: int) -> None:
+    from onnx import TensorProto, helper
+
     size = main.input[0].type.tensor_type.shape.dim[0]
     batch: int | str = size.dim_value or size.dim_param
     del main.output[:]
     kinds = (TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT64)
     shapes: tuple[list[int | str], ...] = ([batch, most, 4], [batch, most], [batch, most], [batch])
     main.output.extend(helper.make_tensor_value_info(*of_one) for of_one in zip(FINAL_NAMES, kinds, shapes, strict=True))
-    onnx.checker.check_model(graph)
-    return graph
-
-
-FINAL_NAMES = ("boxes", "scores", "classes", "count")
 
 
 def _renamed(main: Any, name: str, to: str) -> str:
