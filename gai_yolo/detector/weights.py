@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from gai_yolo.store.atomic import hash_file
 
 METADATA = "gai_yolo"
 """Key of a safetensors file's metadata under which JSON says what the weights are."""
-COPYLEFT = ("AGPL", "GPL", "LGPL", "CC-BY-SA", "EUPL", "MPL")
-"""How the names of licences begin that ask something of who passes on what was made of a work."""
+COPYLEFT = re.compile(r"\b([AL]?GPL|CC[- ]BY[- ](NC[- ])?SA|EUPL|MPL|GNU|AFFERO|COPYLEFT|SHARE-?ALIKE)", re.IGNORECASE)
+"""In the names of licences that ask something of who passes on what was made of a work."""
 HOLDERS = ("ema_state_dict", "model_state_dict", "ema", "model", "state_dict")
 """Where a file has its weights, the ones to be used first."""
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -45,7 +46,7 @@ class Origin:
     @property
     def note(self) -> str:
         """For people, what the publisher asks of them; empty if it is nothing that is known."""
-        if self.licence is None or not self.licence.upper().startswith(COPYLEFT):
+        if self.licence is None or not COPYLEFT.search(self.licence):
             return ""
         return f"who published {self.file} claims {self.licence} for it; what is made of it may be bound by that"
 
@@ -165,7 +166,7 @@ def origin_in(content: dict[str, Any]) -> Origin | None:
 def _licence(content: dict[str, Any]) -> str | None:
     said = content.get("license")
     lines = said[:2000].strip().splitlines() if isinstance(said, str) else []
-    return printable(lines[0]) if lines else None
+    return "".join(letter for letter in lines[0] if letter.isprintable())[:200] if lines else None
 
 
 def load_weights(model: YOLO12, path: Path) -> list[str]:

@@ -24,7 +24,7 @@ PREDICTION_FILE = "prediction.json"
 STDIN = "-"
 MOST_LISTED = 2**28
 """Bytes of a list of files."""
-LONGEST_NAME = 120
+LONGEST_FILE_NAME = 120
 """Letters of an output's name, without its suffix: what is added to it must fit, too."""
 
 
@@ -143,7 +143,7 @@ class _Names:
         folders = path.parent.relative_to(below).parts if below is not None else ()
         # Without dots: what is written about a file `x.png` may be `x.jpg`, and a folder `x.jpg` may be there as well.
         between = Path(*(name.replace(".", "_") for name in folders))
-        stem = path.stem if len(os.fsencode(path.stem)) <= LONGEST_NAME else os.fsdecode(os.fsencode(path.stem)[:LONGEST_NAME])
+        stem = path.stem if len(os.fsencode(path.stem)) <= LONGEST_FILE_NAME else os.fsdecode(os.fsencode(path.stem)[:LONGEST_FILE_NAME])
         suffix = path.suffix[1:12]
         tries = [stem, f"{stem}_{suffix}"] if suffix else [stem]
         number = 1

@@ -26,7 +26,7 @@ from gai_yolo.log import ONCE
 from gai_yolo.reporting.drawing import Image, write_image
 
 LABELS_PICTURE, CURVES_PICTURE = "labels.png", "curves.png"
-BATCHES = ("train_batch_1.jpg", "train_batch_2.jpg")
+BATCHES_DRAWN = ("train_batch_1.jpg", "train_batch_2.jpg")
 PRECISION_RECALL, CONFIDENCE, CONFUSION = "precision_recall.png", "confidence.png", "confusion_matrix.png"
 CURVES_INTERVAL = 60.0
 """Seconds between two drawings of the curves, so that runs of short epochs do not draw more than they train."""
@@ -53,14 +53,14 @@ class RunPictures:
                 from gai_yolo.reporting.training_charts import labels_picture
 
                 self._write(path, labels_picture(self.index, self.training.images.image_size))
-        for number, name in enumerate(BATCHES[: self.plan.steps_per_epoch]):
+        for number, name in enumerate(BATCHES_DRAWN[: self.plan.steps_per_epoch]):
             with self._for_people(name) as path:
                 if not path.exists():
                     self._write(path, self._batch(epoch, number))
 
     def of_the_beginning(self) -> Iterator[tuple[str, Image]]:
         """Name and RGB picture of what `begin` has drawn."""
-        for name in (LABELS_PICTURE, *BATCHES):
+        for name in (LABELS_PICTURE, *BATCHES_DRAWN):
             data = cv2.imread(str(self.folder / name)) if (self.folder / name).exists() else None
             if data is not None:
                 yield Path(name).stem, np.asarray(cv2.cvtColor(data, cv2.COLOR_BGR2RGB), dtype=np.uint8)

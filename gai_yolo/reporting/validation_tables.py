@@ -21,7 +21,7 @@ from gai_yolo.reporting.validation_document import classes, image_row
 MOST_CLASS_ROWS, LOWEST_ROWS = 40, 20
 """Classes that the table shows; of more, those with the highest AP and those with the lowest."""
 MOST_MIX_UPS, MOST_IMAGES = 5, 5
-LONGEST_NAME = 60
+LONGEST_CLASS_NAME = 60
 """Letters of a name in a sentence."""
 
 
@@ -90,7 +90,7 @@ def _of_mix_ups(report: ValidationReport) -> Iterator[Text]:
     places = np.argsort(-mixed, axis=None, kind="stable")[:MOST_MIX_UPS]
     told = [(names[place // background], names[place % background], mixed.flat[place]) for place in places.tolist() if mixed.flat[place]]
     if told:
-        words = ", ".join(f"{one[:LONGEST_NAME]} for {other[:LONGEST_NAME]} {count}" for one, other, count in told)
+        words = ", ".join(f"{one[:LONGEST_CLASS_NAME]} for {other[:LONGEST_CLASS_NAME]} {count}" for one, other, count in told)
         yield harmless(f"most often taken for another: {words}")
 
 

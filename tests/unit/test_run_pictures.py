@@ -22,7 +22,7 @@ from gai_yolo.reporting import batch_sheet, run_pictures, training_charts
 from gai_yolo.reporting.batch_sheet import MOST_SHOWN
 from gai_yolo.reporting.drawing import Image, class_colour
 from gai_yolo.reporting.quality import confidence_picture, confusion_picture, precision_recall_picture
-from gai_yolo.reporting.run_pictures import BATCHES, CURVES_PICTURE, LABELS_PICTURE, RunPictures
+from gai_yolo.reporting.run_pictures import BATCHES_DRAWN, CURVES_PICTURE, LABELS_PICTURE, RunPictures
 from gai_yolo.reporting.training_charts import STOPPED, curves_picture, labels_picture
 from gai_yolo.sections import AugmentConfig
 from tests.conftest import WriteImages
@@ -184,14 +184,14 @@ def test_batches_are_drawn_as_the_network_sees_them(drawing: Drawing, monkeypatc
 def test_what_is_there_is_not_drawn_again(drawing: Drawing) -> None:
     """Loss: each of a hundred restarts pays for the same pictures."""
     drawing.pictures.begin(1)
-    names = {LABELS_PICTURE, *BATCHES}
+    names = {LABELS_PICTURE, *BATCHES_DRAWN}
     assert {path.name for path in drawing.folder.iterdir()} == names
     before = {path: path.stat().st_mtime_ns for path in drawing.folder.iterdir()}
-    (drawing.folder / BATCHES[1]).unlink()
+    (drawing.folder / BATCHES_DRAWN[1]).unlink()
     drawing.pictures.begin(1)
     after = {path: path.stat().st_mtime_ns for path in drawing.folder.iterdir()}
     assert {path.name for path in after} == names
-    assert all(after[path] == before[path] for path in before if path.name != BATCHES[1])
+    assert all(after[path] == before[path] for path in before if path.name != BATCHES_DRAWN[1])
     assert [name for name, _ in drawing.pictures.of_the_beginning()] == ["labels", "train_batch_1", "train_batch_2"]
 
 
