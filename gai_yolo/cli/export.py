@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gai_yolo.inference.graph import Selection
 
 FORMAT_NAMES = ("onnx", "torchscript", "openvino")
-SIDE_MULTIPLE = 32
+SIDE_STEP = 32
 """Image sides are multiples of it."""
 EXPORT_EXAMPLES = """examples:
   gai-yolo export experiments/bccd                                    # ONNX, any batch and size: experiments/bccd/exports/epoch_060.onnx
@@ -80,10 +80,8 @@ def sides_of(given: argparse.Namespace) -> tuple[int, int] | None:
     """Height and width, or None. Raises `ExportError` if there can be no such input."""
     if given.size is None:
         return None
-    if len(given.size) > 2 or any(side < SIDE_MULTIPLE or side % SIDE_MULTIPLE for side in given.size):
-        raise ExportError(
-            f"--size {' '.join(map(str, given.size))}: give one or two multiples of {SIDE_MULTIPLE}, such as 640, or 384 640."
-        )
+    if len(given.size) > 2 or any(side < SIDE_STEP or side % SIDE_STEP for side in given.size):
+        raise ExportError(f"--size {' '.join(map(str, given.size))}: give one or two multiples of {SIDE_STEP}, such as 640, or 384 640.")
     return given.size[0], given.size[-1]
 
 

@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from gai_yolo.cli.main import main
-from gai_yolo.data.dataset import EvaluationSet, Key
+from gai_yolo.data.dataset import EvaluationSet
 from gai_yolo.data.images import GREY
+from gai_yolo.data.order import Key
 from gai_yolo.detector.postprocess import Detections, select_detections, to_file_pixels
 from gai_yolo.detector.weights import Origin
 from gai_yolo.inference.export import export
