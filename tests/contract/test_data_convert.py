@@ -357,6 +357,36 @@ def test_what_is_broken_off_leaves_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"] + ["out"] * (not is_new)
 
 
+def test_what_was_there_comes_back_if_the_new_one_cannot_take_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss: between two renames the disk fails, and neither data set has a name."""
+    root, output = write_coco(tmp_path / "data"), tmp_path / "out"
+    document(capsys, "convert", root, output, "--to", "voc")
+    before, rename = tree(output), Path.rename
+
+    def failing(path: Path, target: Path) -> Path:
+        if "~new~" in path.name:
+            raise OSError(5, "Input/output error", str(path))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    code, _, errors = data(capsys, "convert", root, output, "--to", "yolo", "--overwrite")
+    assert code == 2 and "Input/output error" in errors
+    assert tree(output) == before and sorted(path.name for path in tmp_path.iterdir()) == ["data", "out"]
+
+
+@pytest.mark.parametrize("to", FORMS)
+def test_boxes_that_become_the_same_are_written_once_and_told(to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Loss: a box is counted twice, or its reader finds fault with what was just written."""
+    boxes: dict[str, list[list[Box]]] = {"train": [[(0, -10, 10, 50, 60), (0, -20, 10, 50, 60), (1, -20, 10, 50, 60)]], "val": BOXES["val"]}
+    root = write_coco(tmp_path / "data", boxes)
+    summary = document(capsys, "convert", root, tmp_path / "out", "--to", to)
+    assert rows(summary)["box that is the same as another once it is clipped, or reduced to its bounding box"] == 1
+    new = read(tmp_path / "out", "train")
+    assert said(new)["0.png"] == [("apple", [0, 10, 50, 60]), ("pear", [0, 10, 50, 60])] and new.problems == ()
+
+
 def test_a_killed_conversion_leaves_nothing_under_the_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Loss: as above, where nobody could clean up any more; the next one says what is left."""
     root, output = write_coco(tmp_path / "data"), tmp_path / "out"

@@ -186,6 +186,7 @@ def test_there_and_back_only_what_is_told_is_lost(examples: int) -> None:
                 AREA,
                 TWIN,
                 BOXES_TURNED,
+                SAME_NAME,  # from COCO, which had both
                 "box with an edge between pixels",
             }
 
