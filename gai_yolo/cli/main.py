@@ -26,6 +26,9 @@ EXAMPLES = """\
 examples:
   gai-yolo train                                        the built-in data set, some minutes on a CPU
   gai-yolo status experiments/shapes                    where it is, and what interruptions cost
+  gai-yolo val experiments/shapes                       how good it is
+  gai-yolo predict experiments/shapes photos/           what it finds
+  gai-yolo export experiments/shapes --format onnx      for other programs
   gai-yolo snapshots ls experiments/shapes              its checkpoints
   gai-yolo COMMAND --help                               more of each"""
 OF_THEIR_OWN_WORDS = ("train", "launch")
