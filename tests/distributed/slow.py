@@ -31,5 +31,5 @@ def slow_down(module: ModuleType, name: str, rank: int) -> None:
 if __name__ == "__main__":
     slow_down(startup, "load_indexes", 1)
     slow_down(build, "ImageSource", 0)  # filled when it is made
-    slow_down(evaluator, "coco_metrics", 0)
+    slow_down(evaluator, "measure", 0)
     sys.exit(main())
