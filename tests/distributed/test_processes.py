@@ -118,7 +118,8 @@ FINE_TUNING = (
 
 
 @pytest.mark.parametrize(
-    ("name", "values"), [("AdamW", ("training.optimizer=adamw",)), ("bf16", ("training.amp=bf16",)), ("fine-tuning", FINE_TUNING)]
+    ("name", "values"),
+    [("AdamW, fine-tuning", ("training.optimizer=adamw", *FINE_TUNING)), ("bf16", ("training.amp=bf16",))],
 )
 def test_no_bit_depends_on_a_resize_with_other_arithmetic(
     name: str, values: tuple[str, ...], finished_runs: dict[int, Path], tmp_path: Path, cache: Path, figure: Callable[[str], None]
