@@ -22,16 +22,14 @@ def main() -> None:
     """Run all, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="data.path of the data set that is tuned for")
+    parser.add_argument("--weights", type=Path, help="a weight file to begin with, in place of a training on shapes")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY.PATH=VALUE", help="for the runs on --data")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        print(f"shapes: mAP50-95 {train(folder, 'shapes', 'config', []):.4f}", flush=True)
-        weights = folder / "shapes.safetensors"
-        command = [sys.executable, "-m", "gai_yolo", "weights", "export", str(folder / "shapes"), "--output", str(weights)]
-        subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
+        weights = given.weights.resolve() if given.weights else trained_on_shapes(folder)
         found: dict[str, list[float]] = {"from weights": [], "from nothing": []}
         for seed in range(given.seeds):
             for arm, values in found.items():
@@ -41,6 +39,15 @@ def main() -> None:
                 print(f"seed {seed}, {arm}: mAP50-95 {values[-1]:.4f}", flush=True)
     for arm, values in found.items():
         print(f"{arm}: median {statistics.median(values):.4f} of {len(values)} seeds, {given.epochs} epochs each")
+
+
+def trained_on_shapes(folder: Path) -> Path:
+    """A weight file of the best epoch on the built-in data set."""
+    print(f"shapes: mAP50-95 {train(folder, 'shapes', 'config', []):.4f}", flush=True)
+    weights = folder / "shapes.safetensors"
+    command = [sys.executable, "-m", "gai_yolo", "weights", "export", str(folder / "shapes"), "--output", str(weights)]
+    subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
+    return weights
 
 
 def train(folder: Path, name: str, config: str, settings: list[str]) -> float:
