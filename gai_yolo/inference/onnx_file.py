@@ -15,7 +15,7 @@ from gai_yolo.inference.graph import Predicting, Selection, number_format
 OLDEST_OPSET = 18
 """That PyTorch's exporter writes without rewriting its graph to an older one, which it does not promise to do."""
 LATEST_OPSET = 21
-"""That is tried."""
+"""Only the oldest is tried in tests; what a newer one makes is compared as every file is."""
 COARSEST = max(STRIDES)
 
 
