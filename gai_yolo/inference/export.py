@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gai_yolo import __version__
 from gai_yolo.detector.boxes import STRIDES
 from gai_yolo.detector.postprocess import Detections
@@ -17,6 +20,7 @@ from gai_yolo.errors import ExportError
 from gai_yolo.inference.comparison import (
     EXACT,
     HALF,
+    ROUNDINGS,
     Difference,
     SelectionDifference,
     confidence_for,
@@ -27,7 +31,7 @@ from gai_yolo.inference.comparison import (
     tried_shapes,
 )
 from gai_yolo.inference.formats import SUFFIXES, Format, Layout, Run, Write, must_be_there, of_network, opened, prepared
-from gai_yolo.inference.graph import Selection, deployable
+from gai_yolo.inference.graph import Selection, deployable, in_float64
 from gai_yolo.inference.precision import Examined, Watched, average_precision, examined
 from gai_yolo.inference.trained import TrainedModel
 from gai_yolo.sections import EvaluationConfig
@@ -118,13 +122,14 @@ class _Trial:
         """A file that was compared. Raises `ExportError` if it differs."""
         shapes, tolerance = tried_shapes(self.layout, self.model.image_size), HALF if self.layout.half else EXACT
         path, run = self._file("plain", None)
-        compared = list(differences(run, of_network(self.model.network), shapes, tolerance))
+        precise = None if self.layout.half else self._precise
+        compared = list(differences(run, of_network(self.model.network), shapes, tolerance, precise))
         for one in compared:
             if not one.is_small:
                 raise ExportError(
                     f"{self.format}: nothing was written; on {one.batch} images of {one.height} x {one.width} the file's boxes differ from "
                     f"PyTorch's by {one.boxes:.3g} pixels and its scores by {one.scores:.3g} (allowed: {tolerance.boxes:g} of the longer "
-                    f"side, and {tolerance.scores:g} or {tolerance.of_highest:g} of the highest score)."
+                    f"side, and {tolerance.scores:g} or {tolerance.of_highest:g} of the highest score{_rounded(one)})."
                 )
         if selection is None:
             return path, compared, []
@@ -141,10 +146,21 @@ class _Trial:
                 )
         return path, compared, selections
 
+    def _precise(self, images: NDArray[np.float32]) -> list[NDArray[Any]]:
+        # Made anew for each of the few batches that ask for it, so that it takes no memory where none does.
+        return of_network(in_float64(self.model.network))(images)
+
     def _file(self, name: str, selection: Selection | None) -> tuple[Path, Run]:
         path = self.folder / f"{name}{SUFFIXES[self.format]}"
         self.write(path, selection, about(self.model, self.layout, selection))
         return path, opened(self.format, path)
+
+
+def _rounded(one: Difference) -> str:
+    if one.rounding is None:
+        return ""
+    own = f"{one.rounding.boxes:.3g} pixels and {one.rounding.scores:.3g}"
+    return f"; or {ROUNDINGS} times what PyTorch itself is off in float32, here {own}, within what fp16 is allowed"
 
 
 def about(model: TrainedModel, layout: Layout, selection: Selection | None) -> dict[str, Any]:

@@ -190,6 +190,46 @@ def test_a_file_that_says_something_else_is_seen(wrong: Callable[[Any, Any], Out
     assert [one.is_small for one in found] == [False], found
 
 
+def test_a_file_may_be_as_far_off_as_rounding_explains_and_no_further() -> None:
+    """Loss: a large network that cannot be exported since float32 itself is not that exact; a wrong file that passes for a rounded one."""
+    truth, shapes = of_network(lively()), [(2, 64, 64)]
+
+    def shifted(boxes: float, scores: float) -> Callable[[NDArray[np.float32]], Outputs]:
+        return lambda images: [one + by for one, by in zip(truth(images), (boxes, scores), strict=True)]
+
+    def small(by: tuple[float, float], rounding: tuple[float, float]) -> list[bool]:
+        (found,) = differences(shifted(*by), truth, shapes, EXACT, shifted(*rounding))
+        assert found.rounding is not None and found.rounding.boxes == pytest.approx(rounding[0], abs=1e-4)
+        return [found.is_small]
+
+    assert small((0.03, 0.0003), (0.01, 0.0001)) == [True]
+    assert small((0.05, 0.0003), (0.01, 0.0001)) == small((0.03, 0.0005), (0.01, 0.0001)) == [False]
+    assert small((1.2, 0.01), (1.0, 0.01)) == [True]
+    assert small((1.5, 0.01), (1.0, 0.01)) == small((1.2, 0.03), (1.0, 0.01)) == [False], "more than fp16 may"
+    (found,) = differences(truth, truth, shapes, EXACT, lambda images: pytest.fail("nobody has to ask"))
+    assert found.is_small and found.rounding is None
+
+
+@pytest.mark.exhaustive
+def test_a_large_network_that_learned_nothing_is_exported_and_a_sabotaged_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss: the first look at a large network's file, refused because of digits that PyTorch does not have either; or a bug let through."""
+    model = TrainedModel(lively("l", 4), tmp_path / "l", ["a", "b", "c", "d"], None, {}, None)
+    report = export(model, "torchscript", tmp_path / "a.torchscript", Layout(1, (192, 320)))
+    assert all(one.is_small for one in report.differences)
+
+    def otherwise(network: YOLO12, half: bool) -> YOLO12:
+        made = deployable(network, half)
+        made.model[6].m[0][0].attn.areas = 1  # type: ignore[index, union-attr]
+        return made
+
+    monkeypatch.setattr(exporting, "deployable", otherwise)
+    with pytest.raises(ExportError, match=r"nothing was written.*or 4 times what PyTorch itself is off in float32"):
+        export(model, "torchscript", tmp_path / "b.torchscript", Layout(1, (192, 320)))
+    assert not (tmp_path / "b.torchscript").exists()
+
+
 def test_a_network_that_sees_nothing_does_not_agree_with_everything() -> None:
     """Loss: a new network's file that answers 0 to all pictures, taken for right since all scores are small."""
     torch.manual_seed(0)
