@@ -48,7 +48,6 @@ class Tolerance:
     boxes: float
     """The largest difference of a coordinate, as a part of the input's longer side."""
 
-
     def over(self, scores: NDArray[np.float32], longer_side: int) -> Distance:
         """The largest differences from these scores and their boxes."""
         return Distance(self.boxes * longer_side, min(self.scores, self.of_highest * float(scores.max())))

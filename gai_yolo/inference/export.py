@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import tempfile
@@ -35,7 +36,8 @@ from gai_yolo.inference.graph import Selection, deployable, in_float64
 from gai_yolo.inference.precision import Examined, Watched, average_precision, examined
 from gai_yolo.inference.trained import TrainedModel
 from gai_yolo.sections import EvaluationConfig
-from gai_yolo.store.atomic import publish
+from gai_yolo.store.atomic import write_temp_file
+from gai_yolo.store.filesystem import REAL, FileSystem
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +95,7 @@ def export(
         made, compared, selections = trial.made(selection)
         precision = None if on is None else _precision(model, opened(format, made), selection, on, watched)
         must_be_free(path, format, overwrite)
-        files = _publish(made, path)
+        files = publish_parts(made, path)
     return ExportReport(path, files, sum(one.stat().st_size for one in files), compared, selections, precision)
 
 
@@ -203,12 +205,19 @@ def _parts(path: Path) -> tuple[Path, ...]:
     return (path.with_suffix(".bin"), path) if path.suffix == SUFFIXES["openvino"] else (path,)
 
 
-def _publish(made: Path, path: Path) -> tuple[Path, ...]:
-    """Each part through a draft. Of two the one that is opened comes last, and goes first: it never stands beside another's numbers."""
-    parts = list(zip(_parts(made), _parts(path), strict=True))
-    if len(parts) > 1:
-        path.unlink(missing_ok=True)
-    for source, target in parts:
-        with source.open("rb") as file:
-            publish(target, lambda to, file=file: shutil.copyfileobj(file, to))  # type: ignore[misc]
-    return tuple(target for _, target in reversed(parts))
+def publish_parts(made: Path, path: Path, fs: FileSystem = REAL) -> tuple[Path, ...]:
+    """Give the file that was made, and what belongs to it, their names; returns these, `path` first.
+
+    All parts are written and synced before the first gets its name: a full disk or a kill leaves what was there. Of two the one that is
+    opened comes last. Killed between both renames, the old `.xml` stands beside the new `.bin` (`docs/export.md`).
+    """
+    targets = _parts(path)
+    with contextlib.ExitStack() as drafts:
+        temps = []
+        for source, target in zip(_parts(made), targets, strict=True):
+            file = drafts.enter_context(source.open("rb"))
+            temps.append(drafts.enter_context(write_temp_file(target, lambda to, file=file: shutil.copyfileobj(file, to), fs=fs)))  # type: ignore[misc]
+        for temp, target in zip(temps, targets, strict=True):
+            fs.rename(temp.path, target)
+    fs.sync_folder(path.parent)
+    return targets[::-1]

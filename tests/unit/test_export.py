@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -27,10 +29,11 @@ from gai_yolo.inference.comparison import (
     selection_differences,
     tried_shapes,
 )
-from gai_yolo.inference.export import ExportReport, export
+from gai_yolo.inference.export import ExportReport, export, publish_parts
 from gai_yolo.inference.formats import LIBRARIES, SUFFIXES, Format, Layout, of_network, opened
 from gai_yolo.inference.graph import Predicting, Selecting, Selection, deployable
 from gai_yolo.inference.trained import TrainedModel
+from gai_yolo.store.filesystem import FileSystem
 from tests.networks import lively, model_in
 
 SHAPES = [(1, 64, 64), (2, 32, 96), (5, 96, 32), (32, 64, 64), (1, 160, 320)]
@@ -206,7 +209,7 @@ def test_a_file_may_be_as_far_off_as_rounding_explains_and_no_further() -> None:
     assert small((0.05, 0.0003), (0.01, 0.0001)) == small((0.03, 0.0005), (0.01, 0.0001)) == [False]
     assert small((1.2, 0.01), (1.0, 0.01)) == [True]
     assert small((1.5, 0.01), (1.0, 0.01)) == small((1.2, 0.03), (1.0, 0.01)) == [False], "more than fp16 may"
-    (found,) = differences(truth, truth, shapes, EXACT, lambda images: pytest.fail("nobody has to ask"))
+    (found,) = differences(truth, truth, shapes, EXACT, lambda _: pytest.fail("nobody has to ask"))
     assert found.is_small and found.rounding is None
 
 
@@ -283,6 +286,41 @@ def test_names_that_are_taken_or_misleading_are_refused(model: TrainedModel, tmp
     report: ExportReport = export(model, "torchscript", tmp_path / "a.torchscript", overwrite=True)
     assert report.num_bytes == (tmp_path / "a.torchscript").stat().st_size > 100_000
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(("fails", "left"), [(2, ["old", "old"]), (3, ["old", "old"]), (4, ["new", "old"]), (5, ["new", "new"])])
+def test_two_files_that_belong_together_are_never_both_lost(fails: int, left: list[str], tmp_path: Path) -> None:
+    """Loss: neither the old network nor the new one, after a full disk or a kill at the wrong moment."""
+    made, target = tmp_path / "made.xml", tmp_path / "a.xml"
+    for path, text in ((made, "new"), (target, "old")):
+        for part in (path.with_suffix(".bin"), path):
+            part.write_text(text)
+    disk = _FailingDisk(fails)
+    with contextlib.suppress(OSError):
+        assert publish_parts(made, target, disk) == (target, target.with_suffix(".bin"))
+    assert disk.left <= 1, "it was tried so far"
+    assert [part.read_text() for part in (target.with_suffix(".bin"), target)] == left
+    assert {one.name for one in tmp_path.iterdir()} == {"made.xml", "made.bin", "a.xml", "a.bin"}, "no drafts"
+
+
+class _FailingDisk(FileSystem):
+    """Does so many creations and renames."""
+
+    def __init__(self, calls: int) -> None:
+        self.left = calls
+
+    def _count(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise OSError(errno.ENOSPC, "full")
+
+    def create(self, path: Path) -> int:
+        self._count()
+        return super().create(path)
+
+    def rename(self, source: Path, target: Path) -> None:
+        self._count()
+        super().rename(source, target)
 
 
 def test_a_missing_library_is_named_with_what_installs_it(model: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
