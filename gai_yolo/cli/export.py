@@ -96,7 +96,7 @@ def _layout(given: argparse.Namespace) -> Layout:
     from gai_yolo.inference.formats import Layout
     from gai_yolo.inference.onnx_file import LATEST_OPSET, OLDEST_OPSET
 
-    opset = given.opset or OLDEST_OPSET
+    opset = OLDEST_OPSET if given.opset is None else given.opset
     if given.opset is not None and given.format == "torchscript":
         raise ExportError("--opset: is ONNX's; leave it out with --format torchscript.")
     if not OLDEST_OPSET <= opset <= LATEST_OPSET:

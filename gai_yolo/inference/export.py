@@ -6,7 +6,7 @@ import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -86,16 +86,18 @@ def export(
     must_be_there(format)
     must_be_free(path, format, overwrite)
     on = None if data is None else examined(model, data, layout)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=path.parent):
-        pass  # before anybody waits for what cannot be written there
+    with _telling(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass  # before anybody waits for what cannot be written there
     write = prepared(format, deployable(model.network, layout.half), layout)
     with tempfile.TemporaryDirectory(prefix="gai-yolo-export-") as folder:
         trial = _Trial(model, format, layout, write, Path(folder))
         made, compared, selections = trial.made(selection)
         precision = None if on is None else _precision(model, opened(format, made), selection, on, watched)
         must_be_free(path, format, overwrite)
-        files = publish_parts(made, path)
+        with _telling(path):
+            files = publish_parts(made, path)
     return ExportReport(path, files, sum(one.stat().st_size for one in files), compared, selections, precision)
 
 
@@ -106,7 +108,7 @@ def must_be_free(path: Path, format: Format, overwrite: bool) -> None:
     for one in _parts(path):
         if one.is_dir():
             raise ExportError(f"{one}: is a folder; give the file another --output.")
-        if one.exists() and not overwrite:
+        if (one.exists() or one.is_symlink()) and not overwrite:
             raise ExportError(f"{one}: is there already; give another --output, or --overwrite.")
 
 
@@ -154,7 +156,8 @@ class _Trial:
 
     def _file(self, name: str, selection: Selection | None) -> tuple[Path, Run]:
         path = self.folder / f"{name}{SUFFIXES[self.format]}"
-        self.write(path, selection, about(self.model, self.layout, selection))
+        with _telling(self.folder):
+            self.write(path, selection, about(self.model, self.layout, selection))
         return path, opened(self.format, path)
 
 
@@ -180,6 +183,15 @@ def about(model: TrainedModel, layout: Layout, selection: Selection | None) -> d
         "position": json.loads(json.dumps(model.position, default=str)),
         "config": None if model.config is None else model.config.dump(),
     }
+
+
+@contextlib.contextmanager
+def _telling(place: Path) -> Iterator[None]:
+    """What the disk refuses is told with the name of what was asked for: drafts have names that nobody knows, and a full disk has none."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(place)) from error
 
 
 def _precision(
