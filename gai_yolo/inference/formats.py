@@ -62,7 +62,7 @@ def must_be_there(format: Format) -> None:
     """Raises `ExportError` if a library is missing."""
     absent = missing(format)
     if absent:
-        raise ExportError(f'{format} needs {" and ".join(absent)}, not installed here; pip install "gai-yolo[{format}]".')
+        raise ExportError(f'{format} needs what is not installed here ({", ".join(absent)}); pip install "gai-yolo[{format}]".')
 
 
 def prepared(format: Format, network: YOLO12, layout: Layout) -> Write:
