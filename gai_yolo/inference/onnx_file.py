@@ -41,6 +41,21 @@ def onnx_graph(network: YOLO12, batch: int | None, sides: tuple[int, int] | None
     free: dict[int, Any] = {} if batch else {0: torch.export.Dim("batch", min=1)}
     if sides is None:
         free |= {axis: COARSEST * torch.export.Dim(f"cells_{axis}") for axis in (2, 3)}
+    graph = _exported(network, example, free, opset)
+    # They name lines of files of the machine that this runs on.
+    for node in graph.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    del graph.graph.value_info[:]
+    points = "points" if sides is None else sum((height // stride) * (width // stride) for stride in STRIDES)
+    _name_dimensions(graph.graph.input[0], [batch or "batch", 3, *(sides or ("height", "width"))])
+    _name_dimensions(graph.graph.output[0], [batch or "batch", points, 4])
+    _name_dimensions(graph.graph.output[1], [batch or "batch", points, network.num_classes])
+    onnx.checker.check_model(graph)
+    return graph
+
+
+def _exported(network: YOLO12, example: torch.Tensor, free: dict[int, Any], opset: int) -> Any:
     try:
         program = torch.onnx.export(
             Predicting(network).eval(),
@@ -59,17 +74,7 @@ def onnx_graph(network: YOLO12, batch: int | None, sides: tuple[int, int] | None
     graph = program.model_proto
     written = next(one.version for one in graph.opset_import if not one.domain)
     if written != opset:  # where it cannot rewrite a graph it says so in a log, and leaves the graph as it is
-        raise ExportError(f"onnx: PyTorch {torch.__version__} writes this network in opset {written}, not in {opset}; give --opset {written}.")
-    # They name lines of files of the machine that this runs on.
-    for node in graph.graph.node:
-        del node.metadata_props[:]
-        node.doc_string = ""
-    del graph.graph.value_info[:]
-    points = "points" if sides is None else sum((height // stride) * (width // stride) for stride in STRIDES)
-    _name_dimensions(graph.graph.input[0], [batch or "batch", 3, *(sides or ("height", "width"))])
-    _name_dimensions(graph.graph.output[0], [batch or "batch", points, 4])
-    _name_dimensions(graph.graph.output[1], [batch or "batch", points, network.num_classes])
-    onnx.checker.check_model(graph)
+        raise ExportError(f"onnx: PyTorch {torch.__version__} writes this network in opset {written}, not {opset}; give --opset {written}.")
     return graph
 
 

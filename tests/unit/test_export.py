@@ -347,6 +347,8 @@ class _FailingDisk(FileSystem):
 def test_a_missing_library_is_named_with_what_installs_it(model: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss: a traceback of an import, and a search for the package's name."""
     monkeypatch.setitem(LIBRARIES, "onnx", ("no_such_library_here",))
-    with pytest.raises(ExportError, match=r'onnx needs what is not installed here \(no_such_library_here\); pip install "gai-yolo\[onnx\]"'):
+    with pytest.raises(
+        ExportError, match=r'onnx needs what is not installed here \(no_such_library_here\); pip install "gai-yolo\[onnx\]"'
+    ):
         export(model, "onnx", tmp_path / "a.onnx")
     assert not list(tmp_path.iterdir())
