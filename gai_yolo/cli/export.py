@@ -96,7 +96,7 @@ def _layout(given: argparse.Namespace) -> Layout:
     from gai_yolo.inference.formats import Layout
     from gai_yolo.inference.onnx_file import LATEST_OPSET, OLDEST_OPSET
 
-    opset = given.opset or OLDEST_OPSET
+    opset = OLDEST_OPSET if given.opset is None else given.opset
     if given.opset is not None and given.format == "torchscript":
         raise ExportError("--opset: is ONNX's; leave it out with --format torchscript.")
     if not OLDEST_OPSET <= opset <= LATEST_OPSET:
@@ -137,10 +137,18 @@ def _show(report: ExportReport) -> None:
     style: dict[str, Any] = {"box": box.SIMPLE_HEAD, "pad_edge": False, "title_justify": "left"}
     print(f"{', '.join(map(str, report.files))}: {report.num_bytes / 1e6:.1f} MB")
     console = Console(width=None if Console().is_terminal else 120, highlight=False)
-    table = Table("images", "height x width", "boxes, pixels", "scores", title="largest difference from PyTorch", **style)
+    rounded = any(one.rounding is not None for one in report.differences)
+    more = ("float32's own, boxes", "scores") if rounded else ()
+    table = Table("images", "height x width", "boxes, pixels", "scores", *more, title="largest difference from PyTorch", **style)
     for one in report.differences:
-        table.add_row(str(one.batch), f"{one.height} x {one.width}", f"{one.boxes:.2g}", f"{one.scores:.2g}")
+        own = () if one.rounding is None else (f"{one.rounding.boxes:.2g}", f"{one.rounding.scores:.2g}")
+        table.add_row(str(one.batch), f"{one.height} x {one.width}", f"{one.boxes:.2g}", f"{one.scores:.2g}", *own)
     console.print(table)
+    if rounded:
+        print(
+            "note: this network magnifies the last digits of float32, in PyTorch too (float32's own: its distance from float64); the file "
+            "differs more than others may, and not more than that explains"
+        )
     if report.selections:
         table = Table("images", "height x width", "confidence", "detections", "unequal", title="detections, and how many differ", **style)
         for found in report.selections:

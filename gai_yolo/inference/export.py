@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gai_yolo import __version__
 from gai_yolo.detector.boxes import STRIDES
@@ -17,6 +21,7 @@ from gai_yolo.errors import ExportError
 from gai_yolo.inference.comparison import (
     EXACT,
     HALF,
+    ROUNDINGS,
     Difference,
     SelectionDifference,
     confidence_for,
@@ -27,11 +32,12 @@ from gai_yolo.inference.comparison import (
     tried_shapes,
 )
 from gai_yolo.inference.formats import SUFFIXES, Format, Layout, Run, Write, must_be_there, of_network, opened, prepared
-from gai_yolo.inference.graph import Selection, deployable
+from gai_yolo.inference.graph import Selection, deployable, in_float64
 from gai_yolo.inference.precision import Examined, Watched, average_precision, examined
 from gai_yolo.inference.trained import TrainedModel
 from gai_yolo.sections import EvaluationConfig
-from gai_yolo.store.atomic import publish
+from gai_yolo.store.atomic import write_temp_file
+from gai_yolo.store.filesystem import REAL, FileSystem
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,16 +86,18 @@ def export(
     must_be_there(format)
     must_be_free(path, format, overwrite)
     on = None if data is None else examined(model, data, layout)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=path.parent):
-        pass  # before anybody waits for what cannot be written there
+    with _telling(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass  # before anybody waits for what cannot be written there
     write = prepared(format, deployable(model.network, layout.half), layout)
     with tempfile.TemporaryDirectory(prefix="gai-yolo-export-") as folder:
         trial = _Trial(model, format, layout, write, Path(folder))
         made, compared, selections = trial.made(selection)
         precision = None if on is None else _precision(model, opened(format, made), selection, on, watched)
         must_be_free(path, format, overwrite)
-        files = _publish(made, path)
+        with _telling(path):
+            files = publish_parts(made, path)
     return ExportReport(path, files, sum(one.stat().st_size for one in files), compared, selections, precision)
 
 
@@ -100,7 +108,7 @@ def must_be_free(path: Path, format: Format, overwrite: bool) -> None:
     for one in _parts(path):
         if one.is_dir():
             raise ExportError(f"{one}: is a folder; give the file another --output.")
-        if one.exists() and not overwrite:
+        if (one.exists() or one.is_symlink()) and not overwrite:
             raise ExportError(f"{one}: is there already; give another --output, or --overwrite.")
 
 
@@ -118,13 +126,14 @@ class _Trial:
         """A file that was compared. Raises `ExportError` if it differs."""
         shapes, tolerance = tried_shapes(self.layout, self.model.image_size), HALF if self.layout.half else EXACT
         path, run = self._file("plain", None)
-        compared = list(differences(run, of_network(self.model.network), shapes, tolerance))
+        precise = None if self.layout.half else self._precise
+        compared = list(differences(run, of_network(self.model.network), shapes, tolerance, precise))
         for one in compared:
             if not one.is_small:
                 raise ExportError(
                     f"{self.format}: nothing was written; on {one.batch} images of {one.height} x {one.width} the file's boxes differ from "
                     f"PyTorch's by {one.boxes:.3g} pixels and its scores by {one.scores:.3g} (allowed: {tolerance.boxes:g} of the longer "
-                    f"side, and {tolerance.scores:g} or {tolerance.of_highest:g} of the highest score)."
+                    f"side, and {tolerance.scores:g} or {tolerance.of_highest:g} of the highest score{_rounded(one)})."
                 )
         if selection is None:
             return path, compared, []
@@ -141,10 +150,22 @@ class _Trial:
                 )
         return path, compared, selections
 
+    def _precise(self, images: NDArray[np.float32]) -> list[NDArray[Any]]:
+        # Made anew for each of the few batches that ask for it, so that it takes no memory where none does.
+        return of_network(in_float64(self.model.network))(images)
+
     def _file(self, name: str, selection: Selection | None) -> tuple[Path, Run]:
         path = self.folder / f"{name}{SUFFIXES[self.format]}"
-        self.write(path, selection, about(self.model, self.layout, selection))
+        with _telling(self.folder):
+            self.write(path, selection, about(self.model, self.layout, selection))
         return path, opened(self.format, path)
+
+
+def _rounded(one: Difference) -> str:
+    if one.rounding is None:
+        return ""
+    own = f"{one.rounding.boxes:.3g} pixels and {one.rounding.scores:.3g}"
+    return f"; or {ROUNDINGS} times what PyTorch itself is off in float32, here {own}, within what fp16 is allowed"
 
 
 def about(model: TrainedModel, layout: Layout, selection: Selection | None) -> dict[str, Any]:
@@ -162,6 +183,15 @@ def about(model: TrainedModel, layout: Layout, selection: Selection | None) -> d
         "position": json.loads(json.dumps(model.position, default=str)),
         "config": None if model.config is None else model.config.dump(),
     }
+
+
+@contextlib.contextmanager
+def _telling(place: Path) -> Iterator[None]:
+    """What the disk refuses is told with the name of what was asked for: drafts have names that nobody knows, and a full disk has none."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(place)) from error
 
 
 def _precision(
@@ -187,12 +217,19 @@ def _parts(path: Path) -> tuple[Path, ...]:
     return (path.with_suffix(".bin"), path) if path.suffix == SUFFIXES["openvino"] else (path,)
 
 
-def _publish(made: Path, path: Path) -> tuple[Path, ...]:
-    """Each part through a draft. Of two the one that is opened comes last, and goes first: it never stands beside another's numbers."""
-    parts = list(zip(_parts(made), _parts(path), strict=True))
-    if len(parts) > 1:
-        path.unlink(missing_ok=True)
-    for source, target in parts:
-        with source.open("rb") as file:
-            publish(target, lambda to, file=file: shutil.copyfileobj(file, to))  # type: ignore[misc]
-    return tuple(target for _, target in reversed(parts))
+def publish_parts(made: Path, path: Path, fs: FileSystem = REAL) -> tuple[Path, ...]:
+    """Give the file that was made, and what belongs to it, their names; returns these, `path` first.
+
+    All parts are written and synced before the first gets its name: a full disk or a kill leaves what was there. Of two the one that is
+    opened comes last. Killed between both renames, the old `.xml` stands beside the new `.bin` (`docs/export.md`).
+    """
+    targets = _parts(path)
+    with contextlib.ExitStack() as drafts:
+        temps = []
+        for source, target in zip(_parts(made), targets, strict=True):
+            file = drafts.enter_context(source.open("rb"))
+            temps.append(drafts.enter_context(write_temp_file(target, lambda to, file=file: shutil.copyfileobj(file, to), fs=fs)))  # type: ignore[misc]
+        for temp, target in zip(temps, targets, strict=True):
+            fs.rename(temp.path, target)
+    fs.sync_folder(path.parent)
+    return targets[::-1]

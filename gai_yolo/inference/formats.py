@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -61,7 +62,7 @@ def must_be_there(format: Format) -> None:
     """Raises `ExportError` if a library is missing."""
     absent = missing(format)
     if absent:
-        raise ExportError(f'{format} needs {" and ".join(absent)}, not installed here; pip install "gai-yolo[{format}]".')
+        raise ExportError(f'{format} needs what is not installed here ({", ".join(absent)}); pip install "gai-yolo[{format}]".')
 
 
 def prepared(format: Format, network: YOLO12, layout: Layout) -> Write:
@@ -90,7 +91,10 @@ def prepared(format: Format, network: YOLO12, layout: Layout) -> Write:
 
         model = openvino.Core().read_model(io.BytesIO(finished(selection, about).SerializeToString()))
         model.set_rt_info(json.dumps(about), [METADATA])
-        openvino.save_model(model, path, compress_to_fp16=False)
+        try:
+            openvino.save_model(model, path, compress_to_fp16=False)
+        except RuntimeError as error:  # a full disk, in C++'s words
+            raise OSError(errno.EIO, f"OpenVINO cannot write there ({error})") from error
 
     return write_onnx if format == "onnx" else write_openvino
 
@@ -112,7 +116,10 @@ def _as_torchscript(network: YOLO12, layout: Layout) -> Write:
             _pass_over_deprecation()
             if selection is not None:
                 module = torch.jit.script(Selecting(traced, selection, MAX_CANDIDATES).eval())
-            torch.jit.save(module, path, _extra_files={f"{METADATA}.json": json.dumps(about)})
+            # On a full disk PyTorch's own writer ends the process.
+            content = io.BytesIO()
+            torch.jit.save(module, content, _extra_files={f"{METADATA}.json": json.dumps(about)})
+        path.write_bytes(content.getbuffer())
 
     return write
 

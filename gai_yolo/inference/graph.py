@@ -42,6 +42,13 @@ def deployable(network: YOLO12, half: bool) -> YOLO12:
     return network
 
 
+def in_float64(network: YOLO12) -> YOLO12:
+    """A copy that computes in float64 what `Detect.decode` then makes boxes and scores of, in float32."""
+    network = copy.deepcopy(network).double()
+    network.head.dfl.float()
+    return network
+
+
 def number_format(network: nn.Module) -> torch.dtype:
     """In which it computes, and takes images."""
     return next(network.parameters()).dtype

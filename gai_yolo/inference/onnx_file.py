@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from gai_yolo.detector import YOLO12
 from gai_yolo.detector.boxes import STRIDES
+from gai_yolo.errors import ExportError, printable
 from gai_yolo.inference.graph import Predicting, Selection, number_format
 
 OLDEST_OPSET = 18
@@ -28,6 +29,9 @@ def onnx_graph(network: YOLO12, batch: int | None, sides: tuple[int, int] | None
         network: of `deployable`.
         batch: None for any.
         sides: height and width; None for all multiples of 32.
+
+    Raises:
+        ExportError: PyTorch's exporter cannot do it in this opset.
     """
     import onnx
 
@@ -37,18 +41,7 @@ def onnx_graph(network: YOLO12, batch: int | None, sides: tuple[int, int] | None
     free: dict[int, Any] = {} if batch else {0: torch.export.Dim("batch", min=1)}
     if sides is None:
         free |= {axis: COARSEST * torch.export.Dim(f"cells_{axis}") for axis in (2, 3)}
-    program = torch.onnx.export(
-        Predicting(network).eval(),
-        (example,),
-        dynamo=True,
-        verbose=False,
-        input_names=["images"],
-        output_names=["boxes", "scores"],
-        dynamic_shapes=(free,) if free else None,
-        opset_version=opset,
-    )
-    assert program is not None
-    graph = program.model_proto
+    graph = _exported(network, example, free, opset)
     # They name lines of files of the machine that this runs on.
     for node in graph.graph.node:
         del node.metadata_props[:]
@@ -59,6 +52,29 @@ def onnx_graph(network: YOLO12, batch: int | None, sides: tuple[int, int] | None
     _name_dimensions(graph.graph.output[0], [batch or "batch", points, 4])
     _name_dimensions(graph.graph.output[1], [batch or "batch", points, network.num_classes])
     onnx.checker.check_model(graph)
+    return graph
+
+
+def _exported(network: YOLO12, example: torch.Tensor, free: dict[int, Any], opset: int) -> Any:
+    try:
+        program = torch.onnx.export(
+            Predicting(network).eval(),
+            (example,),
+            dynamo=True,
+            verbose=False,
+            input_names=["images"],
+            output_names=["boxes", "scores"],
+            dynamic_shapes=(free,) if free else None,
+            opset_version=opset,
+        )
+    except torch.onnx.OnnxExporterError as error:
+        reason = printable(str(error).strip().partition("\n")[0])
+        raise ExportError(f"onnx: PyTorch {torch.__version__} cannot write this network in opset {opset} ({reason}).") from error
+    assert program is not None
+    graph = program.model_proto
+    written = next(one.version for one in graph.opset_import if not one.domain)
+    if written != opset:  # where it cannot rewrite a graph it says so in a log, and leaves the graph as it is
+        raise ExportError(f"onnx: PyTorch {torch.__version__} writes this network in opset {written}, not {opset}; give --opset {written}.")
     return graph
 
 

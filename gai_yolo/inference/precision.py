@@ -22,6 +22,7 @@ from gai_yolo.errors import DataError, ExportError
 from gai_yolo.evaluation.coco_metrics import ImageDetections, coco_metrics
 from gai_yolo.inference.formats import Layout, Run
 from gai_yolo.inference.trained import TrainedModel
+from gai_yolo.inference.validate import check_classes
 from gai_yolo.sections import SplitConfig
 
 AT_A_TIME = 8
@@ -58,10 +59,7 @@ def examined(model: TrainedModel, path: Path, layout: Layout) -> Examined:
     known = (model.config or Config()).data
     elsewhere = {"train": SplitConfig(), "val": SplitConfig(), "format": "auto"} if path != known.path else {}
     index = load_index(known.model_copy(update={"path": path, "image_size": height, **elsewhere}), "val")
-    if index.class_names != model.class_names and any(name != f"class {n}" for n, name in enumerate(model.class_names)):
-        raise DataError(f"{index.source}: its classes are not those of {model.path}, in their order; give the data set of that training.")
-    if len(index.categories) != len(model.class_names):
-        raise DataError(f"{index.source}: has {len(index.categories)} classes, and {model.path} {len(model.class_names)}.")
+    check_classes(model, index)
     images = ImageSource(index.images, height, "none", known.cache_folder, index.lost)
     return Examined(index, images, layout.batch or AT_A_TIME, layout.batch is not None)
 
