@@ -26,6 +26,8 @@ class RunningStatistics:
         self._running = [model.get_buffer(name) for name in self._names]
         self._counters = {name: model.get_buffer(name) for name in (f"{norm}.num_batches_tracked" for norm in norms)}
         self._in_step = False
+        # Nothing, so that the lists are of something where all layers are frozen.
+        self._running.append(torch.empty(0, device=next(model.parameters()).device))
         self._start = [torch.empty_like(t) for t in self._running]
         self._sizes = [t.numel() for t in self._running]
         self.size = sum(self._sizes)
@@ -61,7 +63,7 @@ class RunningStatistics:
         if not self._in_step:
             return dict(weights)
         counters = {name: torch.full_like(counter, steps) for name, counter in self._counters.items()}
-        return {**weights, **dict(zip(self._names, self._start, strict=True)), **counters}
+        return {**weights, **dict(zip(self._names, self._start[:-1], strict=True)), **counters}
 
     def _end(self, steps: int) -> None:
         for counter in self._counters.values():

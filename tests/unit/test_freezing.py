@@ -64,6 +64,16 @@ def test_frozen_layers_keep_weights_and_statistics(
     assert len(frozen) > 50 and len(others) > 50 and len(same) < len(others) / 20
 
 
+def test_every_batch_norm_may_be_frozen(world: World, make_state: MakeState, make_batch: MakeBatch) -> None:
+    """Loss: what is often asked for with small batches breaks off in the first step."""
+    state = make_state()
+    before = tensors(state)
+    train(state, range(1, 2), world, make_batch, freezing_of(config_of(["*.bn"]), state.model))
+    after = tensors(state)
+    assert state.step == STEPS and all(torch.equal(before[name], after[name]) for name in before if ".bn." in name)
+    assert not torch.equal(before["model.0.conv.weight"], after["model.0.conv.weight"])
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("cut", [1, 2, 3])
 def test_thawing_is_the_same_in_one_start_or_two(
