@@ -211,6 +211,8 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
             raise ConfigError(f"--set {override}: {'.'.join(keys[: depth + 1])} is a value, not a section.")
     if value is not None and ".".join(keys) in _TEXTS:
         value = yaml.load(text, yaml.BaseLoader)
+    elif ".".join(keys) in _BY_NAME:
+        value = _named(value, yaml.load(text, yaml.BaseLoader))
     node[keys[-1]] = value
 
 
@@ -222,14 +224,24 @@ def _takes_text(annotation: Any) -> bool:
 
 def _take_texts(raw: dict[str, Any], texts: dict[str, Any]) -> None:
     """Let a name be what stands in the file, where YAML would read `010`, `yes` or `12:30` as a number or a truth."""
-    for key_path in _TEXTS:
+    for key_path in (*_TEXTS, *_BY_NAME):
         *sections, name = key_path.split(".")
         node: Any = raw
         text: Any = texts
         for section in sections:
             node, text = (one.get(section) if isinstance(one, dict) else None for one in (node, text))
-        if isinstance(node, dict) and isinstance(text, dict) and node.get(name) is not None and isinstance(text.get(name), str):
-            node[name] = text[name]
+        if isinstance(node, dict) and isinstance(text, dict) and node.get(name) is not None:
+            if key_path in _BY_NAME:
+                node[name] = _named(node[name], text.get(name))
+            elif isinstance(text.get(name), str):
+                node[name] = text[name]
+
+
+def _named(value: Any, text: Any) -> Any:
+    """A mapping whose names are those that stand in the file; anything else as it is."""
+    if isinstance(value, dict) and isinstance(text, dict) and len(value) == len(text) and "<<" not in text:
+        return dict(zip(text, value.values(), strict=True))
+    return value
 
 
 def _sentence(item: Any) -> str:
@@ -281,4 +293,6 @@ _FIELDS = frozenset(path for path, _ in fields_of(Config))
 """Key paths of all values; one may be a mapping."""
 _TEXTS = frozenset(path for path, field in fields_of(Config) if _takes_text(field.annotation))
 """Key paths of names and paths."""
+_BY_NAME = frozenset(path for path, field in fields_of(Config) if dict in map(typing.get_origin, typing.get_args(field.annotation)))
+"""Key paths of values that may be given by names."""
 _FIXED_KEYS = frozenset(path for path, field in fields_of(Config) if field.json_schema_extra == FIXED)

@@ -16,14 +16,18 @@ def find_config(path: Path) -> Path:
     Raises:
         ConfigError: a name that is none.
     """
-    if path.exists() or (path != DEFAULT and (path.suffix or len(path.parts) > 1)):
+    is_name = path == DEFAULT or (not path.suffix and len(path.parts) == 1)
+    # A folder of that name may well lie here: the data set that the configuration is for.
+    if not is_name or (path.exists() and not path.is_dir()):
         return path
-    known = {file.stem: file for folder in CONFIG_FOLDERS for file in sorted(folder.glob("*.yaml"))}
+    known = {file.stem: file for file in sorted(packaged().glob("*.yaml"))}
     name = path.stem if path == DEFAULT else str(path)
     if name not in known:
         raise ConfigError(f"--config {path}: there is no such file, and no configuration of that name; names are {', '.join(known)}.")
     return known[name]
 
 
-CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
-"""In a wheel, and in a clone."""
+def packaged() -> Path:
+    """The folder of the configurations: in a wheel the package's own, beside which those of other packages may lie, or the clone's."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parents[1] / "configs"

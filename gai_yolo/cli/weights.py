@@ -43,9 +43,9 @@ def weights(given: argparse.Namespace) -> int:
         publish(given.output, lambda file: file.write(made.data))
     except OSError as error:  # it names the draft
         raise refused_by(error, CheckpointError(f"{given.output}: cannot be written ({error.strerror or error}).")) from None
-    classes = f"{made.num_classes} classes" + (
-        "" if made.weights.class_names is None else f" ({', '.join(printable(name, 40) for name in made.weights.class_names[:5])}, ...)"
-    )
+    names = [printable(name, 40) for name in made.weights.class_names or []]
+    shown = ", ".join(names[:5] + (["..."] if len(names) > 5 else []))
+    classes = f"{made.num_classes} classes" + (f" ({shown})" if names else "")
     print(f"{given.output}: YOLO12-{made.size}, {classes}, {len(made.weights.tensors)} tensors, {len(made.data) / 1e6:.1f} MB")
     if made.weights.origin is not None and made.weights.origin.note:
         print(f"note: {made.weights.origin.note}")

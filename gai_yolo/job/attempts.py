@@ -83,8 +83,10 @@ def train_from(
         state.best_metric, state.best_since = None, state.step
     world.from_first(lambda: bring_up_to_date(context, state))
     source = "nothing" if found is None else found.tier
-    context.recorder.started_from(state.step, state.epoch + 1, source, high_water(run.records), run.schedule.total_steps, training.epochs)
-    if world.from_first(lambda: not is_result(found) or not reason_to_end(training, state.history, state.best_since)):
+    is_complete = world.from_first(lambda: bool(reason_to_end(training, state.history, state.best_since)))
+    epoch = state.epoch if is_complete else state.epoch + 1
+    context.recorder.started_from(state.step, epoch, source, high_water(run.records), run.schedule.total_steps, training.epochs)
+    if not is_complete or world.from_first(lambda: not is_result(found)):
         announce(run, context)
         parts = assemble(run, loaders, state, context)
         with kept_safe(parts):

@@ -157,7 +157,8 @@ def _state(status: Status) -> Text:
     elif found.running:
         state, style = f"running ({found.phase}), no sign of life for {duration(quiet or 0.0)}", "bold yellow"
     elif found.finished:
-        state, style = f"finished{since}", "bold green"
+        early = found.epochs is not None and found.epoch < found.epochs
+        state, style = f"finished{' early (training.patience or time_budget)' if early else ''}{since}", "bold green"
     elif found.outcome is not None:
         state, style = f"not running: {found.outcome}{since}", "bold yellow"
     else:

@@ -25,7 +25,11 @@ class RunningStatistics:
         self._names = [f"{name}.{kind}" for name in norms for kind in ("running_mean", "running_var")]
         self._running = [model.get_buffer(name) for name in self._names]
         self._counters = {name: model.get_buffer(name) for name in (f"{norm}.num_batches_tracked" for norm in norms)}
+        # Weights of others have counted their own steps, and layers that were frozen none.
+        self._first: dict[str, Tensor] | None = {name: counter.clone() for name, counter in self._counters.items()}
         self._in_step = False
+        # Nothing, so that the lists are of something where all layers are frozen.
+        self._running.append(torch.empty(0, device=next(model.parameters()).device))
         self._start = [torch.empty_like(t) for t in self._running]
         self._sizes = [t.numel() for t in self._running]
         self.size = sum(self._sizes)
@@ -60,10 +64,11 @@ class RunningStatistics:
         """The model's state dict as it was before the step that is under way, if one is; `steps` are completed."""
         if not self._in_step:
             return dict(weights)
-        counters = {name: torch.full_like(counter, steps) for name, counter in self._counters.items()}
-        return {**weights, **dict(zip(self._names, self._start, strict=True)), **counters}
+        counters = self._first or {name: torch.full_like(counter, steps) for name, counter in self._counters.items()}
+        return {**weights, **dict(zip(self._names, self._start[:-1], strict=True)), **counters}
 
     def _end(self, steps: int) -> None:
         for counter in self._counters.values():
             counter.fill_(steps)
+        self._first = None
         self._in_step = False

@@ -65,6 +65,9 @@ def test_configurations_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         load_config(Path("bcd"))
     with pytest.raises(ConfigError, match=r"configs/bccd\.yaml: cannot read"):
         load_config(Path("configs/bccd.yaml"))
+    Path("bccd").mkdir()
+    assert load_config(Path("bccd")).experiment.name == "bccd", "beside its data set"
+    Path("bccd").rmdir()
     Path("bccd").write_text("experiment: {name: mine}")
     assert load_config(Path("bccd")).experiment.name == "mine", "a file comes first"
 

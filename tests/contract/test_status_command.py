@@ -78,16 +78,17 @@ def test_a_report_fits_80_columns(run: Path, capsys: pytest.CaptureFixture[str])
 def test_a_running_job_is_told_from_a_silent_and_a_finished_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Loss: somebody starts a second job beside a running one, or waits for a dead one."""
     cases = (
-        ("running (step)", 0.0, None),
-        ("running (step), no sign of life for 7", 7.0, None),
-        ("not running: killed without notice, 20 s ago", 20.0, None),
-        ("not running: left, 20 s ago", 20.0, Ending.LEFT),
-        ("finished, 20 s ago", 20.0, Ending.FINISHED),
+        ("running (step)", 0.0, None, 1000),
+        ("running (step), no sign of life for 7", 7.0, None, 1000),
+        ("not running: killed without notice, 20 s ago", 20.0, None, 1000),
+        ("not running: left, 20 s ago", 20.0, Ending.LEFT, 1000),
+        ("finished, 20 s ago", 20.0, Ending.FINISHED, 100),
+        ("finished early (training.patience or time_budget), 20 s ago", 20.0, Ending.FINISHED, 1000),
     )
-    for number, (text, quiet, ending) in enumerate(cases):
+    for number, (text, quiet, ending, total_steps) in enumerate(cases):
         run = tmp_path / str(number)
         node = Node(time.time() - quiet - 24.0 - EPOCH, folder=run / "goodput")
-        node.load(0)
+        node.load(0, total_steps=total_steps)
         node.steps(1, 20)
         node.end(ending)
         code, output, _ = status(capsys, run)

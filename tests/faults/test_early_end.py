@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
+from gai_yolo.reporting.status import status_of
 from tests.harness import run, small
 from tests.runs import metrics
 
@@ -24,6 +26,7 @@ def test_patience_ends_a_run_that_says_so_and_stays_ended(tmp_path: Path, cache:
     assert (tmp_path / "run" / "checkpoints" / "epoch_002.pt").is_file(), "whatever the interval of checkpoints"
     again = start(tmp_path, cache, *values, "training.patience=1")
     assert "finished: 2 of 9 epochs" in again and "step 1/" not in again
+    assert status_of(tmp_path / "run", time.time()).report.epoch == 2, "and not in the one that will never be"
     assert "finished: 3 of 9 epochs" in start(tmp_path, cache, *values, "training.patience=2"), "with more patience it goes on"
     assert [row["epoch"] for row in metrics(tmp_path / "run")] == [1, 2, 3]
 

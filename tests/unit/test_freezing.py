@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from gai_yolo.checkpointing.digest import part_digests
 from gai_yolo.checkpointing.state import TrainingState
 from gai_yolo.detector import YOLO12
 from gai_yolo.detector.loss import DetectionLoss
@@ -64,6 +66,16 @@ def test_frozen_layers_keep_weights_and_statistics(
     assert len(frozen) > 50 and len(others) > 50 and len(same) < len(others) / 20
 
 
+def test_every_batch_norm_may_be_frozen(world: World, make_state: MakeState, make_batch: MakeBatch) -> None:
+    """Loss: what is often asked for with small batches breaks off in the first step."""
+    state = make_state()
+    before = tensors(state)
+    train(state, range(1, 2), world, make_batch, freezing_of(config_of(["*.bn"]), state.model))
+    after = tensors(state)
+    assert state.step == STEPS and all(torch.equal(before[name], after[name]) for name in before if ".bn." in name)
+    assert not torch.equal(before["model.0.conv.weight"], after["model.0.conv.weight"])
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("cut", [1, 2, 3])
 def test_thawing_is_the_same_in_one_start_or_two(
@@ -83,6 +95,36 @@ def test_thawing_is_the_same_in_one_start_or_two(
     assert ours["gradient_exponents"] == theirs["gradient_exponents"] and NO_EXPONENT not in ours["gradient_exponents"]
     start = tensors(make_state(optimizer))
     assert not torch.equal(start["model.0.conv.weight"], ours["model_state_dict"]["model.0.conv.weight"]), "it has thawed"
+
+
+def test_the_state_before_the_thaw_can_be_had_in_the_middle_of_the_first_step_after_it(
+    world: World, make_state: MakeState, make_batch: MakeBatch
+) -> None:
+    """Loss: what is saved when a peer dies there is no state that the undisturbed run ever had."""
+
+    class Broken(DetectionLoss):
+        def __call__(self, *arguments: Any) -> Any:
+            if state.step == 2 * STEPS:
+                raise RuntimeError("a peer is gone")
+            return super().__call__(*arguments)
+
+    state = make_state()
+    config = TrainingConfig.model_validate({"optimizer": "sgd", "epochs": 10, "lr": 0.01, "channels_last": False})
+    step = TrainingStep(state, Broken(), make_schedule(config, 3, 10), world, config, freezing_of(config_of(9, epochs=2), state.model))
+    for epoch in (1, 2):
+        step.begin_epoch(epoch)
+        for _ in range(STEPS):
+            step([make_batch(state.step, (1, 2))], 1, 2, 64)
+        state.end_epoch({"mAP50-95": None})
+    whole = part_digests(copy.deepcopy(step.boundary()))
+    step.begin_epoch(3)
+    assert part_digests(step.boundary()) == whole
+    with pytest.raises(RuntimeError, match="a peer is gone"):
+        step([make_batch(state.step, (1, 2))], 1, 2, 64)
+    assert part_digests(state.capture())["batch_norm"] != whole["batch_norm"], "it is in mid-step indeed"
+    interrupted = part_digests(step.boundary())
+    # The learning rate is set at a step's beginning.
+    assert {**interrupted, "optimizer": ""} == {**whole, "optimizer": ""}
 
 
 def test_nothing_is_known_of_the_gradients_of_frozen_layers(world: World, make_state: MakeState, make_batch: MakeBatch) -> None:

@@ -213,6 +213,11 @@ def test_names_are_the_texts_that_stand_in_the_file(tmp_path: Path) -> None:
     config = load_config(path)
     assert (config.experiment.name, str(config.data.path)) == ("010", "1_0")
     assert load_config(path, ["experiment.name=1e3"]).experiment.name == "1e3"
+    path.write_text("loss:\n  class_weights: {no: 2, 010: 3.0, '~': 1, 12:30: 4}\n")
+    assert load_config(path).loss.class_weights == {"no": 2.0, "010": 3.0, "~": 1.0, "12:30": 4.0}
+    assert load_config(path, ["loss.class_weights={yes: 5, 0: 1}"]).loss.class_weights == {"yes": 5.0, "0": 1.0}
+    assert load_config(path, ["loss.class_weights.0=7"]).loss.class_weights == {**(load_config(path).loss.class_weights or {}), "0": 7.0}
+    assert load_config(path, ["loss.class_weights=auto"]).loss.class_weights == "auto"
     assert load_config(path, ["model.weights=null"]).model.weights is None
 
 
