@@ -293,6 +293,8 @@ _FIELDS = frozenset(path for path, _ in fields_of(Config))
 """Key paths of all values; one may be a mapping."""
 _TEXTS = frozenset(path for path, field in fields_of(Config) if _takes_text(field.annotation))
 """Key paths of names and paths."""
-_BY_NAME = frozenset(path for path, field in fields_of(Config) if dict in map(typing.get_origin, typing.get_args(field.annotation)))
+_BY_NAME = frozenset(
+    path for path, field in fields_of(Config) if any(typing.get_origin(kind) is dict for kind in typing.get_args(field.annotation))
+)
 """Key paths of values that may be given by names."""
 _FIXED_KEYS = frozenset(path for path, field in fields_of(Config) if field.json_schema_extra == FIXED)

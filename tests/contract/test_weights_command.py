@@ -53,7 +53,10 @@ def test_a_run_is_exported_with_all_that_belongs_to_its_weights(
     """Loss: a file of numbers of which nobody knows what they detect."""
     output = tmp_path / "a.safetensors"
     assert main(["weights", "export", str(fine_tuned), "--checkpoint", "last", "--output", str(output)]) == 0
-    assert f"{output}: YOLO12-debug, 4 classes (circle, triangle, square, star)," in (said := capsys.readouterr().out) and "note: who published yolo12n.pt" in said
+    assert (
+        f"{output}: YOLO12-debug, 4 classes (circle, triangle, square, star)," in (said := capsys.readouterr().out)
+        and "note: who published yolo12n.pt" in said
+    )
     with safe_open(output, "pt") as file:
         about = json.loads(file.metadata()[METADATA])
     assert about["class_names"] == read_weights(output).class_names and len(about["class_names"]) == 4

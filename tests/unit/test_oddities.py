@@ -216,7 +216,8 @@ def test_names_are_the_texts_that_stand_in_the_file(tmp_path: Path) -> None:
     path.write_text("loss:\n  class_weights: {no: 2, 010: 3.0, '~': 1, 12:30: 4}\n")
     assert load_config(path).loss.class_weights == {"no": 2.0, "010": 3.0, "~": 1.0, "12:30": 4.0}
     assert load_config(path, ["loss.class_weights={yes: 5, 0: 1}"]).loss.class_weights == {"yes": 5.0, "0": 1.0}
-    assert load_config(path, ["loss.class_weights.0=7"]).loss.class_weights == {**(load_config(path).loss.class_weights or {}), "0": 7.0}
+    one_more = {"no": 2.0, "010": 3.0, "~": 1.0, "12:30": 4.0, "0": 7.0}
+    assert load_config(path, ["loss.class_weights.0=7"]).loss.class_weights == one_more
     assert load_config(path, ["loss.class_weights=auto"]).loss.class_weights == "auto"
     assert load_config(path, ["model.weights=null"]).model.weights is None
 
