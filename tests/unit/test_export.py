@@ -53,7 +53,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
 @pytest.fixture(scope="module", autouse=True)
 def without_optimizer() -> Iterator[None]:
     """Half of TorchScript's time is its optimizer's, for files that are used once; `gai-yolo export` works with it, and compares."""
-    with torch.jit.optimized_execution(False):
+    with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
         yield
 
 
