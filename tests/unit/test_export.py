@@ -53,7 +53,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
 @pytest.fixture(scope="module", autouse=True)
 def without_optimizer() -> Iterator[None]:
     """Half of TorchScript's time is its optimizer's, for files that are used once; `gai-yolo export` works with it, and compares."""
-    with torch.jit.optimized_execution(False):
+    with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
         yield
 
 
@@ -119,8 +119,7 @@ def test_a_picture_without_objects_has_none(files: dict[str, Any], model: Traine
 def test_a_file_in_half_precision_is_half_as_large_and_nearly_as_right(files: dict[str, Any], model: TrainedModel, tmp_path: Path) -> None:
     """Loss: boxes whose coordinates were rounded to whole pixels, or fp16 in name only."""
     path = tmp_path / f"half{SUFFIXES[files['format']]}"
-    layout = Layout(half=True)
-    report = export(model, files["format"], path, layout)
+    report = export(model, files["format"], path, dataclasses.replace(ONE, half=True))
     assert all(one.is_small for one in report.differences) and max(one.scores for one in report.differences) > 1e-6
     weights = sum(one.numel() for one in model.network.parameters())
     assert files["reports"][0].num_bytes - report.num_bytes > weights * 1.5, "two bytes less a weight, of four"
