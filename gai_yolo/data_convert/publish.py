@@ -90,8 +90,10 @@ def new_folder(output: Path, overwrite: bool) -> Iterator[Path]:
         yield temp
         os.sync()  # once for hundreds of thousands of files, where a call for each takes minutes
         _take_name(temp, output, old, overwrite)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temp, ignore_errors=True)
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(output)  # a full disk names no file
         raise
     REAL.sync_folder(output.parent)
     if old.exists():

@@ -20,7 +20,7 @@ from gai_yolo.data.formats.check import Split
 from gai_yolo.data.index import Index
 from gai_yolo.data.sources import read_any
 from gai_yolo.data_convert import conversion
-from gai_yolo.data_convert.publish import SUMMARY_FILE
+from gai_yolo.data_convert.publish import SUMMARY_FILE, place_images
 from gai_yolo.sections import DataConfig
 from tests.contract.test_data_check import BCCD, BOXES, WRITERS, Box, in_one_line, write_coco, write_yolo
 
@@ -331,7 +331,6 @@ def test_of_two_conversions_the_first_one_stays(
 ) -> None:
     """Loss: what another command has written under the same name meanwhile, which nobody allowed to be replaced."""
     root, output = write_coco(tmp_path / "data"), tmp_path / "out"
-    place_images = conversion.place_images
 
     def others_are_faster(*given: Any) -> None:
         place_images(*given)
