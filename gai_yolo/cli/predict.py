@@ -88,8 +88,9 @@ def _predict(given: argparse.Namespace) -> int:
     name = given.model.resolve().name if given.model.is_dir() else given.model.stem
     folder = new_folder(given.output, name, given.overwrite)
     about = {"model": str(given.model), "checkpoint": str(trained.path), "device": str(detector.device), **described(settings, names)}
+    output = Output(folder, kinds, names, given.overwrite)
     try:
-        return Session(detector, settings, Output(folder, kinds, names), sources.problems).run(sources.items, about)
+        return Session(detector, settings, output, sources.problems).run(sources.items, about)
     except OSError as error:
         error.filename = error.filename or str(folder)  # a full disk names no file
         raise

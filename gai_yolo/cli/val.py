@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from gai_yolo.sections import DataConfig
 if TYPE_CHECKING:
     from gai_yolo.data.dataset import Batch
     from gai_yolo.inference.trained import TrainedModel
-    from gai_yolo.inference.validate import ValidationReport
+    from gai_yolo.inference.validate import Question, ValidationReport
 
 EXAMPLES_OF_USE = """examples:
   gai-yolo val experiments/bccd                                  the best epoch, on the validation set of the run
@@ -71,10 +71,11 @@ def _check_numbers(given: argparse.Namespace) -> None:
 
 def _val(given: argparse.Namespace) -> int:
     from gai_yolo.inference.trained import load_trained
-    from gai_yolo.inference.validate import Question, validate
-    from gai_yolo.reporting.output_folder import cannot_write, make_ready
+    from gai_yolo.inference.validate import Question
+    from gai_yolo.reporting.output_folder import make_new, make_ready
     from gai_yolo.reporting.terminal import rendered, say
     from gai_yolo.reporting.validation_document import as_json
+    from gai_yolo.reporting.validation_folder import keep_validation
     from gai_yolo.reporting.validation_tables import view
 
     if given.output is not None:
@@ -84,11 +85,12 @@ def _val(given: argparse.Namespace) -> int:
     parent = given.source / "val" if given.source.is_dir() else Path("val")
     place = given.output or parent
     try:
-        make_ready(place)
-        report = validate(model, _data(given.data, model), question, _watched)
-        folder = _kept(report, given.output, parent)
-    except OSError as error:
-        raise cannot_write(place, error) from None
+        with _writing(place):
+            make_ready(place)
+        report = _report(given, model, question, place)
+        with _writing(place):
+            folder = given.output or make_new(parent, report.model.path.stem)
+            keep_validation(folder, report)
     finally:
         with contextlib.suppress(OSError):
             place.rmdir()  # which it can be if nothing has come of it
@@ -103,10 +105,16 @@ def _val(given: argparse.Namespace) -> int:
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
+    from gai_yolo.reporting.validation_folder import VALIDATION_DOCUMENT
+
     if output.exists() and not output.is_dir():
         raise Refusal(f"{output}: is a file; give --output a folder.")
-    if output.is_dir() and any(output.iterdir()) and not overwrite:
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    if not overwrite:
         raise Refusal(f"{output}: is not empty; give another --output, or --overwrite.")
+    if not (output / VALIDATION_DOCUMENT).is_file():
+        raise Refusal(f"{output}: holds no {VALIDATION_DOCUMENT}, and what is there is not this command's; give another --output.")
 
 
 def _data(path: Path | None, model: TrainedModel) -> DataConfig | None:
@@ -117,14 +125,25 @@ def _data(path: Path | None, model: TrainedModel) -> DataConfig | None:
     return DataConfig(path=path, max_bad_fraction=known.max_bad_fraction, workers=known.workers, cache_folder=known.cache_folder)
 
 
-def _kept(report: ValidationReport, output: Path | None, parent: Path) -> Path:
-    from gai_yolo.reporting.output_folder import make_new, refuse_among_images
-    from gai_yolo.reporting.validation_folder import keep_validation
+def _report(given: argparse.Namespace, model: TrainedModel, question: Question, place: Path) -> ValidationReport:
+    from gai_yolo.inference.validate import validate
+    from gai_yolo.reporting.output_folder import refuse_among_images
 
-    refuse_among_images(output or parent, [report.index])
-    folder = output or make_new(parent, report.model.path.stem)
-    keep_validation(folder, report)
-    return folder
+    try:
+        return validate(model, _data(given.data, model), question, _watched, lambda index: refuse_among_images(place, [index]))
+    except (MemoryError, OSError) as error:
+        said = getattr(error, "strerror", None) or "there is no memory left"
+        raise Refusal(f"{given.source}: cannot be evaluated ({said}); a smaller --batch needs less memory.") from None
+
+
+@contextlib.contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    from gai_yolo.reporting.output_folder import cannot_write
+
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(place, error) from None
 
 
 def _watched(batches: Iterable[Batch]) -> Iterable[Batch]:

@@ -69,7 +69,9 @@ def read_any(config: DataConfig, split: Split) -> Index:
     Raises:
         DataError, CannotRead: as `load_index`, or it has no test split.
     """
-    if split == "test" and (config.path == BUILT_IN or split not in splits_of(config)[1]):
+    if split == "test" and config.path == BUILT_IN:
+        raise DataError(f"data.path {config.path}: the built-in data set has the splits train and val.")
+    if split == "test" and split not in splits_of(config)[1]:
         raise DataError(f"data.path {config.path}: has no test split; docs/data.md says where one is looked for.")
     return _read_patiently(None, config, split)
 

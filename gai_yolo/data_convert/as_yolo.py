@@ -28,7 +28,8 @@ def write_yolo(root: Path, parts: Sequence[Part]) -> None:
         _write_labels(root / "images" / part.split, part)
     names = dict(enumerate(category.name for category in parts[0].index.categories))
     content: dict[str, object] = {**{part.split: f"images/{part.split}" for part in parts}, "nc": len(names), "names": names}
-    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1 << 16)
+    is_plain = all("\x85" not in name for name in names.values())  # which PyYAML writes as it is, and reads as a blank
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=is_plain, width=1 << 16)
     (root / "data.yaml").write_text(f"# {WRITTEN_BY}\n{text}", encoding="utf-8")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from gai_yolo.data_convert.classes import ClassMap, mapped
 from gai_yolo.data_convert.names import names_in, usable_names
 from gai_yolo.data_convert.part import IMAGE_ID, Form, Part
 from gai_yolo.data_convert.partition import group_pattern, groups_by_name, partition
-from gai_yolo.data_convert.publish import SUMMARY_FILE, Images, new_folder, place_images, refuse_nested, refuse_output
+from gai_yolo.data_convert.publish import SUMMARY_FILE, Images, new_folder, place_images, refuse_linked, refuse_nested, refuse_output
 from gai_yolo.data_convert.source import Source, Wish, folders_of, read_source
 from gai_yolo.data_convert.summary import SUMMARY_VERSION, Change, Summary, as_json, changes, merged, written_classes, written_splits
 from gai_yolo.errors import DataError
@@ -73,7 +74,7 @@ def split(wish: Wish, target: Target, shares: Shares, classes: ClassMap | None) 
     names = [name for one, index in source.indexes.items() for name in names_in(index, source.root, one)]
     groups = [None] * len(names) if pattern is None else groups_by_name(names, pattern)
     groups = groups if shares.field is None else _groups_by_field(source, shares.field)
-    if (pattern or shares.field) and not any(group is not None for group in groups):
+    if (pattern or shares.field is not None) and not any(group is not None for group in groups):
         asked = f"--group {shares.pattern}" if pattern else f"--group-by {shares.field}"
         raise DataError(f"{asked}: no image of {source.root} has such a group (the first is called {names[0]}); correct it.")
     positions = partition(names, groups, shares.shares, shares.seed, of_all)
@@ -99,6 +100,9 @@ def _read(wish: Wish, target: Target, classes: ClassMap | None) -> tuple[Source,
         refuse_nested(target.output, [wish.path])
     source = read_source(wish)
     refuse_nested(target.output, folders_of(source))
+    if os.path.lexists(target.output):
+        for index in source.indexes.values():
+            refuse_linked(target.output, index)
     told = {one: Problems() for one in source.indexes}
     if classes is None:
         return source, told
@@ -113,7 +117,7 @@ def _write(source: Source, target: Target, parts: list[Part], told: tuple[list[C
     """Everything; `told` are the rows of what was wrong in the source, and of what is changed so far."""
     of_all = Problems()
     CHECKS[target.form](parts, of_all)
-    with new_folder(target.output) as root:
+    with new_folder(target.output, target.overwrite) as root:
         WRITERS[target.form](root, parts)
         for part in parts:
             place_images(part.index, part.names, root / IMAGE_PLACES[target.form] / part.split, target.images)

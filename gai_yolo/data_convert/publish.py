@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import logging
 import os
@@ -26,6 +27,8 @@ SUMMARY_FILE = "conversion.json"
 """What a conversion leaves beside the data; by it one is known that may be replaced."""
 PAIRS_AT_ONCE = 2000
 """Images that are handed to the copying threads together."""
+IN_THE_WAY = frozenset((errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR))
+"""What renaming a folder says where a file, a link or a folder with something in it has the name."""
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +37,10 @@ def refuse_output(output: Path, overwrite: bool) -> None:
     """See that a folder may be written, before anybody waits for what is to be written.
 
     Raises:
-        DataError: something is there that may not be replaced.
+        DataError: something is there that may not be replaced, or the folder is not given by a name.
     """
+    if output.name in ("", ".."):
+        raise DataError(f"{output}: the folder is renamed when it is complete; give OUTPUT by its own name.")
     if not os.path.lexists(output):
         return
     if not overwrite:
@@ -55,14 +60,24 @@ def refuse_nested(output: Path, sources: Sequence[Path]) -> None:
             raise DataError(f"{output}: lies in {folder}, or the other way round, and that is read from; give an OUTPUT elsewhere.")
 
 
+def refuse_linked(output: Path, index: Index) -> None:
+    """Raises `DataError` if images are links to what lies in a folder that is going to be replaced."""
+    here = output.resolve()
+    for path in index.images.paths():
+        if os.path.islink(path) and Path(path).resolve().is_relative_to(here):  # noqa: PTH114  # of hundreds of thousands
+            raise DataError(f"{path}: is a link into {output}, which would be replaced; give another OUTPUT.")
+
+
 @contextlib.contextmanager
-def new_folder(output: Path) -> Iterator[Path]:
-    """A folder to write into, which gets its name after the block: what is there under that name is replaced, and removed then.
+def new_folder(output: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder to write into, which gets its name after the block: with `overwrite` what is there under that name is replaced, and
+    removed then.
 
     Whatever breaks the block off, nothing half lies under the name; a process that is killed leaves a hidden folder `.NAME~*.tmp` beside
     it.
 
     Raises:
+        DataError: somebody else has taken the name meanwhile.
         OSError: the disk refuses.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -74,9 +89,11 @@ def new_folder(output: Path) -> Iterator[Path]:
     try:
         yield temp
         os.sync()  # once for hundreds of thousands of files, where a call for each takes minutes
-        _take_name(temp, output, old)
-    except BaseException:
+        _take_name(temp, output, old, overwrite)
+    except BaseException as error:
         shutil.rmtree(temp, ignore_errors=True)
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(output)  # a full disk names no file
         raise
     REAL.sync_folder(output.parent)
     if old.exists():
@@ -85,14 +102,17 @@ def new_folder(output: Path) -> Iterator[Path]:
             logger.warning("%s: what was replaced cannot be removed; remove it yourself", old)
 
 
-def _take_name(temp: Path, output: Path, old: Path) -> None:
+def _take_name(temp: Path, output: Path, old: Path, overwrite: bool) -> None:
     try:
-        if os.path.lexists(output):
+        if overwrite and os.path.lexists(output):
+            refuse_output(output, overwrite)  # it may be another one than at the beginning
             output.rename(old)
         temp.rename(output)
-    except BaseException:
+    except BaseException as error:
         if old.exists() and not os.path.lexists(output):
             old.rename(output)
+        if isinstance(error, OSError) and error.errno in IN_THE_WAY:
+            raise DataError(f"{output}: is there by now, written by somebody else; give another OUTPUT.") from None
         raise
 
 

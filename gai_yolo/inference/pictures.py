@@ -132,6 +132,8 @@ def _of_array(value: Any, name: str) -> Image:
 def _of_tensor(value: torch.Tensor, name: str) -> Image:
     if value.ndim != 3 or value.shape[0] not in (1, 3) or 0 in value.shape:
         raise ValueError(f"{name}: a tensor of shape {tuple(value.shape)}; give (3, H, W) RGB.")
+    if value.layout != torch.strided or value.is_meta or value.is_quantized:
+        raise TypeError(f"{name}: a tensor that holds no plain numbers; give a dense one of uint8 or floating point.")
     value = value.detach().cpu()
     if value.is_floating_point():
         value = value.float()

@@ -32,6 +32,8 @@ S = TypeVar("S")
 
 LARGEST_STRIDE = 32
 """Sides of the network's input are multiples of it."""
+LARGEST_INPUT = 16_384
+"""Pixels of such a side; a few zeros too many would take all memory, and the process be killed without a word."""
 MOST_BATCH_PIXELS = 100_000_000
 """A batch takes no more pictures once they have so many pixels: 16 photographs of a telephone would be half a gigabyte."""
 MOST_READERS = 4
@@ -58,10 +60,9 @@ class Selection:
 
     def __post_init__(self) -> None:
         for name, value in (("confidence", self.confidence), ("iou", self.iou)):
-            if not 0 <= value <= 1:  # nor what is no number
+            if not _is_share(value):
                 raise Refusal(f"{name}: must lie between 0 and 1, and is {value}.")
-        if self.max_detections < 1:
-            raise Refusal(f"max_detections: must be at least 1, and is {self.max_detections}.")
+        checked_count("max_detections", self.max_detections)
 
 
 class Predictor:
@@ -124,7 +125,7 @@ def choose_device(setting: str) -> torch.device:
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if setting == "auto" else setting)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:  # also where the module of a device is not installed
         said = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise Refusal(f"device {setting}: cannot be used ({said}); give auto, cpu, cuda or cuda:N.") from None
     if device.type == "meta":
@@ -134,9 +135,29 @@ def choose_device(setting: str) -> torch.device:
 
 def checked_size(size: int) -> int:
     """A side of the network's input in pixels. Raises `Refusal` if it is none."""
-    if size < LARGEST_STRIDE or size % LARGEST_STRIDE:
-        raise Refusal(f"size: must be a multiple of {LARGEST_STRIDE}, and is {size}.")
-    return size
+    if not _is_whole(size) or size < LARGEST_STRIDE or size % LARGEST_STRIDE:
+        raise Refusal(f"size: must be a whole number, a multiple of {LARGEST_STRIDE}, and is {size}.")
+    if size > LARGEST_INPUT:
+        raise Refusal(f"size: must be at most {LARGEST_INPUT}, and is {size}.")
+    return int(size)
+
+
+def checked_count(name: str, value: int) -> None:
+    """Raises `Refusal` if a value that is called so is no whole number from 1 on."""
+    if not _is_whole(value) or value < 1:
+        raise Refusal(f"{name}: must be at least 1, a whole number, and is {value}.")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer)
+
+
+def _is_share(value: float) -> bool:
+    """Whether it lies between 0 and 1, which what is no number does not."""
+    try:
+        return bool(0 <= value <= 1)
+    except (TypeError, ValueError, RuntimeError):  # a text, or many numbers, of NumPy or PyTorch
+        return False
 
 
 def class_positions(wanted: Iterable[str | int], class_names: Sequence[str]) -> tuple[int, ...]:

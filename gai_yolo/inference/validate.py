@@ -72,6 +72,7 @@ def validate(
     data: DataConfig | None = None,
     question: Question | None = None,
     watched: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
+    checked: Callable[[Index], object] = id,
 ) -> ValidationReport:
     """Evaluate a network on a split of a data set, in this process alone.
 
@@ -81,6 +82,7 @@ def validate(
     Args:
         data: None for the one that it was trained on.
         watched: hands on the batches, and sees when each is done.
+        checked: sees the split before anything is computed, and may raise.
 
     Raises:
         ConfigError: there is no such device, or no data set is known.
@@ -90,6 +92,7 @@ def validate(
     config, notes = settings_of(model, data, question)
     data, split = config.data, question.split
     index = described(read_any(data, split) if split == "test" else load_index(data, split, from_cache=False), split, data)
+    checked(index)
     notes += check_classes(model, index)
     notes += [f"{one.kind}: {one.count}, {one.action}; the first: {one.example}" for one in index.problems]
     if data.path != BUILT_IN:

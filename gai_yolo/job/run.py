@@ -153,7 +153,8 @@ def finish(state: TrainingState, config: Config, membership: Membership, context
     if state.epoch < training.epochs:
         why, more = f" ({reason_to_end(training, state.history, state.best_since)})", "raise that to go on"
     logger.info(f"finished: {state.epoch} of {training.epochs} epochs{why}{best}; {more}, --fresh starts over")
-    logger.info(f"checkpoints: {folder.checkpoints}  pictures: {folder.pictures}, {folder.predictions}  TensorBoard: {folder.tensorboard}")
+    drawn = ", ".join(str(one) for one in (folder.pictures, folder.predictions) if config.reporting.images and one.is_dir())
+    logger.info(f"checkpoints: {folder.checkpoints}{f'  pictures: {drawn}' if drawn else ''}  TensorBoard: {folder.tensorboard}")
 
 
 def is_on_disk(state: TrainingState) -> bool:

@@ -13,9 +13,17 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from gai_yolo.data.formats.reading import expand
-from gai_yolo.errors import Refusal
 from gai_yolo.inference.pictures import Picture, as_picture, described, read_picture
-from gai_yolo.inference.prediction import Predictor, Selection, batches, checked_size, choose_device, class_positions, read_ahead
+from gai_yolo.inference.prediction import (
+    Predictor,
+    Selection,
+    batches,
+    checked_count,
+    checked_size,
+    choose_device,
+    class_positions,
+    read_ahead,
+)
 from gai_yolo.inference.trained import TrainedModel, load_trained
 from gai_yolo.predict.result import Result, result_of
 
@@ -122,11 +130,11 @@ class Detector:
     ) -> Iterator[Result]:
         """The results of any number of images, one after the other: of a camera, or of more than there is memory for.
 
-        Takes no more than `batch_size` images from `images` before it gives out their results. Arguments and errors as of `predict`;
-        those of an image are raised when its turn comes, and end the stream.
+        Takes no more than `batch_size` images from `images` before it gives out their results. Arguments and errors as of `predict`, and
+        one image is one here as well; those of an image are raised when its turn comes, and end the stream.
         """
         read = self._checked(confidence, iou, max_detections, classes, size, batch_size)
-        return read(images, False)
+        return read([images] if _is_one(images) else images, False)
 
     def _checked(
         self,
@@ -138,11 +146,10 @@ class Detector:
         batch_size: int,
     ) -> Callable[[Iterable[Any], bool], Iterator[Result]]:
         """Arguments as one function, so that a wrong one is refused before a stream begins."""
-        wanted = [classes] if isinstance(classes, str | int) else classes
+        wanted: Any = classes if classes is None or (isinstance(classes, Iterable) and not isinstance(classes, str | bytes)) else [classes]
         positions = None if wanted is None else class_positions(wanted, self._predictor.class_names)
         selection, side = Selection(confidence, iou, max_detections, positions), checked_size(self.size if size is None else size)
-        if batch_size < 1:
-            raise Refusal(f"batch_size: must be at least 1, and is {batch_size}.")
+        checked_count("batch_size", batch_size)
 
         def results(images: Iterable[Any], is_ahead: bool) -> Iterator[Result]:
             numbered = enumerate(images)

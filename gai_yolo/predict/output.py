@@ -28,6 +28,8 @@ SAVED_KINDS = ("images", "coco", "yolo", "csv")
 """What can be saved."""
 COCO_FILE, TABLE_FILE, LABEL_FOLDER, DRAWN_FOLDER = "coco.json", "predictions.csv", "labels", "images"
 """Files, and folders."""
+BEGUN = '{"complete": false}\n'
+"""What prediction.json says until the end."""
 LONGEST_JPEG = 65_500
 """Pixels of a side."""
 MOST_WAITING = 8
@@ -83,10 +85,13 @@ class Output:
     """Writes results into a folder, as they come; `finish` writes the files that are about all of them.
 
     Used as a context manager, so that what waits to be written is written, however the block ends.
+
+    Args:
+        overwrite: the folder may hold another prediction.
     """
 
-    def __init__(self, folder: Path, kinds: Collection[str], class_names: tuple[str, ...]) -> None:
-        self.folder, self._kinds, self._class_names = folder, kinds, class_names
+    def __init__(self, folder: Path, kinds: Collection[str], class_names: tuple[str, ...], overwrite: bool = False) -> None:
+        self.folder, self._kinds, self._class_names, self._overwrite = folder, kinds, class_names, overwrite
         self.rows: list[Row] = []
         self._pool = ThreadPoolExecutor(2, "gai-yolo-write")
         self._waiting: deque[Future[None]] = deque()
@@ -106,8 +111,11 @@ class Output:
         """Take a result; drawn pictures and labels are written by threads.
 
         Raises:
+            Refusal: another command writes into the folder.
             OSError: this or an earlier one cannot be written.
         """
+        if not self.rows:
+            self._claim()
         height, width = result.image.shape[:2]
         row = Row(_text(item.path), frame, width, height, result.boxes, result.scores, result.classes)
         self.rows.append(row)
@@ -150,6 +158,19 @@ class Output:
         for number in sorted(numbers):
             found[self._class_names[number]] += numbers[number]
         return dict(found)
+
+    def _claim(self) -> None:
+        """Mark the folder with the first result, whatever becomes of the command: what is drawn in it must not be looked at by the next
+        one, and what an earlier command has left in it is no longer all of one piece."""
+        path = self.folder / PREDICTION_FILE
+        if self._overwrite:
+            publish_text(path, BEGUN)
+            return
+        try:
+            with path.open("x", encoding="ascii") as file:
+                file.write(BEGUN)
+        except FileExistsError:
+            raise Refusal(f"{self.folder}: another prediction is written there by now; give another --output.") from None
 
     def _later(self, write: Callable[[], None]) -> None:
         self._waiting.append(self._pool.submit(write))

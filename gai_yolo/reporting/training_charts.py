@@ -46,7 +46,7 @@ def labels_picture(index: Index, image_size: int) -> Image:
     width = 2 * HEAT_SIDE + 3 * GAP
     height = top + (bars_height + HEAT_SIDE if is_short else max(bars_height, 2 * HEAT_SIDE + GAP)) + (2 if is_short else 1) * GAP
     canvas = Canvas(width, height)
-    title = f"{index.source}: {len(index)} images, {len(boxes)} boxes, {len(counts)} classes"
+    title = f"{index.source}: {len(index)} images, {len(boxes)} boxes, {len(counts)} class{'' if len(counts) == 1 else 'es'}"
     canvas.text(GAP, GAP, letters(title), TITLE - 3, width=width - 2 * GAP)
     right = width - GAP if is_short else GAP + HEAT_SIDE
     _bars(canvas, (GAP, top, right, top + bars_height if is_short else height - GAP), rows, counts, index.class_names, pitch)

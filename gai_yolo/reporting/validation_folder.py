@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gai_yolo.data.formats.reading import CannotRead
@@ -15,6 +15,7 @@ from gai_yolo.reporting.drawing import draw_comparison, write_image
 from gai_yolo.reporting.quality import confidence_picture, confusion_picture, precision_recall_picture
 from gai_yolo.reporting.run_pictures import CONFIDENCE, CONFUSION, PRECISION_RECALL
 from gai_yolo.reporting.validation_document import IMAGES_EACH_WAY, as_json
+from gai_yolo.store.atomic import publish_text
 
 VALIDATION_DOCUMENT = "validation.json"
 WORST_IMAGES, BEST_IMAGES = "worst", "best"
@@ -38,21 +39,28 @@ def keep_validation(folder: Path, report: ValidationReport) -> list[Path]:
         CONFIDENCE: confidence_picture(subject, curves, names, report.best),
         CONFUSION: confusion_picture(subject, confusion, names),
     }
+    document = folder / VALIDATION_DOCUMENT
+    if document.exists():
+        _clear(folder, pictures)
+    publish_text(document, as_json(report))  # before the pictures: what is beside a document is never of other numbers
     for name, picture in pictures.items():
         write_image(folder / name, picture)
     examples = [*_draw_examples(folder / WORST_IMAGES, report, confusion.worst(IMAGES_EACH_WAY))]
     examples += _draw_examples(folder / BEST_IMAGES, report, confusion.best(IMAGES_EACH_WAY))
-    document = folder / VALIDATION_DOCUMENT
-    document.write_text(as_json(report), encoding="ascii")
     return [document, *(folder / name for name in pictures), *examples]
+
+
+def _clear(folder: Path, pictures: Iterable[str]) -> None:
+    """Remove the pictures of an earlier validation."""
+    examples = (old for name in (WORST_IMAGES, BEST_IMAGES) for old in (folder / name).glob("[0-9][0-9]_*.jpg"))
+    for old in (*(folder / name for name in pictures), *examples):
+        old.unlink(missing_ok=True)
 
 
 def _draw_examples(folder: Path, report: ValidationReport, results: Sequence[ImageResult]) -> list[Path]:
     """Draw truth beside detections; names begin with the place in the list."""
     if results:
         folder.mkdir(exist_ok=True)
-    for old in folder.glob("[0-9][0-9]_*.jpg"):
-        old.unlink()
     found, index = {one.image_id: one for one in report.evaluation.detections}, report.evaluation.index
     written = []
     for number, result in enumerate(results, start=1):

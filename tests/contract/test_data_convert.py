@@ -20,7 +20,7 @@ from gai_yolo.data.formats.check import Split
 from gai_yolo.data.index import Index
 from gai_yolo.data.sources import read_any
 from gai_yolo.data_convert import conversion
-from gai_yolo.data_convert.publish import SUMMARY_FILE
+from gai_yolo.data_convert.publish import SUMMARY_FILE, place_images
 from gai_yolo.sections import DataConfig
 from tests.contract.test_data_check import BCCD, BOXES, WRITERS, Box, in_one_line, write_coco, write_yolo
 
@@ -315,6 +315,59 @@ def test_nothing_is_written_where_it_is_read_from(tmp_path: Path, capsys: pytest
         code, _, errors = data(capsys, "convert", source, output, "--to", "voc", "--overwrite")
         assert code == 2 and ("lies in" in errors or "has not been written" in errors)
     assert tree(root) == before
+
+
+def test_what_links_into_the_output_is_not_taken_away_from_under_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Loss: the only copy of the images, because the data set that is converted back holds links to them."""
+    document(capsys, "convert", write_coco(tmp_path / "data"), tmp_path / "first", "--to", "coco")
+    document(capsys, "convert", tmp_path / "first", tmp_path / "second", "--to", "yolo", "--images", "link")
+    before = tree(tmp_path / "first")
+    code, _, errors = data(capsys, "convert", tmp_path / "second", tmp_path / "first", "--to", "voc", "--images", "link", "--overwrite")
+    assert code == 2 and "is a link into" in errors and tree(tmp_path / "first") == before
+
+
+def test_of_two_conversions_the_first_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Loss: what another command has written under the same name meanwhile, which nobody allowed to be replaced."""
+    root, output = write_coco(tmp_path / "data"), tmp_path / "out"
+
+    def others_are_faster(*given: Any) -> None:
+        place_images(*given)
+        output.mkdir(exist_ok=True)
+        (output / "thesis.tex").write_text("all")
+
+    monkeypatch.setattr(conversion, "place_images", others_are_faster)
+    for flags, sentence in (((), "is there by now"), (("--overwrite",), "has not been written by this command")):
+        code, _, errors = data(capsys, "convert", root, output, "--to", "yolo", *flags)
+        assert code == 2 and sentence in errors and tree(output) == {"thesis.tex": b"all"}
+        shutil.rmtree(output)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+@pytest.mark.parametrize("output", [".", "..", "new/.."])
+def test_an_output_needs_a_name(output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Loss: a traceback, or a folder that is moved away from under the shell that stands in it."""
+    root, here = write_coco(tmp_path / "data"), tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    code, _, errors = data(capsys, "convert", root, output, "--to", "yolo", "--overwrite")
+    assert code == 2 and "by its own name" in errors and not list(here.iterdir())
+
+
+@pytest.mark.parametrize(
+    "name", ["a: b", "- #x", "null", "\x85nel", "\u2028line", "<b>&amp;", "\\", "\"'", "\u540d", "\ufeffmark", "~", "0x1f"]
+)
+@pytest.mark.parametrize("to", ["coco", "yolo"])
+def test_names_of_classes_come_back_to_the_letter(to: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Loss: a class that YAML reads as another one, and a network whose classes are those of no data set."""
+    root = write_coco(tmp_path / "data")
+    for path in root.glob("annotations/*.json"):
+        content = json.loads(path.read_text())
+        content["categories"][0]["name"] = name
+        path.write_text(json.dumps(content))
+    document(capsys, "convert", root, tmp_path / "new", "--to", to)
+    assert read(tmp_path / "new", "train").class_names == read(root, "train").class_names
 
 
 def broken_off(how: Callable[[], object]) -> Callable[..., None]:

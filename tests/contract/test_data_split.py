@@ -104,6 +104,7 @@ def test_a_group_is_in_one_split(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["--group", "v"], "nothing is in parentheses"),
         (["--group", "x(.)"], "no image of"),
         (["--group-by", "nothing"], "no image of"),
+        (["--group-by", ""], "no image of"),
         (["--group", "(.)"], "val would get no image (24 images in 2 groups"),
     ):
         code, _, errors = data(capsys, "split", root, tmp_path / "x", "--val", "0.02" if wrong[-1] == "(.)" else "0.2", *wrong)

@@ -19,7 +19,10 @@ import pytest
 from pycocotools.coco import COCO
 
 from gai_yolo.cli.main import main
+from gai_yolo.errors import Refusal
 from gai_yolo.predict.detector import Detector
+from gai_yolo.predict.output import Output, new_folder
+from gai_yolo.predict.sources import Item
 from gai_yolo.reporting.drawing import write_image
 from tests.detectors import NAMES, eager_file
 from tests.harness import REPOSITORY
@@ -207,3 +210,40 @@ def test_a_picture_in_which_nothing_is_found_has_an_empty_label_file(model: Path
     assert Path("out/labels/1.txt").read_text() == "" and document(Path("out/coco.json"))["annotations"] == []
     assert Path("out/predictions.csv").read_text().splitlines() == ["file,frame,class,name,score,x1,y1,x2,y2"]
     assert photos.is_dir()
+
+
+def test_a_killed_prediction_says_so_and_its_pictures_are_not_looked_at(
+    model: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Loss: half of the results, over those of last week, under a file that says that they are complete; drawn boxes that are taken for
+    objects by the next command."""
+
+    class KilledError(BaseException):
+        pass
+
+    def kill(*_: object) -> None:
+        raise KilledError
+
+    words = ["predict", str(model), "photos/1.png", "photos/2.jpg", "--output", "photos/out", *OPTIONS]
+    assert main(words) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Output, "finish", kill)
+        with pytest.raises(KilledError):
+            main([*words, "--overwrite"])
+    assert document(Path("photos/out/prediction.json"))["complete"] is False
+    assert main(["predict", str(model), "photos", "--save", "coco", "--output", "all", *OPTIONS]) == 0
+    assert not [one for one in document(Path("all/coco.json"))["images"] if "out" in one["file_name"]] and photos.is_dir()
+    capfd.readouterr()
+
+
+def test_two_commands_do_not_write_into_one_folder(model: Path, photos: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Loss: two that were started in one second mix their pictures, and the tables are those of the slower one."""
+    given = ["--save", "csv", "--output", "out", *OPTIONS]
+    found = Detector.load(model, device="cpu").predict(photos / "1.png", size=64)
+    folder = new_folder(Path("out"), "eager", overwrite=False)
+    first, second = (Output(folder, ["csv"], tuple(NAMES)) for _ in range(2))
+    with first, second:
+        first.add(Item(photos / "1.png", "1"), found)
+        with pytest.raises(Refusal, match="another prediction is written there"):
+            second.add(Item(photos / "1.png", "1"), found)
+    assert main(["predict", str(model), "photos/1.png", *given]) == 2 and "not empty" in capfd.readouterr().err

@@ -22,6 +22,7 @@ from gai_yolo.evaluation import evaluator
 from gai_yolo.evaluation.coco_metrics import STAT_NAMES, ImageDetections
 from gai_yolo.inference.trained import TrainedModel, load_trained
 from gai_yolo.inference.validate import Question, validate
+from gai_yolo.reporting import validation_folder
 from gai_yolo.sections import DataConfig
 from tests.harness import run, small
 from tests.runs import metrics
@@ -133,6 +134,46 @@ def test_results_are_never_overwritten_unless_asked(trained: Path, tmp_path: Pat
     assert "is not empty; give another --output, or --overwrite" in capsys.readouterr().err
     document_of(capsys, trained, "--output", output, "--overwrite")
     assert (output / "notes.txt").read_text() == "mine" and not (output / "worst" / "01_old.jpg").exists()
+    (output / "validation.json").unlink()
+    (output / "worst" / "01_holiday.jpg").write_text("mine")
+    assert main(["val", str(trained), "--output", str(output), "--overwrite"]) == 2
+    assert "is not this command's" in capsys.readouterr().err and (output / "worst" / "01_holiday.jpg").read_text() == "mine"
+
+
+def test_a_full_disk_leaves_no_document_of_other_numbers(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Loss: half a document, or new numbers beside pictures of old ones."""
+    output = tmp_path / "out"
+    document_of(capsys, trained, "--output", output)
+    before = (output / "validation.json").read_text()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    arguments = ["val", str(trained), "--output", str(output), "--overwrite", "--confidence", "0.5"]
+    with monkeypatch.context() as patch:
+        patch.setattr(validation_folder, "publish_text", full)
+        assert main(arguments) == 2 and "No space left" in capsys.readouterr().err
+    assert (output / "validation.json").read_text() == before and not list(output.rglob("*.png"))
+    with monkeypatch.context() as patch:
+        patch.setattr(validation_folder, "write_image", full)
+        assert main(arguments) == 2 and "No space left" in capsys.readouterr().err
+    assert json.loads((output / "validation.json").read_text())["confusion"]["confidence"] == 0.5 and not list(output.rglob("*.png"))
+
+
+def test_memory_that_is_missing_is_no_fault_of_the_output(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Loss: somebody looks for another disk, and it is memory that is missing."""
+
+    def full(*_: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("gai_yolo.inference.validate.EvaluationLoader", full)
+    assert main(["val", str(trained), "--output", str(tmp_path / "out"), "--batch", str(10**12)]) == 2
+    said = capsys.readouterr().err
+    assert "(Cannot allocate memory); a smaller --batch needs less memory" in said and not (tmp_path / "out").exists()
 
 
 def test_a_file_of_weights_is_asked_for_its_data(

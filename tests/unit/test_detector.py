@@ -105,8 +105,14 @@ def test_a_stream_takes_no_more_than_it_needs(detector: Detector) -> None:
     stream = detector.stream(camera(), size=64)
     for count in (1, 2, 3):
         assert isinstance(next(stream), Result) and len(taken) == count
-    with pytest.raises(Refusal, match="batch_size"):
-        detector.stream(camera(), batch_size=0)
+    (alone,) = detector.stream(IMAGE, size=64)  # and not 48 grey pictures of a line each
+    assert alone.image.shape == IMAGE.shape
+    for wrong in (0, 2.5, "2"):  # of 2.5 no batch was ever full
+        with pytest.raises(Refusal, match="batch_size"):
+            detector.stream(camera(), batch_size=wrong)  # type: ignore[arg-type]
+    for unknown in (1.0, np.int64(7), b"cell"):
+        with pytest.raises(Refusal, match="classes: there is no"):
+            detector.stream(camera(), classes=unknown)  # type: ignore[arg-type]
     with pytest.raises(Refusal, match="confidence"):
         detector.stream(camera(), confidence=25)
 

@@ -138,6 +138,8 @@ def test_a_picture_keeps_what_it_was_when_the_array_changes() -> None:
         (torch.full((3, 4, 4), 200.0), ValueError, "outside of 0 to 1"),
         (torch.full((3, 4, 4), float("nan")), ValueError, "outside of 0 to 1"),
         (torch.zeros(3, 4, 4, dtype=torch.int64), TypeError, "tensor of torch.int64"),
+        (torch.zeros(3, 4, 4, device="meta"), TypeError, "no plain numbers"),
+        (torch.zeros(3, 4, 4).to_sparse(), TypeError, "no plain numbers"),
         (b"bytes", TypeError, "bytes is no image"),
         (None, TypeError, "NoneType is no image"),
     ],

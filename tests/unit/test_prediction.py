@@ -6,6 +6,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -131,10 +132,14 @@ def test_classes_are_known_by_name_and_by_number() -> None:
         ((float("nan"), 0.7, 300), "confidence"),
         ((0.2, -0.1, 300), "iou"),
         ((0.2, 0.7, 0), "max_detections"),
+        (("0.2", 0.7, 300), "confidence"),
+        ((torch.rand(2), 0.7, 300), "confidence"),
+        ((0.2, None, 300), "iou"),
+        ((0.2, 0.7, 2.5), "max_detections"),
     ],
 )
-def test_values_out_of_their_range_are_refused_by_name(values: tuple[float, float, int], says: str) -> None:
-    """Loss: 25 meant as per cent finds nothing, silently."""
+def test_values_out_of_their_range_are_refused_by_name(values: tuple[Any, Any, Any], says: str) -> None:
+    """Loss: 25 meant as per cent finds nothing, silently; an error that does not say which of eight arguments it is about."""
     with pytest.raises(Refusal, match=f"^{says}: must"):
         Selection(*values)
 
@@ -142,11 +147,14 @@ def test_values_out_of_their_range_are_refused_by_name(values: tuple[float, floa
 def test_sizes_and_devices_that_are_none_are_refused() -> None:
     """Loss: a traceback out of the middle of the network."""
     assert checked_size(96) == 96
-    for size in (0, -32, 100):
+    for size in (0, -32, 100, 64.0, "64"):
         with pytest.raises(Refusal, match="multiple of 32"):
+            checked_size(size)  # type: ignore[arg-type]
+    for size in (96_000, 32 * 10**30):  # which took all memory, and the process was killed
+        with pytest.raises(Refusal, match="at most 16384"):
             checked_size(size)
     assert choose_device("cpu").type == "cpu"
-    for device in ("meta", "nonsense", "cuda:99"):
+    for device in ("meta", "nonsense", "cuda:99", "hpu"):
         with pytest.raises(Refusal, match=f"device {device}"):
             choose_device(device)
 
