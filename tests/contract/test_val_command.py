@@ -234,7 +234,7 @@ def test_the_test_split_is_read_where_there_is_one(trained: Path, tmp_path: Path
     assert main(["val", str(trained), "--data", str(data_set(tmp_path / "without", list(SHAPES))), "--split", "test"]) == 2
     assert "has no test split" in capsys.readouterr().err
     assert main(["val", str(trained), "--split", "test"]) == 2
-    assert "data.path shapes: has no test split" in capsys.readouterr().err
+    assert "the built-in data set has the splits train and val" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

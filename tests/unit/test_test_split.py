@@ -85,6 +85,8 @@ def test_where_it_is_missing_that_is_said(tmp_path: Path) -> None:
     yolo(tmp_path / "b", "")
     voc(tmp_path / "c")
     (tmp_path / "c" / "ImageSets" / "Main" / "test.txt").unlink()
-    for path in (tmp_path / "a", tmp_path / "b", tmp_path / "c", Path("shapes")):
+    for path in (tmp_path / "a", tmp_path / "b", tmp_path / "c"):
         with pytest.raises(DataError, match=f"data.path {path}: has no test split"):
             read_any(DataConfig(path=path), "test")
+    with pytest.raises(DataError, match="the built-in data set has the splits train and val"):
+        read_any(DataConfig(path=Path("shapes")), "test")
