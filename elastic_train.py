@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+import gai_yolo.job.run  # noqa: F401  # at the top, where a fork server finds what to import before it forks
 from gai_yolo.cli.train import add_arguments, run
 from gai_yolo.supervision.outcome import leave
 from gai_yolo.supervision.streams import forgive_lost_streams
