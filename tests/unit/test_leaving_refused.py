@@ -15,7 +15,7 @@ from gai_yolo.supervision import outcome
     ("variables", "code", "said", "waits"),
     [
         ({}, 2, "error: another job", False),
-        ({outcome.VARIABLE: "/nowhere"}, RESTART, "", False),
+        ({outcome.VARIABLE: "/nowhere/outcome"}, RESTART, "", False),
         ({"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_MAX_RESTARTS": "0"}, 2, "error: another job", False),
         ({"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_MAX_RESTARTS": "9"}, RESTART, "waiting: another job", True),
     ],
