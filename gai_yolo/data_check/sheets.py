@@ -15,7 +15,7 @@ from gai_yolo.data.index import ImageRecord, Index, Problem, Sighting, empty_rec
 from gai_yolo.data_check.inspection import UNDECODABLE, Findings
 from gai_yolo.data_check.report import without_root
 from gai_yolo.data_check.tile import LINE, PICTURE_HEIGHT, TILE_WIDTH, Mark, Tile, draw_tile
-from gai_yolo.reporting.canvas import FAINT, GAP, INK, OTHERS, SMALL_TEXT, TEXT, TITLE, WRONG, Canvas, legend_rows, letters, wrapped
+from gai_yolo.reporting.canvas import FAINT, GAP, INK, OTHERS, SMALL_TEXT, TEXT, WRONG, headed, letters, wrapped
 from gai_yolo.reporting.drawing import Image, class_colour, in_ascii
 
 NUM_SAMPLES = 16
@@ -66,17 +66,9 @@ def problem_sheet(findings: Findings, root: Path) -> Image | None:
 def _sheet(title: str, tiles: Sequence[Tile], lines: int, labels: Sequence[str], notes: Sequence[str]) -> Image:
     """Put tiles under a title and a legend of classes, and notes below."""
     width = TILES_IN_ROW * (TILE_WIDTH + GAP) + GAP
-    legend = legend_rows(labels, width - 2 * GAP) if labels else []
     rows, row_height = math.ceil(len(tiles) / TILES_IN_ROW), PICTURE_HEIGHT + 5 + lines * LINE + GAP
-    top = 2 * GAP + TITLE + len(legend) * (TEXT + 8)
     footer = [line for note in notes for line in wrapped(letters(note), width - 2 * GAP, TEXT, 2)]
-    canvas = Canvas(width, top + rows * row_height + len(footer) * (TEXT + 6) + GAP)
-    canvas.text(GAP, GAP, title, TITLE, width=width - 2 * GAP)
-    for number, entries in enumerate(legend):
-        y = 2 * GAP + TITLE + number * (TEXT + 8) - 4
-        for x, label, colour in entries:
-            canvas.draw.rectangle((GAP + x, y + 2, GAP + x + 14, y + 14), fill=colour)
-            canvas.text(GAP + x + 20, y, label)
+    canvas, top = headed(title, labels, width, rows * row_height + len(footer) * (TEXT + 6) + GAP)
     for number, tile in enumerate(tiles):
         draw_tile(canvas, GAP + number % TILES_IN_ROW * (TILE_WIDTH + GAP), top + number // TILES_IN_ROW * row_height, tile)
     for number, line in enumerate(footer):

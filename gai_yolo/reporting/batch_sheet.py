@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from gai_yolo.data.augment import Sample
-from gai_yolo.reporting.canvas import GAP, TEXT, TITLE, Canvas, legend_rows, shortened_to
+from gai_yolo.reporting.canvas import GAP, headed, shortened_to
 from gai_yolo.reporting.drawing import Image, draw_boxes, in_ascii, label_scale
 
 SHEET_COLUMNS, MOST_SHOWN, SHEET_TILE = 4, 16, 320
@@ -24,15 +24,7 @@ def batch_picture(title: str, samples: Sequence[Sample], names: Sequence[str]) -
     shown = samples[:MOST_SHOWN]
     labels = [in_ascii(name, place) for place, name in enumerate(names)]
     width = SHEET_COLUMNS * (SHEET_TILE + GAP) + GAP
-    legend = legend_rows(labels, width - 2 * GAP)
-    top = 2 * GAP + TITLE + len(legend) * (TEXT + 8)
-    canvas = Canvas(width, top + -(-len(shown) // SHEET_COLUMNS) * (SHEET_TILE + GAP))
-    canvas.text(GAP, GAP, title, TITLE, width=width - 2 * GAP)
-    for number, entries in enumerate(legend):
-        y = 2 * GAP + TITLE + number * (TEXT + 8) - 4
-        for x, label, colour in entries:
-            canvas.draw.rectangle((GAP + x, y + 2, GAP + x + 14, y + 14), fill=colour)
-            canvas.text(GAP + x + 20, y, label)
+    canvas, top = headed(title, labels, width, -(-len(shown) // SHEET_COLUMNS) * (SHEET_TILE + GAP))
     for number, sample in enumerate(shown):
         left, upper = GAP + number % SHEET_COLUMNS * (SHEET_TILE + GAP), top + number // SHEET_COLUMNS * (SHEET_TILE + GAP)
         canvas.image.paste(PillowImage.fromarray(_tile(sample, labels)), (left, upper))

@@ -122,7 +122,21 @@ def letters(text: str) -> str:
     return "".join(letter if letter.isascii() and letter.isprintable() else "?" for letter in text)
 
 
-def legend_rows(labels: Sequence[str], width: float) -> list[list[tuple[float, str, Colour]]]:
+def headed(title: str, labels: Sequence[str], width: int, room: int) -> tuple[Canvas, int]:
+    """A canvas with a title and a legend of the classes, if there are any, over so many pixels of room; and where that begins."""
+    legend = _legend_rows(labels, width - 2 * GAP) if labels else []
+    top = 2 * GAP + TITLE + len(legend) * (TEXT + 8)
+    canvas = Canvas(width, top + room)
+    canvas.text(GAP, GAP, title, TITLE, width=width - 2 * GAP)
+    for number, entries in enumerate(legend):
+        y = 2 * GAP + TITLE + number * (TEXT + 8) - 4
+        for x, label, colour in entries:
+            canvas.draw.rectangle((GAP + x, y + 2, GAP + x + 14, y + 14), fill=colour)
+            canvas.text(GAP + x + 20, y, label)
+    return canvas, top
+
+
+def _legend_rows(labels: Sequence[str], width: float) -> list[list[tuple[float, str, Colour]]]:
     """Rows of (x, label, colour) that name the colours of the classes."""
     entries = [(shortened_to(label, 240, TEXT), class_colour(position)) for position, label in enumerate(labels[:MOST_IN_LEGEND])]
     if len(labels) > MOST_IN_LEGEND:
