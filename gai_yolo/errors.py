@@ -174,8 +174,13 @@ class Departure(Exception):
         return self.ending.exit_code
 
 
+def escaped(text: str) -> str:
+    """A text out of somebody's files without what would steer a terminal, all of it."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
 def printable(text: str, most: int = 300) -> str:
     """A text out of somebody's files or file names in one line, without what would steer a terminal; of a longer one the middle is left
     out."""
-    shown = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text[: 4 * most])
+    shown = escaped(text[: 4 * most])
     return shown if len(shown) <= most else f"{shown[: most // 3]}...{shown[len(shown) - 2 * most // 3 :]}"

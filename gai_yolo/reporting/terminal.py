@@ -9,7 +9,7 @@ from typing import TextIO
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from gai_yolo.errors import Refusal
+from gai_yolo.errors import Refusal, escaped
 
 PLAIN_WIDTH = 120
 """Columns of a report that goes to a file or a pipe."""
@@ -30,8 +30,7 @@ def rendered(view: RenderableType, stream: TextIO | None) -> str:
 
 def harmless(text: str, style: str = "") -> Text:
     """A text from somebody's files, without what would steer the terminal."""
-    shown = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
-    return Text(shown, style=style, overflow="fold")
+    return Text(escaped(text), style=style, overflow="fold")
 
 
 def say(stream: TextIO | None, text: str, kept: str) -> None:
