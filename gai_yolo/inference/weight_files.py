@@ -11,6 +11,10 @@ from gai_yolo.errors import CheckpointError
 from gai_yolo.inference.trained import checkpoint_of, identify
 
 
+ABOUT = ("config", "position", "mAP50-95")
+"""What a weight file of this program says of the training that it comes out of."""
+
+
 @dataclass(frozen=True)
 class WeightFile:
     """A weight file that can be written."""
@@ -25,7 +29,8 @@ class WeightFile:
 def imported(path: Path) -> WeightFile:
     """The weights of a file as `read_weights` takes it, if they are those of a YOLO12, to the last name and shape. Raises
     `CheckpointError`."""
-    return _made(path, read_weights(path), {})
+    weights = read_weights(path)
+    return _made(path, weights, {name: weights.about[name] for name in ABOUT if name in weights.about})
 
 
 def exported(run: Path, which: str) -> WeightFile:

@@ -66,6 +66,8 @@ def test_a_run_is_exported_with_all_that_belongs_to_its_weights(
     exported = read_weights(output)
     assert exported.tensors.keys() == content["ema_state_dict"].keys()
     assert all(torch.equal(tensor, content["ema_state_dict"][name]) for name, tensor in exported.tensors.items())
+    assert main(["weights", "import", str(output), "--output", str(tmp_path / "again.safetensors")]) == 0
+    assert (tmp_path / "again.safetensors").read_bytes() == output.read_bytes(), "what it says of its training stays with it"
     assert main(["weights", "export", str(fine_tuned), "--checkpoint", "epoch_001", "--output", str(tmp_path / "b.safetensors")]) == 0
     assert main(["weights", "export", str(fine_tuned), "--output", str(tmp_path / "c.safetensors")]) == 0, "the best"
 
