@@ -10,7 +10,6 @@ from gai_yolo.detector.weights import Weights, as_safetensors, origin_in, read_w
 from gai_yolo.errors import CheckpointError
 from gai_yolo.inference.trained import checkpoint_of, identify
 
-
 ABOUT = ("config", "position", "mAP50-95")
 """What a weight file of this program says of the training that it comes out of."""
 

@@ -14,7 +14,7 @@ from PIL import Image as PillowImage
 from gai_yolo.evaluation.confusion import Confusion
 from gai_yolo.evaluation.curves import CONFIDENCES, CURVE_IOU, RECALLS, Curves, OperatingPoint
 from gai_yolo.reporting.canvas import FAINT, GAP, INK, PANEL, SMALL_TEXT, TEXT, TITLE, Canvas, letters, text_width
-from gai_yolo.reporting.drawing import Colour, Image, in_ascii
+from gai_yolo.reporting.drawing import FIRST_COLOURS, Colour, Image, class_colour, in_ascii
 from gai_yolo.reporting.plots import SERIES_COLOURS, Area, Axis, Series, axes, heat_colours, legend, lines, panel
 
 MOST_LINES = len(SERIES_COLOURS)
@@ -150,6 +150,12 @@ def _chosen(curves: Curves, quality: NDArray[np.float64]) -> list[int]:
     return ordered[:few] + ordered[-few:]
 
 
+def line_colours(chosen: Sequence[int]) -> list[Colour]:
+    """Of the lines of classes: as on the pictures, where the classes are few enough to be told apart by them."""
+    few = max(chosen, default=0) < len(FIRST_COLOURS)
+    return [class_colour(place) if few else SERIES_COLOURS[number] for number, place in enumerate(chosen)]
+
+
 def _plot(
     canvas: Canvas,
     area: Area,
@@ -164,7 +170,7 @@ def _plot(
     measured = curves.measured
     step = 1 + len(xs) // 250  # the crowd needs no more points than there are pixels
     others = [Series(xs[::step], values[place, ::step], CROWD, 1) for place in measured.tolist() if place not in chosen]
-    own = [Series(xs, values[place], colour) for place, colour in zip(chosen, SERIES_COLOURS, strict=False)]
+    own = [Series(xs, values[place], colour) for place, colour in zip(chosen, line_colours(chosen), strict=True)]
     lines(canvas, area, *both, [*others, *own[::-1], *_mean(xs, values[measured])])
 
 
@@ -189,7 +195,8 @@ def _legend(
     if not len(defined):
         entries.append(("no boxes to be found", "", None))
     own: list[tuple[str, str, Colour | None]]
-    own = [(in_ascii(names[place], place), f"{quality[place]:.3f}", colour) for place, colour in zip(chosen, SERIES_COLOURS, strict=False)]
+    pairs = zip(chosen, line_colours(chosen), strict=True)
+    own = [(in_ascii(names[place], place), f"{quality[place]:.3f}", colour) for place, colour in pairs]
     if len(defined) > len(own):
         half = len(own) // 2
         between: tuple[str, str, Colour | None] = (f"{len(defined) - len(own)} classes in between", "", CROWD)

@@ -21,7 +21,7 @@ from gai_yolo.goodput.report import Interruption
 from gai_yolo.reporting import batch_sheet, run_pictures, training_charts
 from gai_yolo.reporting.batch_sheet import MOST_SHOWN
 from gai_yolo.reporting.drawing import Image, class_colour
-from gai_yolo.reporting.quality import confidence_picture, confusion_picture, precision_recall_picture
+from gai_yolo.reporting.quality import confidence_picture, confusion_picture, line_colours, precision_recall_picture
 from gai_yolo.reporting.run_pictures import BATCHES_DRAWN, CURVES_PICTURE, LABELS_PICTURE, RunPictures
 from gai_yolo.reporting.training_charts import STOPPED, curves_picture, labels_picture
 from gai_yolo.sections import AugmentConfig
@@ -223,3 +223,10 @@ def test_curves_are_drawn_once_in_a_while_and_at_the_end(drawing: Drawing, monke
     assert drawing.pictures.curves([row(1)], [], is_last=True) is not None and (drawing.folder / CURVES_PICTURE).exists()
     monkeypatch.setattr(run_pictures, "CURVES_INTERVAL", 0.0)
     assert drawing.pictures.curves([row(1), row(2)], [], is_last=False) is not None
+
+
+def test_a_class_has_one_colour_on_all_pictures() -> None:
+    """Loss: the line of another class is taken for that of the boxes of its colour."""
+    few, many = [2, 0, 1], [70, 3, 12]
+    assert line_colours(few) == [class_colour(place) for place in few]
+    assert len(set(line_colours(many))) == len(many), "too many classes for that: at least no two alike"
